@@ -1,0 +1,43 @@
+"""The network that looks at an image once and gives a keep probability to every block."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PolicyNetwork(nn.Module):
+    """Keep probabilities and a value estimate from an image (Wu et al. 2018, arXiv:1711.08393, section 3.2).
+
+    Args:
+        features: float images (N, C, H, W) to float features (N, feature_dim).
+        feature_dim: width of the features.
+        num_blocks: K, the number of decisions.
+        input_pool: average-pool the image by this factor before `features`; 2 makes the network about four
+            times cheaper.
+
+    >>> network = PolicyNetwork(nn.Flatten(), feature_dim=3 * 2 * 2, num_blocks=5, input_pool=4)
+    >>> keep_probs, value = network(torch.zeros(7, 3, 8, 8))
+    >>> keep_probs.shape, value.shape
+    (torch.Size([7, 5]), torch.Size([7, 1]))
+    """
+
+    def __init__(self, features: nn.Module, feature_dim: int, num_blocks: int, input_pool: int = 1):
+        super().__init__()
+        self.features = features
+        self.logit = nn.Linear(feature_dim, num_blocks)
+        self.vnet = nn.Linear(feature_dim, 1)
+        self.input_pool = input_pool
+
+    @property
+    def num_blocks(self) -> int:
+        """K, the number of blocks that it decides on."""
+        return self.logit.out_features
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (N, C, H, W) to keep probabilities (N, K) in (0, 1), float32, and values (N, 1)."""
+        if self.input_pool > 1:
+            images = F.avg_pool2d(images, self.input_pool)
+        features = self.features(images)
+        return torch.sigmoid(self.logit(features).float()), self.vnet(features)

@@ -1,0 +1,38 @@
+"""What every command shares with its terminal: flags from a dataclass, one-line errors, progress bars."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import tyro
+from tqdm import tqdm
+
+from blockdrop.errors import UserError
+
+Config = TypeVar("Config")
+Item = TypeVar("Item")
+
+
+def run_command(main: Callable[[Config], object], config_class: type[Config], description: str | None) -> None:
+    """Parses the flags, runs `main`, and turns a `UserError` into one line on stderr and its exit code."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # keeps order with the progress bar
+    config = tyro.cli(config_class, description=description, use_underscores=True)
+    try:
+        main(config)
+    except UserError as error:
+        sys.exit(_fail(str(error), error.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 130))
+
+
+def _fail(message: str, exit_code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return exit_code
+
+
+def progress(items: Iterable[Item], description: str, total: int, unit: str = "batches") -> Iterable[Item]:
+    """A progress bar with rate and time left on stderr; in a log file, a line every 30 seconds."""
+    interval = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(items, description, total, unit=f" {unit}", mininterval=interval, leave=False, dynamic_ncols=True)

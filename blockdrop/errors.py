@@ -1,0 +1,21 @@
+"""The errors a user can cause and mend; commands print them as one line and leave with their exit code."""
+
+
+class UserError(ValueError):
+    """Bad input: the message names what was wrong and what would be right. Exit code 2."""
+
+    exit_code = 2
+
+
+class CheckpointError(UserError):
+    """A checkpoint that can't be read, would run code, or doesn't fit the model."""
+
+
+class DataError(UserError):
+    """A data set that is missing, empty, unreadable or doesn't fit the model."""
+
+
+class NumericalError(UserError):
+    """A loss that is no longer finite. Exit code 3."""
+
+    exit_code = 3

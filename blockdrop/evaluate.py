@@ -1,0 +1,234 @@
+"""Accuracy, block usage, FLOPs and speed of a dynamic network beside the full one.
+
+Without a policy network (no checkpoint, or a backbone alone) every block is kept and no policy network runs
+or is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from agents.curriculum import keep_undecided
+from agents.estimators import map_policy
+from agents.policy_network import PolicyNetwork
+from blockdrop.console import progress, run_command
+from blockdrop.data import Images, Normalisation
+from blockdrop.errors import UserError
+from blockdrop.flops import count_flops
+from blockdrop.models.checkpoints import project_version
+from blockdrop.models.resnet import DroppableResNet
+from blockdrop.policy_stats import Outcomes
+from blockdrop.training.compute import Compute
+from blockdrop.training.config import ModelConfig, open_setup, require
+
+SPEED_ROUNDS = 5
+SPEED_BATCHES = 8
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(ModelConfig):
+    """Flags of `python -m blockdrop.evaluate`."""
+
+    load: tuple[str, ...] = ()
+    """Checkpoints of any dialect, or run directories (their newest checkpoint); backbone and policy network may
+    come in one file or in two."""
+    threshold: float = 0.5
+    """Run a block where its keep probability is at least this."""
+    precision: str = "float32"  # type: ignore[assignment]
+    """float32, bfloat16, or auto."""
+    json: str | None = None
+    """Write all numbers to this file."""
+    overwrite: bool = False
+    """Replace the JSON file if there is one."""
+
+    def check(self) -> None:
+        super().check()
+        require(0 < self.threshold < 1, f"--threshold {self.threshold}: must be above 0 and below 1")
+        require(self.precision in ("float32", "bfloat16", "auto"), f"--precision {self.precision}: unknown")
+        if self.json is not None:
+            path = Path(self.json)
+            require(self.overwrite or not path.exists(), f"--json {path}: exists; pass --overwrite to replace it")
+            require(path.parent.is_dir(), f"--json {path}: no folder {path.parent}")
+
+
+def evaluate_images(
+    resnet: DroppableResNet,
+    policy_network: PolicyNetwork | None,
+    images: Images,
+    normalisation: Normalisation,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    image_size: int = 32,
+    threshold: float = 0.5,
+    decided: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Outcomes:
+    """Predictions, policies and FLOPs of all images under their MAP policies.
+
+    Args:
+        resnet, policy_network: left as they are (copies with folded BatchNorm run). None = keep every block.
+        threshold: run a block where its keep probability is at least this.
+        decided: only the last so many blocks are decided, earlier ones run (during a curriculum).
+    """
+    compute = Compute(torch.device(device), dtype, channels_last=True)
+    table = count_flops(resnet, policy_network, image_size)
+    net = compute.frozen(resnet)
+    decider = None if policy_network is None else _frozen_policy_network(policy_network, compute)
+    policies, predictions, labels = [], [], []
+    batches = images.batches(batch_size, normalisation, device)
+    with torch.inference_mode():
+        for batch, batch_labels in progress(batches, "testing", -(-len(images) // batch_size)):
+            batch = batch.to(dtype)
+            policy = None
+            if decider is not None:
+                policy = map_policy(decider(batch)[0], threshold)
+                if decided is not None:
+                    policy = keep_undecided(policy, decided)
+                policies.append(policy.cpu())
+            predictions.append(net(batch, policy).argmax(1).cpu())
+            labels.append(batch_labels.cpu())
+    if not policies:
+        policies.append(torch.ones(len(images), resnet.num_blocks, dtype=torch.bool))
+    policy = torch.cat(policies)
+    return Outcomes(policy, torch.cat(predictions), torch.cat(labels), table.per_image(policy))
+
+
+def _frozen_policy_network(policy_network: PolicyNetwork, compute: Compute) -> PolicyNetwork:
+    import copy
+
+    network = copy.deepcopy(policy_network).eval()
+    if isinstance(network.features, DroppableResNet):
+        network.features = network.features.folded()
+    return compute.place(network.to(compute.dtype))
+
+
+def measure_speed(
+    resnet: DroppableResNet,
+    policy_network: PolicyNetwork | None,
+    images: Images,
+    normalisation: Normalisation,
+    batch_size: int,
+    compute: Compute,
+    threshold: float = 0.5,
+) -> tuple[float, float]:
+    """Images per second of the full and of the dynamic network (policy network included).
+
+    Both run the same batches, already in memory, in turns; the median of several rounds counts.
+    """
+    net = compute.frozen(resnet)
+    decider = None if policy_network is None else _frozen_policy_network(policy_network, compute)
+    batches: list[Tensor] = []
+    for batch, _ in images.batches(batch_size, normalisation, compute.device):
+        batches.append(batch.to(compute.dtype))
+        if len(batches) == SPEED_BATCHES:
+            break
+    count = sum(map(len, batches))
+
+    def full(batch: Tensor) -> Tensor:
+        return net(batch)
+
+    def dynamic(batch: Tensor) -> Tensor:
+        return net(batch, None if decider is None else map_policy(decider(batch)[0], threshold))
+
+    seconds: dict[str, list[float]] = {"full": [], "dynamic": []}
+    with torch.inference_mode():
+        full(batches[0]), dynamic(batches[0])
+        for _ in progress(range(SPEED_ROUNDS), "timing", SPEED_ROUNDS, "rounds"):
+            for name, run in (("full", full), ("dynamic", dynamic)):
+                start = time.perf_counter()
+                for batch in batches:
+                    run(batch)
+                if compute.device.type == "cuda":
+                    torch.cuda.synchronize(compute.device)
+                seconds[name].append(time.perf_counter() - start)
+    return count / median(seconds["full"]), count / median(seconds["dynamic"])
+
+
+def main(config: EvaluateConfig) -> dict[str, object]:
+    """Prints the report; returns what `--json` writes."""
+    config.check()
+    setup = open_setup(config, config.load)
+    compute, images = config.compute(), setup.data.test
+    policy_network = setup.policy_network if setup.has_policy else None
+    print(f"evaluate {config.model} on {len(images):,} test images of {setup.data.name}, {compute}")
+    print(f"checkpoints: {', '.join(c.path for c in setup.checkpoints) or 'none, fresh weights'}")
+    if policy_network is None:
+        print("no policy network: every block is kept, and no policy network is counted")
+    if not setup.has_backbone:
+        print("no backbone in the checkpoints: its weights are random" if config.load else "fresh weights")
+
+    arguments = (images, setup.normalisation, compute.device, config.batch_size, setup.image_size)
+    outcomes = evaluate_images(
+        setup.resnet, policy_network, *arguments, threshold=config.threshold, dtype=compute.dtype
+    )
+    full = outcomes
+    if policy_network is not None:
+        full = evaluate_images(setup.resnet, None, *arguments, dtype=compute.dtype)
+    full_speed, speed = measure_speed(
+        setup.resnet, policy_network, images, setup.normalisation, config.batch_size, compute, config.threshold
+    )
+
+    table = count_flops(setup.resnet, policy_network, setup.image_size)
+    flops, flops_std = outcomes.flops_per_image
+    usage = outcomes.usage_per_block.tolist()
+    print(outcomes.four_lines())
+    print(f"full network: accuracy {full.accuracy:.4f}, {table.full:,} FLOPs/img")
+    print(
+        f"FLOPs saved: {1 - flops / table.full:.1%} (policy network included: {table.policy_network:,} FLOPs, "
+        f"{table.policy_network / table.full:.1%} of the full network)"
+    )
+    print(
+        f"images/s at batch {config.batch_size}: full {full_speed:.0f}, dynamic {speed:.0f} "
+        f"({speed / full_speed:.2f} ×)"
+    )
+    print("usage per block, stage by stage:")
+    start = 0
+    for stage, size in enumerate(setup.resnet.stage_sizes):
+        shares = " ".join(f"{share:.3f}" for share in usage[start : start + size])
+        print(f"    stage {stage + 1}: {shares}")
+        start += size
+
+    result: dict[str, object] = {
+        "model": config.model,
+        "dataset": setup.data.name,
+        "images": len(images),
+        "checkpoints": [c.path for c in setup.checkpoints],
+        "accuracy": outcomes.accuracy,
+        "block_usage_mean": outcomes.block_usage[0],
+        "block_usage_std": outcomes.block_usage[1],
+        "num_blocks": setup.resnet.num_blocks,
+        "flops_mean": flops,
+        "flops_std": flops_std,
+        "unique_policies": outcomes.unique_policies,
+        "full_accuracy": full.accuracy,
+        "full_flops": table.full,
+        "policy_network_flops": table.policy_network,
+        "flops_saved": 1 - flops / table.full,
+        "full_images_per_second": full_speed,
+        "images_per_second": speed,
+        "batch_size": config.batch_size,
+        "usage_per_block": usage,
+        "stage_sizes": list(setup.resnet.stage_sizes),
+        "threshold": config.threshold,
+        "compute": str(compute),
+        "version": project_version(),
+        "config": asdict(config),
+    }
+    if config.json is not None:
+        try:
+            Path(config.json).write_text(json.dumps(result, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--json {config.json}: not writable ({error.strerror})") from None
+        print(f"numbers: {config.json}")
+    return result
+
+
+if __name__ == "__main__":
+    run_command(main, EvaluateConfig, __doc__)

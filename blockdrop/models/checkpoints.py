@@ -1,0 +1,424 @@
+"""Every checkpoint dialect in, one dialect out. A file is data: reading it never runs code from it.
+
+Dialects read:
+- ours: what `save_checkpoint` writes;
+- the BlockDrop reference's `.t7`: `agent` (older: `net`, with stray `features.fc*`), perhaps `resnet`;
+- torchvision-style backbones: `layer1.0.conv1.weight`, `fc` or `linear`, perhaps under `state_dict`, perhaps
+  prefixed `module.`;
+each in torch's zip or pre-1.6 serialisation.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.policy_network import PolicyNetwork
+from blockdrop.data import NORMALISATIONS, Normalisation
+from blockdrop.errors import CheckpointError
+from blockdrop.models.resnet import SHORTCUTS, DroppableResNet, Shortcut
+from blockdrop.models.zoo import CIFAR_DEPTHS, IMAGENET_LAYERS, POLICY_NETS
+
+FORMAT = "blockdrop"
+State = dict[str, Tensor]
+
+
+def project_version() -> str:
+    """The installed version of this project."""
+    try:
+        return package_version("blockdrop")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint file says, whichever dialect it speaks."""
+
+    path: str
+    dialect: str
+    """"blockdrop", "reference" or "torchvision"."""
+    resnet: State | None
+    """Backbone weights under our names, or None."""
+    policy_network: State | None
+    """Policy network weights, or None."""
+    shortcut: Shortcut | None
+    """Recorded by our dialect, inferred for others; None without a backbone."""
+    normalisation: Normalisation | None
+    """Recorded by our dialect, the dialect's custom for others; None without a backbone."""
+    model: str | None = None
+    policy_net: str = "reference"
+    classes: list[str] | None = None
+    epoch: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    version: str | None = None
+
+    @property
+    def num_classes(self) -> int | None:
+        """Outputs of the backbone's head; None without a backbone or with a head that isn't linear."""
+        head = (self.resnet or {}).get("fc.weight")
+        return None if head is None else len(head)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a checkpoint file, or the newest checkpoint of a run directory.
+
+    Raises:
+        CheckpointError: missing, damaged, foreign, or a file that would run code.
+    """
+    path = _newest_checkpoint(Path(path))
+    content = _read_file(path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
+
+    policy_state = content.get("agent", content.get("net"))
+    resnet_state = content.get("resnet")
+    bare = content.get("state_dict", content) if policy_state is None and resnet_state is None else None
+    if bare is not None:
+        if not isinstance(bare, Mapping) or not any(isinstance(value, Tensor) for value in bare.values()):
+            keys = ", ".join(map(str, list(content)[:4])) or "nothing"
+            raise CheckpointError(f"{path}: neither a backbone nor a policy network in it (found {keys})")
+        is_policy = any("logit." in str(key) for key in bare)
+        policy_state, resnet_state = (bare, None) if is_policy else (None, bare)
+
+    resnet, was_torchvision, linear_head = _canonical_backbone(path, resnet_state)
+    policy_network = _tensors(path, policy_state)
+    if policy_network is not None:
+        policy_network = {k: v for k, v in policy_network.items() if not k.startswith("features.fc")}
+    if content.get("format") == FORMAT:
+        return _ours(path, content, resnet, policy_network)
+    checkpoint = Checkpoint(
+        path=str(path),
+        dialect="torchvision" if was_torchvision else "reference",
+        resnet=resnet,
+        policy_network=policy_network,
+        shortcut=_infer_shortcut(resnet, linear_head),
+        normalisation=_customary_normalisation(resnet, linear_head),
+        epoch=_integer(content.get("epoch")),
+    )
+    for key in ("acc", "reward", "best_prec1"):
+        if isinstance(content.get(key), int | float):
+            checkpoint.metrics[key] = content[key]
+    return checkpoint
+
+
+def load_checkpoint(
+    path: str | Path | Checkpoint,
+    resnet: DroppableResNet | None = None,
+    policy_network: PolicyNetwork | None = None,
+    ignore_head: bool = False,
+) -> Checkpoint:
+    """Loads a checkpoint of any dialect into either or both networks, all or nothing.
+
+    Args:
+        path: file, run directory, or a checkpoint already read.
+        resnet: filled from the backbone weights. Its shortcut kind must be the checkpoint's: zero-padding
+            shortcuts have no weights, so only this check notices the wrong kind.
+        policy_network: filled from the policy network's weights.
+        ignore_head: leave `resnet.fc` as it is (fine-tuning for other classes).
+    Returns:
+        what else the checkpoint says: model name, normalisation, epoch, metrics, ….
+    Raises:
+        CheckpointError: unreadable, the part asked for isn't in it, or another architecture.
+    """
+    checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
+    parts: list[tuple[nn.Module, State]] = []
+    if resnet is not None:
+        if checkpoint.resnet is None:
+            raise CheckpointError(f"{checkpoint.path}: holds a policy network but no backbone")
+        if checkpoint.shortcut != resnet.shortcut:
+            raise CheckpointError(
+                f"{checkpoint.path}: its shortcuts are of kind {checkpoint.shortcut}, the model's are "
+                f"{resnet.shortcut}; build the model with shortcut={checkpoint.shortcut}"
+            )
+        state = dict(checkpoint.resnet)
+        if ignore_head:
+            state |= {f"fc.{key}": value for key, value in resnet.fc.state_dict().items()}
+        _check_same_network(checkpoint.path, state, resnet)
+        parts.append((resnet, state))
+    if policy_network is not None:
+        if checkpoint.policy_network is None:
+            raise CheckpointError(f"{checkpoint.path}: holds a backbone but no policy network")
+        _check_policy_network(checkpoint.path, checkpoint.policy_network, policy_network)
+        parts.append((policy_network, checkpoint.policy_network))
+    filled = [(module, _complete(checkpoint.path, state, module)) for module, state in parts]
+    for module, state in filled:
+        module.load_state_dict(state)
+    return checkpoint
+
+
+def load_policy_trunk(path: str | Path, policy_network: PolicyNetwork) -> None:
+    """Starts a policy network's trunk from a backbone's weights: the first block of each stage.
+
+    For 224 px the reference starts from an ImageNet ResNet-18.
+
+    Raises:
+        CheckpointError: unreadable, no backbone in it, or widths that don't fit.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.resnet is None:
+        raise CheckpointError(f"{checkpoint.path}: holds no backbone to start the policy network's trunk from")
+    wanted = policy_network.features.state_dict()
+    state = {key: value for key, value in checkpoint.resnet.items() if key in wanted}
+    policy_network.features.load_state_dict(_complete(checkpoint.path, state, policy_network.features))
+
+
+def save_checkpoint(
+    path: str | Path,
+    *,
+    model: str,
+    resnet: DroppableResNet,
+    normalisation: Normalisation,
+    policy_network: PolicyNetwork | None = None,
+    policy_net: str = "reference",
+    classes: list[str] | None = None,
+    epoch: int = 0,
+    metrics: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes our dialect, atomically: the file appears whole or not at all.
+
+    Keys `agent`, `resnet`, `epoch`, `acc` and `reward` are where the BlockDrop reference looks for them.
+
+    Raises:
+        CheckpointError: it can't be written (full disk, read-only folder).
+    """
+    metrics = dict(metrics or {})
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "version": project_version(),
+        "model": model,
+        "shortcut": resnet.shortcut,
+        "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
+        "classes": classes,
+        "epoch": epoch,
+        "metrics": metrics,
+        "acc": metrics.get("accuracy"),
+        "reward": metrics.get("reward"),
+        "config": dict(config or {}),
+        "resnet": _contiguous_state(resnet),
+    }
+    if policy_network is not None:
+        content |= {"agent": _contiguous_state(policy_network), "policy_net": policy_net}
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: can't write the checkpoint ({str(error).splitlines()[0]})") from None
+
+
+def _contiguous_state(module: nn.Module) -> State:
+    return {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+
+
+def _newest_checkpoint(path: Path) -> Path:
+    if path.is_dir():
+        found = [(int(m[1]), p.stat().st_mtime, p) for p in path.iterdir() if (m := re.match(r"ckpt_E_(\d+)_.*\.t7$", p.name))]
+        if not found:
+            raise CheckpointError(f"{path}: no ckpt_E_*.t7 checkpoint in this folder")
+        return max(found)[2]
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    return path
+
+
+def _read_file(path: Path) -> Any:
+    _check_archive(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        message = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
+        unsafe = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global|type)[^\n]*?([\w]+\.[\w.]+)", message)
+        if unsafe:
+            raise CheckpointError(
+                f"{path}: refused: reading it would run code from the file ({unsafe[1] or unsafe[2]}); save the "
+                "state dict alone"
+            ) from None
+        raise CheckpointError(f"{path}: damaged, or not a torch checkpoint") from None
+
+
+def _check_archive(path: Path) -> None:
+    """Torch itself doesn't compare a zip archive's checksums, so a flipped bit would pass for a weight."""
+    try:
+        with open(path, "rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+        if not is_zip:
+            return
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise CheckpointError(f"{path}: a compressed archive, not a torch checkpoint")
+            bad = archive.testzip()
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror or error})") from None
+    except CheckpointError:
+        raise
+    except Exception:
+        raise CheckpointError(f"{path}: damaged (not a whole zip archive)") from None
+    if bad is not None:
+        raise CheckpointError(f"{path}: damaged (wrong checksum of {bad})")
+
+
+def _tensors(path: Path, state: Any) -> State | None:
+    if state is None:
+        return None
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointError(f"{path}: expected a state dict, found {type(state).__name__}")
+    tensors = {}
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: not a state dict: {str(key)[:60]} is a {type(value).__name__}")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{path}: {key} holds values that aren't finite; the file is damaged")
+        tensors[key.removeprefix("module.")] = value
+    return tensors
+
+
+def _canonical_backbone(path: Path, state: Any) -> tuple[State | None, bool, bool]:
+    """(weights under our names, whether they were in torchvision style, whether the head was called linear)."""
+    tensors = _tensors(path, state)
+    if tensors is None:
+        return None, False, False
+    canonical, torchvision_style, linear_head = {}, False, False
+    for key, value in tensors.items():
+        name = key
+        if match := re.fullmatch(r"layer(\d+)\.(\d+)\.(.+)", key):
+            torchvision_style = True
+            stage, rest = int(match[1]) - 1, match[3]
+            short = re.fullmatch(r"(?:downsample|shortcut)\.(.+)", rest)
+            name = f"ds.{stage}.{short[1]}" if short else f"blocks.{stage}.{match[2]}.{rest}"
+        elif key.startswith("linear."):
+            linear_head, name = True, key.replace("linear.", "fc.", 1)
+        canonical[name] = value
+    if not any(key.startswith("blocks.") for key in canonical):
+        raise CheckpointError(
+            f"{path}: no residual blocks in it (found {', '.join(list(tensors)[:3])}, …); not a ResNet backbone"
+        )
+    return canonical, torchvision_style, linear_head
+
+
+def _infer_shortcut(resnet: State | None, linear_head: bool) -> Shortcut | None:
+    """Projections show in the weights. Zero padding doesn't: backbones whose head is called `linear` (He et
+    al.'s CIFAR ResNets as published for PyTorch) subsample, those of the BlockDrop reference average."""
+    if resnet is None:
+        return None
+    if any(key.startswith("ds.") for key in resnet):
+        return "projection"
+    return "pad_stride" if linear_head else "pad_avgpool"
+
+
+def _customary_normalisation(resnet: State | None, linear_head: bool) -> Normalisation | None:
+    """ImageNet's, but for the CIFAR models of the BlockDrop reference: only its R32_C10 normalises at all."""
+    if resnet is None:
+        return None
+    if linear_head or any(key.startswith("ds.") for key in resnet):
+        return NORMALISATIONS["imagenet"]
+    return NORMALISATIONS["cifar" if _stage_sizes(resnet) == (5, 5, 5) else "none"]
+
+
+def _ours(path: Path, content: Mapping[str, Any], resnet: State | None, policy: State | None) -> Checkpoint:
+    try:
+        recorded = content["normalisation"]
+        mean, std = (tuple(float(x) for x in recorded[key]) for key in ("mean", "std"))
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError("normalisation")
+        shortcut, policy_net = content["shortcut"], content.get("policy_net", "reference")
+        if shortcut not in SHORTCUTS or policy_net not in POLICY_NETS:
+            raise ValueError("shortcut or policy network")
+        return Checkpoint(
+            path=str(path),
+            dialect=FORMAT,
+            resnet=resnet,
+            policy_network=policy,
+            shortcut=shortcut,
+            normalisation=Normalisation(mean, std),  # type: ignore[arg-type]
+            model=str(content["model"]),
+            policy_net=policy_net,
+            classes=content.get("classes"),
+            epoch=_integer(content.get("epoch")),
+            metrics=dict(content.get("metrics") or {}),
+            config=dict(content.get("config") or {}),
+            version=str(content.get("version")),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: a blockdrop checkpoint with a damaged header ({error})") from None
+
+
+def _integer(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _stage_sizes(state: Mapping[str, Any]) -> tuple[int, ...]:
+    sizes: dict[int, int] = {}
+    for key in state:
+        if match := re.match(r"blocks\.(\d+)\.(\d+)\.", key):
+            stage = int(match[1])
+            sizes[stage] = max(sizes.get(stage, 0), int(match[2]) + 1)
+    return tuple(sizes[stage] for stage in sorted(sizes))
+
+
+def describe_depth(stage_sizes: tuple[int, ...], bottleneck: bool) -> str:
+    """A name for a network of so many blocks a stage, such as "ResNet-32 (15 blocks)"."""
+    blocks = f"{sum(stage_sizes)} blocks"
+    depth = 2 + sum(stage_sizes) * (3 if bottleneck else 2)
+    if len(stage_sizes) == 3 and not bottleneck and depth in CIFAR_DEPTHS:
+        return f"ResNet-{depth} ({blocks})"
+    if IMAGENET_LAYERS.get(depth) == stage_sizes:
+        return f"ResNet-{depth} ({blocks})"
+    return f"ResNet of {'+'.join(map(str, stage_sizes))} blocks"
+
+
+def _check_same_network(path: str, state: State, resnet: DroppableResNet) -> None:
+    def name(weights: Mapping[str, Any]) -> str:
+        return describe_depth(_stage_sizes(weights), "blocks.0.0.conv3.weight" in weights)
+
+    wanted = resnet.state_dict()
+    if name(state) != name(wanted):
+        raise CheckpointError(f"{path}: holds a {name(state)}, the model is a {name(wanted)}; change --model")
+    have, want = state.get("fc.weight"), wanted.get("fc.weight")
+    if have is not None and want is not None and have.shape != want.shape:
+        raise CheckpointError(f"{path}: made for {len(have)} classes, the model has {len(want)}")
+
+
+def _check_policy_network(path: str, state: State, policy_network: PolicyNetwork) -> None:
+    logit = state.get("logit.weight")
+    if logit is not None and len(logit) != policy_network.num_blocks:
+        raise CheckpointError(
+            f"{path}: its policy network decides on {len(logit)} blocks, the model has "
+            f"{policy_network.num_blocks}; change --model"
+        )
+
+
+def _complete(path: str, state: State, module: nn.Module) -> State:
+    """The state with BatchNorm's step counters added where an old file lacks them, checked against the module."""
+    wanted = module.state_dict()
+    state = {k: v for k, v in wanted.items() if k.endswith("num_batches_tracked")} | state
+    for key, value in wanted.items():
+        if key not in state:
+            raise CheckpointError(f"{path}: {key} is missing; another architecture, or an incomplete file")
+        if state[key].shape != value.shape:
+            raise CheckpointError(
+                f"{path}: {key} has shape {tuple(state[key].shape)}, the model wants {tuple(value.shape)}"
+            )
+    extra = [key for key in state if key not in wanted]
+    if extra:
+        raise CheckpointError(f"{path}: {extra[0]} has no place in the model; another architecture")
+    return state

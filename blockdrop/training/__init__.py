@@ -1,0 +1,1 @@
+"""What the training loops share: flags, devices and precision, the run directory, opening models and data."""

@@ -1,0 +1,71 @@
+"""Device, number format and memory layout of a run."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+
+from blockdrop.errors import UserError
+from blockdrop.models.resnet import DroppableResNet
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which number format a run computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """bfloat16 = autocast in training, and a bfloat16 copy of what is frozen."""
+    channels_last: bool
+
+    def __str__(self) -> str:
+        layout = ", channels_last" if self.channels_last else ""
+        threads = f" ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else ""
+        return f"{self.device}{threads}, {str(self.dtype).removeprefix('torch.')}{layout}"
+
+    def place(self, module: Module) -> Module:
+        """The module on the device, in the memory layout; parameters stay float32."""
+        module = module.to(self.device)
+        return module.to(memory_format=torch.channels_last) if self.channels_last else module
+
+    def frozen(self, resnet: DroppableResNet) -> DroppableResNet:
+        """A fast copy for inference: BatchNorm folded, in this number format, on this device."""
+        return self.place(resnet.folded().to(self.dtype))
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """bfloat16 autocast where the number format asks for it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 natively (AVX-512 BF16 or AMX on CPUs)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":  # private in torch, but there is no public way to ask
+        checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        return any(check() for check in checks if check is not None)
+    return False
+
+
+def choose_compute(device: str = "auto", precision: Precision = "auto", channels_last: bool = True) -> Compute:
+    """`auto`: CUDA if there is one, bfloat16 where it is fast.
+
+    Raises:
+        UserError: a device that torch doesn't know or that isn't there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: not available ({str(error).splitlines()[0]})") from None
+    fast = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(chosen))
+    return Compute(chosen, torch.bfloat16 if fast else torch.float32, channels_last)

@@ -1,0 +1,178 @@
+"""Flags that several commands share, and the models and data they stand for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from agents.policy_network import PolicyNetwork
+from blockdrop.data import DATASETS, NORMALISATIONS, DataSource, Normalisation
+from blockdrop.errors import CheckpointError, UserError
+from blockdrop.models.checkpoints import Checkpoint, load_checkpoint, read_checkpoint
+from blockdrop.models.resnet import DroppableResNet, Shortcut
+from blockdrop.models.zoo import build, parse_model_name
+from blockdrop.training.compute import Compute, Precision, choose_compute
+
+PolicyNet = Literal["reference", "pooled", "pooled4"]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `UserError(message)` unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Flags of every command: which model, which data, on what."""
+
+    model: str = "R110_C10"
+    """R<depth>_<dataset>: depth 8 to 110 (CIFAR family), 18, 34, 50, 101, 152; data set C10, C100, ImgNet,
+    Digits, Folder."""
+    data_dir: str = "data/"
+    """Image tree (train/<class>/…, test/ or val/), or the folder of torchvision's CIFAR files."""
+    cv_dir: str = "cv/tmp/"
+    """Run directory: checkpoints, logs, TensorBoard events."""
+    batch_size: int = 256
+    """Images per batch."""
+    download: bool = False
+    """Fetch CIFAR where it is missing."""
+    workers: int = 2
+    """Processes that read images of more than 64 px."""
+    shortcut: Shortcut | None = None
+    """pad_avgpool, pad_stride or projection; default: the checkpoint's, else the reference's."""
+    normalisation: Literal["imagenet", "cifar", "none", "half"] | None = None
+    """Input normalisation; default: the checkpoint's, else the data set's."""
+    policy_net: PolicyNet | None = None
+    """reference, pooled or pooled4 (input average-pooled by 2 or 4, a 4th or 16th of the FLOPs); default: the
+    checkpoint's, else reference."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …."""
+    precision: Precision = "auto"
+    """float32 or bfloat16 (autocast); auto: bfloat16 in training where the processor has it."""
+    channels_last: bool = True
+    """Keep feature maps with channels last, which convolutions like."""
+    seed: int = 0
+    """Same seed, machine and thread count: same numbers."""
+
+    def check(self) -> None:
+        """Raises `UserError` for a value out of range."""
+        parse_model_name(self.model)
+        require(self.batch_size >= 1, f"--batch_size {self.batch_size}: must be at least 1")
+        require(self.workers >= 0, f"--workers {self.workers}: must be at least 0")
+        require(self.seed >= 0, f"--seed {self.seed}: must be at least 0")
+
+    def compute(self) -> Compute:
+        return choose_compute(self.device, self.precision, self.channels_last)
+
+
+@dataclass(kw_only=True)
+class TrainingConfig(ModelConfig):
+    """Flags of the commands that train."""
+
+    lr: float = 1e-3
+    """Learning rate."""
+    wd: float = 0.0
+    """Weight decay."""
+    max_epochs: int = 100
+    """Epochs to train."""
+    epoch_step: int = 10000
+    """Multiply the learning rate by lr_decay_ratio every so many epochs."""
+    lr_decay_ratio: float = 0.1
+    """See epoch_step."""
+    test_every: int = 10
+    """Test, and save a checkpoint, every so many epochs and after the last one."""
+    overwrite: bool = False
+    """Delete the run that cv_dir already holds."""
+
+    def check(self) -> None:
+        super().check()
+        require(self.lr > 0 and math.isfinite(self.lr), f"--lr {self.lr}: must be a positive number")
+        require(self.wd >= 0 and math.isfinite(self.wd), f"--wd {self.wd}: must be zero or a positive number")
+        require(self.max_epochs >= 1, f"--max_epochs {self.max_epochs}: must be at least 1")
+        require(self.epoch_step >= 1, f"--epoch_step {self.epoch_step}: must be at least 1")
+        require(self.test_every >= 1, f"--test_every {self.test_every}: must be at least 1")
+        require(
+            0 < self.lr_decay_ratio <= 1,
+            f"--lr_decay_ratio {self.lr_decay_ratio}: must be above 0 and at most 1",
+        )
+
+    def tests_after(self, epoch: int) -> bool:
+        """Whether `epoch` (from 0) is followed by a test and a checkpoint."""
+        return epoch % self.test_every == 0 or epoch == self.max_epochs - 1
+
+    def step_lr(self, epoch: int) -> float:
+        """The learning rate of `epoch` (from 0) under step decay."""
+        return self.lr * self.lr_decay_ratio ** (epoch // self.epoch_step)
+
+
+@dataclass
+class Setup:
+    """Models and data of a run, opened and checked against each other."""
+
+    resnet: DroppableResNet
+    policy_network: PolicyNetwork
+    policy_net: str
+    normalisation: Normalisation
+    data: DataSource
+    image_size: int
+    has_backbone: bool
+    """Whether a checkpoint filled the backbone (otherwise its weights are fresh)."""
+    has_policy: bool
+    """Likewise for the policy network."""
+    checkpoints: list[Checkpoint]
+
+
+def open_setup(config: ModelConfig, paths: tuple[str, ...], new_head: bool = False) -> Setup:
+    """Builds the models, fills them from the checkpoints in order, and opens the data.
+
+    Args:
+        config: checked flags.
+        paths: checkpoints of any dialect; each fills what it holds, later ones win.
+        new_head: keep a fresh classifier head (fine-tuning for other classes).
+    Raises:
+        UserError: anything missing, damaged or not fitting together.
+    """
+    spec = parse_model_name(config.model)
+    checkpoints = [read_checkpoint(path) for path in paths]
+    backbones = [c for c in checkpoints if c.resnet is not None]
+    policies = [c for c in checkpoints if c.policy_network is not None]
+    data = DataSource(
+        spec.dataset, config.data_dir, spec.image_size, config.download, config.cv_dir, config.workers
+    )
+    if backbones and not new_head:
+        _check_classes(backbones[-1], data)
+
+    torch.manual_seed(config.seed)
+    shortcut = config.shortcut or (backbones[-1].shortcut if backbones else None)
+    policy_net = config.policy_net or (policies[-1].policy_net if policies else "reference")
+    resnet, policy_network = build(config.model, data.num_classes, shortcut, policy_net)
+    if backbones:
+        backbone = backbones[-1]
+        if backbone.dialect != "blockdrop" and shortcut != "projection" != backbone.shortcut:
+            backbone.shortcut = shortcut  # inferred only; the user knows better
+        load_checkpoint(backbone, resnet=resnet, ignore_head=new_head)
+    if policies:
+        load_checkpoint(policies[-1], policy_network=policy_network)
+    if config.normalisation:
+        normalisation = NORMALISATIONS[config.normalisation]
+    else:
+        recorded = backbones[-1].normalisation if backbones else None
+        normalisation = recorded or DATASETS[spec.dataset].normalisation
+    return Setup(
+        resnet, policy_network, policy_net, normalisation, data, spec.image_size,
+        bool(backbones), bool(policies), checkpoints,
+    )  # fmt: skip
+
+
+def _check_classes(checkpoint: Checkpoint, data: DataSource) -> None:
+    if checkpoint.num_classes not in (None, data.num_classes):
+        raise CheckpointError(
+            f"{checkpoint.path}: made for {checkpoint.num_classes} classes, the data has {data.num_classes}; "
+            "point --data_dir at the data it was made for, or fine-tune it: pretrain --init CKPT --new_head"
+        )
+    if data.name == "Folder" and checkpoint.classes not in (None, data.classes):
+        raise CheckpointError(f"{checkpoint.path}: made for other class names than those in {data.data_dir}")

@@ -1,0 +1,94 @@
+"""A run's folder: its config, metrics, TensorBoard events and checkpoints, never silently another run's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from blockdrop.errors import UserError
+from blockdrop.models.checkpoints import project_version
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OWN_FILES = ("config.json", "metrics.jsonl", "ckpt_E_*.t7", "events.out.tfevents.*")
+
+
+class RunDirectory:
+    """`--cv_dir`, opened for one run.
+
+    Files: `config.json` (command, flags, versions), `metrics.jsonl` (one object per epoch and phase),
+    TensorBoard events, `ckpt_E_<epoch>_….t7`.
+
+    Args:
+        path: created if missing.
+        command: the command's name, for config.json.
+        config: the command's dataclass.
+        overwrite: delete the files of an earlier run in this folder first.
+    Raises:
+        UserError: not writable, or an earlier run's and not `overwrite`.
+    """
+
+    def __init__(self, path: str | Path, command: str, config: Any, overwrite: bool = False):
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            earlier = [file for pattern in OWN_FILES for file in self.path.glob(pattern)]
+            if earlier and not overwrite:
+                raise UserError(
+                    f"--cv_dir {path}: already holds a run ({earlier[0].name}); name another folder, or pass "
+                    "--overwrite to delete that run"
+                )
+            for file in earlier:
+                file.unlink()
+            self.flags = dataclasses.asdict(config)
+            record = {"command": command, **self.flags, "blockdrop": project_version(), "torch": torch.__version__}
+            (self.path / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+            self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"--cv_dir {path}: not writable ({error.strerror or error})") from None
+        self.writer = SummaryWriter(str(self.path))
+        flags = "\n".join(f"| {key} | {value} |" for key, value in record.items())
+        self.writer.add_text("hyperparameters", f"| flag | value |\n| --- | --- |\n{flags}")
+
+    def log(self, epoch: int, phase: str, metrics: Mapping[str, float]) -> None:
+        """Appends to metrics.jsonl, and to TensorBoard under `phase/name`."""
+        line = {"epoch": epoch, "phase": phase, "time": round(time.time(), 3), **metrics}
+        print(json.dumps(line), file=self._metrics, flush=True)
+        for name, value in metrics.items():
+            self.writer.add_scalar(f"{phase}/{name}", value, epoch)
+
+    def log_figure(self, epoch: int, tag: str, figure: Figure) -> None:
+        """A matplotlib figure for TensorBoard's image page."""
+        self.writer.add_figure(tag, figure, epoch)
+
+    def checkpoint_path(self, epoch: int, metrics: Mapping[str, float]) -> Path:
+        """`ckpt_E_<epoch>_A_<acc>_R_<reward>_S_<blocks>_#_<unique policies>.t7`, as the reference names them.
+
+        Without a policy (pretraining) only epoch and accuracy stand in the name.
+        """
+        name = f"ckpt_E_{epoch}_A_{metrics['accuracy']:.3f}"
+        if "reward" in metrics:
+            name += f"_R_{metrics['reward']:.2E}_S_{metrics['blocks']:.2f}_#_{metrics['unique_policies']:.0f}"
+        return self.path / f"{name}.t7"
+
+    def newest_checkpoint(self) -> str:
+        """For the message of a run that stops early."""
+        found = sorted(self.path.glob("ckpt_E_*.t7"), key=lambda file: file.stat().st_mtime)
+        return f"last good checkpoint: {found[-1]}" if found else "no checkpoint had been written yet"
+
+    def close(self, final_metrics: Mapping[str, float]) -> None:
+        """Records flags beside final metrics in TensorBoard's table of runs, and closes the files."""
+        flags = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.flags.items()}
+        finite = {f"final/{k}": v for k, v in final_metrics.items() if math.isfinite(v)}
+        self.writer.add_hparams(flags, finite, run_name=".")
+        self.writer.close()
+        self._metrics.close()
