@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -22,6 +21,7 @@ def num_decided(epoch: int, num_blocks: int, step: int = 1) -> int:
 def keep_undecided(policy: Tensor, decided: int) -> Tensor:
     """The policy bool (…, K) with all but the last `decided` blocks switched on.
 
+    >>> import torch
     >>> keep_undecided(torch.zeros(1, 4, dtype=torch.bool), decided=3)
     tensor([[ True, False, False, False]])
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -17,7 +18,8 @@ Item = TypeVar("Item")
 
 def run_command(main: Callable[[Config], object], config_class: type[Config], description: str | None) -> None:
     """Parses the flags, runs `main`, and turns a `UserError` into one line on stderr and its exit code."""
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # keeps order with the progress bar
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # keeps lines in order with the progress bar's
     config = tyro.cli(config_class, description=description, use_underscores=True)
     try:
         main(config)

@@ -6,11 +6,13 @@ or is counted.
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +27,9 @@ from blockdrop.flops import count_flops
 from blockdrop.models.checkpoints import project_version
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.policy_stats import Outcomes
-from blockdrop.training.compute import Compute
-from blockdrop.training.config import ModelConfig, open_setup, require
+from blockdrop.training.compute import Compute, Precision
+from blockdrop.training.config import ModelConfig, require
+from blockdrop.training.setup import Setup, open_setup
 
 SPEED_ROUNDS = 5
 SPEED_BATCHES = 8
@@ -41,8 +44,8 @@ class EvaluateConfig(ModelConfig):
     come in one file or in two."""
     threshold: float = 0.5
     """Run a block where its keep probability is at least this."""
-    precision: str = "float32"  # type: ignore[assignment]
-    """float32, bfloat16, or auto."""
+    precision: Precision = "float32"
+    """float32, bfloat16, or auto (bfloat16 where the processor has it)."""
     json: str | None = None
     """Write all numbers to this file."""
     overwrite: bool = False
@@ -51,7 +54,6 @@ class EvaluateConfig(ModelConfig):
     def check(self) -> None:
         super().check()
         require(0 < self.threshold < 1, f"--threshold {self.threshold}: must be above 0 and below 1")
-        require(self.precision in ("float32", "bfloat16", "auto"), f"--precision {self.precision}: unknown")
         if self.json is not None:
             path = Path(self.json)
             require(self.overwrite or not path.exists(), f"--json {path}: exists; pass --overwrite to replace it")
@@ -101,8 +103,6 @@ def evaluate_images(
 
 
 def _frozen_policy_network(policy_network: PolicyNetwork, compute: Compute) -> PolicyNetwork:
-    import copy
-
     network = copy.deepcopy(policy_network).eval()
     if isinstance(network.features, DroppableResNet):
         network.features = network.features.folded()
@@ -151,18 +151,33 @@ def measure_speed(
     return count / median(seconds["full"]), count / median(seconds["dynamic"])
 
 
-def main(config: EvaluateConfig) -> dict[str, object]:
-    """Prints the report; returns what `--json` writes."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What `main` found."""
+
+    setup: Setup
+    outcomes: Outcomes
+    """Of the dynamic network."""
+    full: Outcomes
+    """Of the full network on the same images."""
+    numbers: dict[str, Any]
+    """What `--json` writes."""
+
+
+def main(config: EvaluateConfig) -> Evaluation:
+    """Prints the report, and writes its numbers where `--json` says."""
     config.check()
     setup = open_setup(config, config.load)
+    require(
+        setup.has_backbone or not config.load,
+        f"--load {' '.join(config.load)}: a policy network without its backbone; name that checkpoint too",
+    )
     compute, images = config.compute(), setup.data.test
     policy_network = setup.policy_network if setup.has_policy else None
     print(f"evaluate {config.model} on {len(images):,} test images of {setup.data.name}, {compute}")
     print(f"checkpoints: {', '.join(c.path for c in setup.checkpoints) or 'none, fresh weights'}")
     if policy_network is None:
         print("no policy network: every block is kept, and no policy network is counted")
-    if not setup.has_backbone:
-        print("no backbone in the checkpoints: its weights are random" if config.load else "fresh weights")
 
     arguments = (images, setup.normalisation, compute.device, config.batch_size, setup.image_size)
     outcomes = evaluate_images(
@@ -172,7 +187,13 @@ def main(config: EvaluateConfig) -> dict[str, object]:
     if policy_network is not None:
         full = evaluate_images(setup.resnet, None, *arguments, dtype=compute.dtype)
     full_speed, speed = measure_speed(
-        setup.resnet, policy_network, images, setup.normalisation, config.batch_size, compute, config.threshold
+        setup.resnet,
+        policy_network,
+        images,
+        setup.normalisation,
+        config.batch_size,
+        compute,
+        config.threshold,
     )
 
     table = count_flops(setup.resnet, policy_network, setup.image_size)
@@ -195,7 +216,7 @@ def main(config: EvaluateConfig) -> dict[str, object]:
         print(f"    stage {stage + 1}: {shares}")
         start += size
 
-    result: dict[str, object] = {
+    numbers: dict[str, Any] = {
         "model": config.model,
         "dataset": setup.data.name,
         "images": len(images),
@@ -223,11 +244,11 @@ def main(config: EvaluateConfig) -> dict[str, object]:
     }
     if config.json is not None:
         try:
-            Path(config.json).write_text(json.dumps(result, indent=2) + "\n")
+            Path(config.json).write_text(json.dumps(numbers, indent=2) + "\n")
         except OSError as error:
             raise UserError(f"--json {config.json}: not writable ({error.strerror})") from None
         print(f"numbers: {config.json}")
-    return result
+    return Evaluation(setup, outcomes, full, numbers)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ import torch.nn.functional as F
 
 from blockdrop.console import progress, run_command
 from blockdrop.data import Augment
-from blockdrop.errors import NumericalError
 from blockdrop.evaluate import evaluate_images
-from blockdrop.models.checkpoints import save_checkpoint
-from blockdrop.training.config import TrainingConfig, open_setup, require
+from blockdrop.training.config import TrainingConfig, require
 from blockdrop.training.run_directory import RunDirectory
+from blockdrop.training.setup import open_setup
 
 
 @dataclass(kw_only=True)
@@ -58,10 +57,8 @@ def main(config: PretrainConfig) -> dict[str, float]:
     setup = open_setup(config, config.init, config.new_head)
     resnet, data, compute = setup.resnet, setup.data, config.compute()
     run = RunDirectory(config.cv_dir, "pretrain", config, config.overwrite)
-    parameters = sum(p.numel() for p in resnet.parameters())
-    print(f"pretrain {config.model} ({parameters:,} parameters, {resnet.shortcut} shortcuts) on {compute}")
-    print(f"data: {data.name}, {len(data.train):,} training and {len(data.test):,} test images")
-    print(f"weights from: {', '.join(config.init) or 'scratch'}; run directory: {run.path}")
+    setup.has_policy = False
+    setup.announce("pretrain", compute, run)
 
     compute.place(resnet)
     optimizer = torch.optim.SGD(
@@ -88,11 +85,7 @@ def main(config: PretrainConfig) -> dict[str, float]:
             with compute.autocast():
                 logits = resnet(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-            if not torch.isfinite(loss):
-                raise NumericalError(
-                    f"the loss is {loss.item()} in epoch {epoch}, batch {batch}; try a smaller --lr; "
-                    f"{run.newest_checkpoint()}"
-                )
+            run.check_finite(loss, epoch, batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -115,17 +108,7 @@ def main(config: PretrainConfig) -> dict[str, float]:
             metrics = {"accuracy": outcomes.accuracy}
             run.log(epoch, "test", metrics)
             line += f", test accuracy {outcomes.accuracy:.4f}"
-            path = run.checkpoint_path(epoch, metrics)
-            save_checkpoint(
-                path,
-                model=config.model,
-                resnet=resnet,
-                normalisation=setup.normalisation,
-                classes=data.classes,
-                epoch=epoch,
-                metrics=metrics,
-                config=run.flags,
-            )
+            path = setup.save(run, epoch, metrics)
         print(line)
     run.close(metrics)
     print(f"checkpoint: {path}")

@@ -230,7 +230,11 @@ def _contiguous_state(module: nn.Module) -> State:
 
 def _newest_checkpoint(path: Path) -> Path:
     if path.is_dir():
-        found = [(int(m[1]), p.stat().st_mtime, p) for p in path.iterdir() if (m := re.match(r"ckpt_E_(\d+)_.*\.t7$", p.name))]
+        found = [
+            (int(m[1]), p.stat().st_mtime, p)
+            for p in path.iterdir()
+            if (m := re.match(r"ckpt_E_(\d+)_.*\.t7$", p.name))
+        ]
         if not found:
             raise CheckpointError(f"{path}: no ckpt_E_*.t7 checkpoint in this folder")
         return max(found)[2]
@@ -349,7 +353,7 @@ def _ours(path: Path, content: Mapping[str, Any], resnet: State | None, policy: 
             resnet=resnet,
             policy_network=policy,
             shortcut=shortcut,
-            normalisation=Normalisation(mean, std),  # type: ignore[arg-type]
+            normalisation=Normalisation(mean, std),
             model=str(content["model"]),
             policy_net=policy_net,
             classes=content.get("classes"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -138,7 +138,7 @@ def plan_rows(policies: Tensor, device: torch.device | None = None) -> tuple[lis
                 parents = to_device(names >> 1)
             rows, count = inverse.reshape(rows.shape), len(names)
         steps.append(BlockStep(parents, None if runs.all() else to_device(np.flatnonzero(runs))))
-    return steps, to_device(np.ascontiguousarray(rows))
+    return steps, to_device(rows.copy())
 
 
 class DroppableResNet(nn.Module):
@@ -191,7 +191,7 @@ class DroppableResNet(nn.Module):
         return [
             (branch, ds if i == 0 else None)
             for stage, ds in zip(self.blocks, self.ds, strict=True)
-            for i, branch in enumerate(stage)  # type: ignore[arg-type]
+            for i, branch in enumerate(cast(nn.ModuleList, stage))
         ]
 
     def stem(self, images: Tensor) -> Tensor:
@@ -202,9 +202,7 @@ class DroppableResNet(nn.Module):
         """Last feature map (N, C, H, W) to logits (N, classes)."""
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
-    def forward(
-        self, images: Tensor, policy: Tensor | None = None, execution: Execution = "sparse"
-    ) -> Tensor:
+    def forward(self, images: Tensor, policy: Tensor | None = None, execution: Execution = "sparse") -> Tensor:
         """Logits of the images under a policy.
 
         Sparse execution runs a block just for the rows that need it, and skips it where none does; masked
@@ -291,7 +289,7 @@ def _run_block(x: Tensor, branch: nn.Module, ds: nn.Module | None, step: BlockSt
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and not x.is_contiguous() and x.permute(0, 2, 3, 1).is_contiguous()
+    return x.dim() == 4 and x.stride(1) == 1 and not x.is_contiguous()
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -343,7 +341,8 @@ def make_resnet(
     make_branch, expansion = (bottleneck_branch, 4) if bottleneck else (basic_branch, 1)
     channels = widths[0]
     if large_images:
-        conv1, maxpool = _conv(3, channels, 7, 2), nn.MaxPool2d(3, stride=2, padding=1)
+        conv1 = _conv(3, channels, 7, 2)
+        maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
     else:
         conv1, maxpool = _conv(3, channels, 3), nn.Identity()
     bn1 = nn.BatchNorm2d(channels)

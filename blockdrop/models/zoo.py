@@ -14,7 +14,13 @@ from blockdrop.models.resnet import SHORTCUTS, DroppableResNet, Shortcut, make_r
 
 CIFAR_DEPTHS = (8, 14, 20, 26, 32, 38, 44, 56, 74, 110)  # 6n + 2: 3 stages of n basic blocks
 CIFAR_WIDTHS = (16, 32, 64)
-IMAGENET_LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+IMAGENET_LAYERS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 IMAGENET_WIDTHS = (64, 128, 256, 512)
 BOTTLENECK_DEPTHS = (50, 101, 152)
 

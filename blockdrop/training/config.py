@@ -1,4 +1,4 @@
-"""Flags that several commands share, and the models and data they stand for."""
+"""Flags that several commands share."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-from agents.policy_network import PolicyNetwork
-from blockdrop.data import DATASETS, NORMALISATIONS, DataSource, Normalisation
-from blockdrop.errors import CheckpointError, UserError
-from blockdrop.models.checkpoints import Checkpoint, load_checkpoint, read_checkpoint
-from blockdrop.models.resnet import DroppableResNet, Shortcut
-from blockdrop.models.zoo import build, parse_model_name
+from blockdrop.errors import UserError
+from blockdrop.models.resnet import Shortcut
+from blockdrop.models.zoo import parse_model_name
 from blockdrop.training.compute import Compute, Precision, choose_compute
 
 PolicyNet = Literal["reference", "pooled", "pooled4"]
@@ -107,72 +102,3 @@ class TrainingConfig(ModelConfig):
     def step_lr(self, epoch: int) -> float:
         """The learning rate of `epoch` (from 0) under step decay."""
         return self.lr * self.lr_decay_ratio ** (epoch // self.epoch_step)
-
-
-@dataclass
-class Setup:
-    """Models and data of a run, opened and checked against each other."""
-
-    resnet: DroppableResNet
-    policy_network: PolicyNetwork
-    policy_net: str
-    normalisation: Normalisation
-    data: DataSource
-    image_size: int
-    has_backbone: bool
-    """Whether a checkpoint filled the backbone (otherwise its weights are fresh)."""
-    has_policy: bool
-    """Likewise for the policy network."""
-    checkpoints: list[Checkpoint]
-
-
-def open_setup(config: ModelConfig, paths: tuple[str, ...], new_head: bool = False) -> Setup:
-    """Builds the models, fills them from the checkpoints in order, and opens the data.
-
-    Args:
-        config: checked flags.
-        paths: checkpoints of any dialect; each fills what it holds, later ones win.
-        new_head: keep a fresh classifier head (fine-tuning for other classes).
-    Raises:
-        UserError: anything missing, damaged or not fitting together.
-    """
-    spec = parse_model_name(config.model)
-    checkpoints = [read_checkpoint(path) for path in paths]
-    backbones = [c for c in checkpoints if c.resnet is not None]
-    policies = [c for c in checkpoints if c.policy_network is not None]
-    data = DataSource(
-        spec.dataset, config.data_dir, spec.image_size, config.download, config.cv_dir, config.workers
-    )
-    if backbones and not new_head:
-        _check_classes(backbones[-1], data)
-
-    torch.manual_seed(config.seed)
-    shortcut = config.shortcut or (backbones[-1].shortcut if backbones else None)
-    policy_net = config.policy_net or (policies[-1].policy_net if policies else "reference")
-    resnet, policy_network = build(config.model, data.num_classes, shortcut, policy_net)
-    if backbones:
-        backbone = backbones[-1]
-        if backbone.dialect != "blockdrop" and shortcut != "projection" != backbone.shortcut:
-            backbone.shortcut = shortcut  # inferred only; the user knows better
-        load_checkpoint(backbone, resnet=resnet, ignore_head=new_head)
-    if policies:
-        load_checkpoint(policies[-1], policy_network=policy_network)
-    if config.normalisation:
-        normalisation = NORMALISATIONS[config.normalisation]
-    else:
-        recorded = backbones[-1].normalisation if backbones else None
-        normalisation = recorded or DATASETS[spec.dataset].normalisation
-    return Setup(
-        resnet, policy_network, policy_net, normalisation, data, spec.image_size,
-        bool(backbones), bool(policies), checkpoints,
-    )  # fmt: skip
-
-
-def _check_classes(checkpoint: Checkpoint, data: DataSource) -> None:
-    if checkpoint.num_classes not in (None, data.num_classes):
-        raise CheckpointError(
-            f"{checkpoint.path}: made for {checkpoint.num_classes} classes, the data has {data.num_classes}; "
-            "point --data_dir at the data it was made for, or fine-tune it: pretrain --init CKPT --new_head"
-        )
-    if data.name == "Folder" and checkpoint.classes not in (None, data.classes):
-        raise CheckpointError(f"{checkpoint.path}: made for other class names than those in {data.data_dir}")

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from blockdrop.errors import UserError
+from blockdrop.errors import NumericalError, UserError
 from blockdrop.models.checkpoints import project_version
 
 if TYPE_CHECKING:
@@ -50,7 +51,12 @@ class RunDirectory:
             for file in earlier:
                 file.unlink()
             self.flags = dataclasses.asdict(config)
-            record = {"command": command, **self.flags, "blockdrop": project_version(), "torch": torch.__version__}
+            record = {
+                "command": command,
+                **self.flags,
+                "blockdrop": project_version(),
+                "torch": torch.__version__,
+            }
             (self.path / "config.json").write_text(json.dumps(record, indent=2) + "\n")
             self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
@@ -80,10 +86,15 @@ class RunDirectory:
             name += f"_R_{metrics['reward']:.2E}_S_{metrics['blocks']:.2f}_#_{metrics['unique_policies']:.0f}"
         return self.path / f"{name}.t7"
 
-    def newest_checkpoint(self) -> str:
-        """For the message of a run that stops early."""
+    def check_finite(self, loss: Tensor, epoch: int, batch: int) -> None:
+        """Raises `NumericalError` for a loss that is NaN or infinite."""
+        if bool(torch.isfinite(loss)):
+            return
         found = sorted(self.path.glob("ckpt_E_*.t7"), key=lambda file: file.stat().st_mtime)
-        return f"last good checkpoint: {found[-1]}" if found else "no checkpoint had been written yet"
+        kept = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint had been written yet"
+        raise NumericalError(
+            f"the loss is {loss.item()} in epoch {epoch}, batch {batch}; try a smaller --lr; {kept}"
+        )
 
     def close(self, final_metrics: Mapping[str, float]) -> None:
         """Records flags beside final metrics in TensorBoard's table of runs, and closes the files."""

@@ -1,0 +1,235 @@
+"""Gymnasium environments in which an action is a policy: which blocks to run for one image.
+
+Importing this module registers `BlockDrop-v0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from agents.curriculum import keep_undecided
+from agents.rewards import blockdrop_reward
+
+Classifier = Callable[[Tensor, Tensor], Tensor]
+"""(images (N, C, H, W), policy bool (N, K)) to logits (N, classes)."""
+FlopCounter = Callable[[Tensor], Tensor]
+"""policy bool (N, K) to FLOPs int64 (N,)."""
+
+
+class _Images:
+    """Images to draw from, the classifier that runs them, and what a policy earns on them."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        num_blocks: int,
+        penalty: float,
+        flops: FlopCounter | None,
+        decided_blocks: int | None,
+    ):
+        images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+        if images.dim() != 4 or images.dtype != torch.float32 or len(images) == 0:
+            raise ValueError(
+                f"images: got {images.dtype} of shape {tuple(images.shape)}; expected float32 (M, C, H, W), M > 0"
+            )
+        if images.min() < 0 or images.max() > 1:
+            raise ValueError("images: expected values in [0, 1]; the classifier normalises them")
+        if labels.shape != (len(images),):
+            raise ValueError(f"labels: got shape {tuple(labels.shape)}; expected ({len(images)},)")
+        if decided_blocks is not None and not 1 <= decided_blocks <= num_blocks:
+            raise ValueError(f"decided_blocks: got {decided_blocks}; expected 1 to {num_blocks}")
+        self.classifier, self.images, self.labels = classifier, images, labels.to(images.device)
+        self.num_blocks, self.penalty, self.flops = num_blocks, penalty, flops
+        self.decided_blocks = num_blocks if decided_blocks is None else decided_blocks
+        self.observation_space = gymnasium.spaces.Box(0.0, 1.0, tuple(images.shape[1:]), np.float32)
+        self.action_space = gymnasium.spaces.MultiBinary(num_blocks)
+
+    def draw(self, generator: np.random.Generator, count: int) -> Tensor:
+        """Indices int64 (count,) of images drawn with replacement."""
+        return torch.from_numpy(generator.integers(0, len(self.images), count)).to(self.images.device)
+
+    def play(self, chosen: Tensor, actions: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rewards float32 (N,) and infos (N,) of running the chosen images under the actions (N, K)."""
+        policy = torch.as_tensor(actions, device=self.images.device).bool()
+        if policy.shape != (len(chosen), self.num_blocks):
+            raise ValueError(f"action: got shape {tuple(policy.shape)}; expected {(len(chosen), self.num_blocks)}")
+        policy = keep_undecided(policy, self.decided_blocks)
+        labels = self.labels[chosen]
+        with torch.no_grad():
+            prediction = self.classifier(self.images[chosen], policy).argmax(-1)
+        correct = prediction == labels
+        info = {
+            "correct": correct,
+            "prediction": prediction,
+            "label": labels,
+            "blocks_used": policy.sum(-1),
+        }
+        if self.flops is not None:
+            info["flops"] = self.flops(policy)
+        return blockdrop_reward(correct, policy, self.penalty), info
+
+
+class BlockDropEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Decide which residual blocks to run for an image.
+
+    ## Description
+    One step per episode: `reset` shows an image, the action says which blocks of the classifier run for it,
+    and the reward weighs a right prediction against the blocks it took (arXiv:1711.08393).
+
+    ## Action Space
+    `MultiBinary(K)`: 1 runs block k, 0 drops it.
+
+    ## Observation Space
+    `Box(0, 1, (C, H, W), float32)`: the image, not normalised.
+
+    ## Rewards
+    1 - (blocks used / K)² if the prediction is right, `penalty` if it is wrong.
+
+    ## Info
+    After `step`: `correct` (bool), `prediction`, `label`, `blocks_used` (int) and, where `flops` was given,
+    `flops` (int). After `reset`: `index`, the image's row.
+
+    ## Starting State
+    An image drawn at random (seeded by `reset(seed=…)`), or the one of `options={"index": i}`.
+
+    ## Episode End
+    Always after one step.
+
+    ## Arguments
+    - `classifier`: callable (images float32 (N, C, H, W) in [0, 1], policy bool (N, K)) to logits (N, classes).
+    - `images`, `labels`: float32 (M, C, H, W) in [0, 1] and int64 (M,).
+    - `num_blocks`: K.
+    - `penalty`: reward of a wrong prediction.
+    - `flops`: optional callable, policy bool (N, K) to int64 (N,).
+    - `decided_blocks`: only the last so many blocks follow the action, earlier ones run (curriculum learning).
+
+    >>> def classifier(images, policy):  # right if block 0 runs
+    ...     return torch.nn.functional.one_hot(policy[:, 0].long(), 2).float()
+    >>> env = gymnasium.make("BlockDrop-v0", classifier=classifier, images=torch.zeros(5, 3, 4, 4),
+    ...                      labels=torch.ones(5, dtype=torch.int64), num_blocks=2)
+    >>> observation, info = env.reset(seed=0)
+    >>> observation, reward, terminated, truncated, info = env.step(np.array([1, 0], dtype=np.int8))
+    >>> reward, terminated, info["correct"], info["blocks_used"]
+    (0.75, True, True, 1)
+
+    ## Version History
+    - v0: first version.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012  # Gymnasium's own convention
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        num_blocks: int,
+        penalty: float = -1.0,
+        flops: FlopCounter | None = None,
+        decided_blocks: int | None = None,
+    ):
+        self._game = _Images(classifier, images, labels, num_blocks, penalty, flops, decided_blocks)
+        self.observation_space = self._game.observation_space
+        self.action_space = self._game.action_space
+        self._chosen = torch.zeros(1, dtype=torch.int64)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        index = (options or {}).get("index")
+        self._chosen = self._game.draw(self.np_random, 1)
+        if index is not None:
+            if not 0 <= index < len(self._game.images):
+                raise ValueError(f"index: got {index}; expected 0 to {len(self._game.images) - 1}")
+            self._chosen.fill_(index)
+        return self._observation(), {"index": int(self._chosen)}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward, info = self._game.play(self._chosen, np.asarray(action)[None])
+        return self._observation(), float(reward), True, False, {k: v.item() for k, v in info.items()}
+
+    def _observation(self) -> np.ndarray:
+        return self._game.images[self._chosen[0]].cpu().numpy().copy()
+
+
+class BlockDropVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
+    """`BlockDropEnv` for a batch of images at once, computed where the images lie (CPU or GPU).
+
+    Every step ends all episodes and shows the next images at once (`AutoresetMode.SAME_STEP`); `info` holds
+    arrays (num_envs,), and Gymnasium's `_key` masks beside them. The images just judged are not copied into
+    `final_obs`, as nothing follows from them.
+
+    ## Arguments
+    As `BlockDropEnv`, and
+    - `num_envs`: images per step.
+    - `as_tensors`: observations, rewards and infos stay torch tensors on the images' device instead of
+      becoming NumPy arrays; actions may be either.
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        num_blocks: int,
+        penalty: float = -1.0,
+        flops: FlopCounter | None = None,
+        decided_blocks: int | None = None,
+        num_envs: int = 1,
+        as_tensors: bool = False,
+    ):
+        self._game = _Images(classifier, images, labels, num_blocks, penalty, flops, decided_blocks)
+        self.num_envs, self.as_tensors = num_envs, as_tensors
+        self.single_observation_space = self._game.observation_space
+        self.single_action_space = self._game.action_space
+        self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
+        self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
+        self._chosen = torch.zeros(num_envs, dtype=torch.int64)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        if isinstance(seed, list):
+            raise ValueError("seed: one number seeds the whole batch; got a list")
+        super().reset(seed=seed, options=options)
+        self._chosen = self._game.draw(self.np_random, self.num_envs)
+        return self._give(self._game.images[self._chosen]), self._infos({"index": self._chosen})
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        reward, info = self._game.play(self._chosen, actions)
+        self._chosen = self._game.draw(self.np_random, self.num_envs)
+        observations = self._give(self._game.images[self._chosen])
+        terminated = torch.ones(self.num_envs, dtype=torch.bool, device=reward.device)
+        return (
+            observations,
+            self._give(reward),
+            self._give(terminated),
+            self._give(~terminated),
+            self._infos(info),
+        )
+
+    def _give(self, tensor: Tensor) -> Any:
+        return tensor if self.as_tensors else tensor.cpu().numpy()
+
+    def _infos(self, info: dict[str, Tensor]) -> dict[str, Any]:
+        present = np.ones(self.num_envs, dtype=bool)
+        return {k: self._give(v) for k, v in info.items()} | {f"_{k}": present for k in info}
+
+
+gymnasium.register(
+    id="BlockDrop-v0",
+    entry_point="agents.envs:BlockDropEnv",
+    vector_entry_point="agents.envs:BlockDropVectorEnv",
+)

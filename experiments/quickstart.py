@@ -1,0 +1,180 @@
+"""From nothing to a network that drops blocks by itself, on handwritten digits, in under three minutes.
+
+Pretrain a backbone, teach a policy network by curriculum, fine-tune both jointly, evaluate; then a table and
+a figure. Needs no data, no network and no GPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from blockdrop import cl_train, evaluate, finetune, pretrain
+from blockdrop.console import run_command
+from blockdrop.data import MemoryImages
+from blockdrop.errors import UserError
+from blockdrop.figures import draw_usage_per_block
+
+
+@dataclass(kw_only=True)
+class QuickstartConfig:
+    """Flags of `python -m experiments.quickstart`."""
+
+    model: str = "R20_Digits"
+    """R<depth>_Digits."""
+    cv_dir: str | None = None
+    """Where the three runs and the figure go; default: cv/quickstart, or cv/quickstart-2, … if there is one."""
+    pretrain_epochs: int = 12
+    """Epochs of the backbone."""
+    curriculum_epochs: int = 16
+    """Epochs of curriculum learning."""
+    finetune_epochs: int = 30
+    """Epochs of joint fine-tuning."""
+    batch_size: int = 64
+    """Images per batch of the policy's training."""
+    seed: int = 0
+    """Same seed, machine and thread count: same numbers."""
+
+
+def figure_of_digits(
+    usage: Sequence[float], stage_sizes: Sequence[int], images: Tensor, blocks_used: Tensor, columns: int = 8
+) -> Figure:
+    """Usage per block beside the easiest and hardest images.
+
+    Args:
+        usage: K shares of images that run each block.
+        stage_sizes: blocks per stage.
+        images: uint8 (N, 3, H, W).
+        blocks_used: (N,), by which images count as easy (few) or hard (many).
+        columns: how many images to show of each.
+    """
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    ((left, right),) = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.15))
+    draw_usage_per_block(left.subplots(), usage, stage_sizes)
+    order = blocks_used.argsort(stable=True)
+    rows = {"fewest blocks": order[:columns], "most blocks": order.flip(0)[:columns]}
+    for axes_row, (title, chosen) in zip(right.subplots(2, columns), rows.items(), strict=True):
+        for axes, index in zip(axes_row, chosen.tolist(), strict=True):
+            axes.imshow(images[index].permute(1, 2, 0).numpy())
+            axes.set_title(f"{int(blocks_used[index])}", fontsize=9, pad=3)
+            axes.set(xticks=[], yticks=[])
+        axes_row[0].set_ylabel(title, fontsize=9)
+    right.suptitle("easiest and hardest digits, with the blocks that each one used", fontsize=10)
+    return figure
+
+
+def closing_table(numbers: dict[str, float]) -> str:
+    """The full network beside the dynamic one."""
+    blocks, flops = numbers["num_blocks"], numbers["full_flops"]
+    rows = [
+        ("", "accuracy", "blocks", "FLOPs/img", "of full", f"images/s (batch {numbers['batch_size']})"),
+        (
+            "full network",
+            f"{numbers['full_accuracy']:.2%}",
+            f"{blocks:.2f}",
+            f"{flops:.3e}",
+            "100.0%",
+            f"{numbers['full_images_per_second']:.0f}",
+        ),
+        (
+            "dynamic",
+            f"{numbers['accuracy']:.2%}",
+            f"{numbers['block_usage_mean']:.2f}",
+            f"{numbers['flops_mean']:.3e}",
+            f"{numbers['flops_mean'] / flops:.1%}",
+            f"{numbers['images_per_second']:.0f}",
+        ),
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def free_folder(wanted: str | None) -> Path:
+    """The folder asked for, or the first of cv/quickstart, cv/quickstart-2, … that doesn't exist."""
+    if wanted is not None:
+        return Path(wanted)
+    folder, number = Path("cv/quickstart"), 1
+    while folder.exists():
+        number += 1
+        folder = Path(f"cv/quickstart-{number}")
+    return folder
+
+
+def main(config: QuickstartConfig) -> evaluate.Evaluation:
+    """Runs everything; returns the evaluation."""
+    if not config.model.endswith("_Digits"):
+        raise UserError(f"--model {config.model}: the quickstart runs on Digits; choose R<depth>_Digits")
+    start = time.perf_counter()
+    folder = free_folder(config.cv_dir)
+    model, seed = config.model, config.seed
+
+    def headline(text: str) -> None:
+        print(f"\n=== {text} ({time.perf_counter() - start:.0f} s so far)")
+
+    headline("1/4 pretrain: a ResNet learns to read digits")
+    pretrain.main(
+        pretrain.PretrainConfig(
+            model=model,
+            seed=seed,
+            cv_dir=f"{folder}/pretrain",
+            max_epochs=config.pretrain_epochs,
+            batch_size=64,
+            lr=0.1,
+        )
+    )
+    headline("2/4 cl_train: a policy network learns which blocks the frozen ResNet can spare")
+    cl_train.main(
+        cl_train.CurriculumConfig(
+            model=model,
+            seed=seed,
+            load=(f"{folder}/pretrain",),
+            cv_dir=f"{folder}/curriculum",
+            max_epochs=config.curriculum_epochs,
+            batch_size=config.batch_size,
+            policy_net="pooled4",  # the digits were 8 × 8 pixels, so nothing is lost
+        )
+    )
+    headline("3/4 finetune: both networks learn together")
+    finetune.main(
+        finetune.FinetuneConfig(
+            model=model,
+            seed=seed,
+            pretrained=(f"{folder}/curriculum",),
+            cv_dir=f"{folder}/finetune",
+            max_epochs=config.finetune_epochs,
+            batch_size=config.batch_size,
+            lr=1e-3,
+            epoch_step=max(1, config.finetune_epochs * 2 // 3),
+            penalty=-1.0,
+        )
+    )
+    headline("4/4 evaluate: test images that neither network has seen")
+    found = evaluate.main(
+        evaluate.EvaluateConfig(
+            model=model, seed=seed, load=(f"{folder}/finetune",), json=f"{folder}/evaluation.json", overwrite=True
+        )
+    )
+
+    test = found.setup.data.test
+    assert isinstance(test, MemoryImages)
+    figure = figure_of_digits(
+        found.numbers["usage_per_block"],
+        found.numbers["stage_sizes"],
+        test.images,
+        torch.as_tensor(found.outcomes.blocks_used),
+    )
+    figure.savefig(folder / "quickstart.png", dpi=150)
+    print(f"\n{closing_table(found.numbers)}\n")
+    print(f"FLOPs of the dynamic network include its policy network. {time.perf_counter() - start:.0f} s in all.")
+    print(f"figure: {folder / 'quickstart.png'}; curves: tensorboard --logdir {folder}")
+    return found
+
+
+if __name__ == "__main__":
+    run_command(main, QuickstartConfig, __doc__)

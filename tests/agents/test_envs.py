@@ -1,0 +1,103 @@
+"""The Gymnasium environment with a ten-line fake classifier."""
+
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from torch import Tensor
+
+import agents.envs
+from agents.rewards import blockdrop_reward
+
+IMAGES = torch.rand(5, 3, 4, 4)
+LABELS = torch.tensor([1, 1, 0, 1, 0])
+
+
+def first_block_says_one(images: Tensor, policy: Tensor) -> Tensor:
+    """Predicts class 1 where block 0 runs, class 0 elsewhere."""
+    return torch.nn.functional.one_hot(policy[:, 0].long(), 2).float()
+
+
+def ten_flops_a_block(policy: Tensor) -> Tensor:
+    return 10 * policy.sum(-1)
+
+
+ARGUMENTS = {
+    "classifier": first_block_says_one,
+    "images": IMAGES,
+    "labels": LABELS,
+    "num_blocks": 4,
+    "penalty": -2.0,
+    "flops": ten_flops_a_block,
+}
+
+
+def test_gymnasiums_checker_passes_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gymnasium.make("BlockDrop-v0", **ARGUMENTS).unwrapped)
+
+
+def test_a_right_and_a_wrong_step() -> None:
+    env = gymnasium.make("BlockDrop-v0", **ARGUMENTS)
+    observation, info = env.reset(options={"index": 2})
+    assert info == {"index": 2}
+    assert observation.dtype == np.float32
+    np.testing.assert_array_equal(observation, IMAGES[2].numpy())
+    _, reward, terminated, truncated, info = env.step(np.array([0, 1, 0, 0], dtype=np.int8))
+    assert (reward, terminated, truncated) == (1 - 1 / 16, True, False)
+    assert info == {"correct": True, "prediction": 0, "label": 0, "blocks_used": 1, "flops": 10}
+
+    env.reset(options={"index": 2})
+    _, reward, _, _, info = env.step(np.array([1, 1, 0, 0], dtype=np.int8))
+    assert (reward, info["correct"], info["blocks_used"]) == (-2.0, False, 2)
+
+
+def test_curriculum_runs_undecided_blocks() -> None:
+    env = gymnasium.make("BlockDrop-v0", **ARGUMENTS, decided_blocks=1)
+    env.reset(options={"index": 0})
+    assert env.step(np.zeros(4, dtype=np.int8))[-1]["blocks_used"] == 3
+
+
+@pytest.mark.parametrize("as_tensors", [False, True])
+def test_vector_environment_plays_a_batch(as_tensors: bool) -> None:
+    envs = gymnasium.make_vec(
+        "BlockDrop-v0", num_envs=64, vectorization_mode="vector_entry_point", **ARGUMENTS, as_tensors=as_tensors
+    )
+    assert isinstance(envs.unwrapped, agents.envs.BlockDropVectorEnv)
+    observations, info = envs.reset(seed=3)
+    chosen = torch.as_tensor(info["index"])
+    actions = torch.rand(64, 4) < 0.5
+    following, reward, terminated, truncated, info = envs.step(actions if as_tensors else actions.numpy())
+    assert isinstance(observations, Tensor if as_tensors else np.ndarray)
+    torch.testing.assert_close(torch.as_tensor(observations), IMAGES[chosen])
+    correct = actions[:, 0].long() == LABELS[chosen]
+    torch.testing.assert_close(torch.as_tensor(reward), blockdrop_reward(correct, actions, -2.0))
+    assert torch.as_tensor(info["correct"]).equal(correct)
+    assert torch.as_tensor(info["flops"]).equal(10 * actions.sum(1))
+    assert terminated.all()
+    assert not truncated.any()
+    assert following.shape == (64, 3, 4, 4)
+
+
+def test_vector_environment_is_reproducible() -> None:
+    envs = gymnasium.make_vec("BlockDrop-v0", num_envs=8, vectorization_mode="vector_entry_point", **ARGUMENTS)
+    first, again = envs.reset(seed=5)[0], envs.reset(seed=5)[0]
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": IMAGES * 255}, r"values in \[0, 1\]"),
+        ({"images": IMAGES[:0]}, "M > 0"),
+        ({"labels": LABELS[:3]}, r"expected \(5,\)"),
+        ({"decided_blocks": 5}, "expected 1 to 4"),
+    ],
+)
+def test_wrong_arguments_are_named(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gymnasium.make("BlockDrop-v0", **(ARGUMENTS | change))

@@ -1,0 +1,298 @@
+"""Every dialect written here and read back; every damaged or hostile file refused."""
+
+import pickle
+import re
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from blockdrop import build, load_checkpoint, save_checkpoint
+from blockdrop.data import NORMALISATIONS, DataSource, Images
+from blockdrop.errors import CheckpointError
+from blockdrop.evaluate import evaluate_images
+from blockdrop.models.checkpoints import load_policy_trunk, project_version, read_checkpoint
+from blockdrop.models.resnet import DroppableResNet
+from tests.conftest import SHARED
+
+State = dict[str, Tensor]
+
+
+def as_torchvision(state: State) -> State:
+    """Our key names to torchvision's."""
+    renamed = {}
+    for key, value in state.items():
+        key = re.sub(r"^blocks\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.", key)
+        key = re.sub(r"^ds\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.0.downsample.", key)
+        renamed[key] = value
+    return renamed
+
+
+def prefixed(state: State, prefix: str = "module.") -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def assert_same_weights(module: torch.nn.Module, state: State) -> None:
+    for key, value in module.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            assert value.equal(state[key]), key
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pre-1.6"])
+@pytest.mark.parametrize(
+    ("wrap", "shortcut"),
+    [
+        (lambda s: as_torchvision(s), "pad_avgpool"),
+        (lambda s: {"state_dict": prefixed(as_torchvision(s)), "best_prec1": 91.7}, "pad_avgpool"),
+        (
+            lambda s: {"state_dict": {k.replace("fc.", "linear."): v for k, v in as_torchvision(s).items()}},
+            "pad_stride",
+        ),
+        (lambda s: as_torchvision(s), "projection"),
+        (lambda s: {k: v for k, v in s.items() if "num_batches" not in k}, "pad_avgpool"),
+        (lambda s: {"resnet": prefixed(s), "epoch": 3}, "projection"),
+    ],
+    ids=["torchvision", "module prefix", "linear head", "downsample", "reference keys, no counters", "resnet key"],
+)
+def test_backbone_dialects(
+    tmp_path: Path,
+    make_resnet: Callable[..., DroppableResNet],
+    wrap: Callable[[State], Any],
+    shortcut: str,
+    legacy: bool,
+) -> None:
+    source = make_resnet("R14_C10", shortcut=shortcut)
+    torch.save(wrap(source.state_dict()), tmp_path / "c.th", _use_new_zipfile_serialization=not legacy)
+    checkpoint = read_checkpoint(tmp_path / "c.th")
+    assert checkpoint.shortcut == shortcut
+    assert checkpoint.policy_network is None
+    target, _ = build("R14_C10", shortcut=shortcut)
+    load_checkpoint(tmp_path / "c.th", resnet=target)
+    assert_same_weights(target, source.state_dict())
+
+
+@pytest.mark.parametrize("key", ["agent", "net"])
+def test_reference_t7_with_policy_and_backbone(tmp_path: Path, key: str) -> None:
+    resnet, policy_network = build("R32_C10")
+    stray = {"features.fc.weight": torch.zeros(10, 64), "features.fc.bias": torch.zeros(10)}
+    content = {
+        key: policy_network.state_dict() | (stray if key == "net" else {}),
+        "resnet": resnet.state_dict(),
+        "epoch": 60,
+        "reward": 0.5,
+        "acc": 0.93,
+    }
+    torch.save(content, tmp_path / "c.t7")
+    fresh_resnet, fresh_policy = build("R32_C10")
+    meta = load_checkpoint(tmp_path / "c.t7", resnet=fresh_resnet, policy_network=fresh_policy)
+    assert_same_weights(fresh_resnet, resnet.state_dict())
+    assert_same_weights(fresh_policy, policy_network.state_dict())
+    assert (meta.dialect, meta.epoch, meta.metrics) == ("reference", 60, {"acc": 0.93, "reward": 0.5})
+    assert meta.normalisation == NORMALISATIONS["cifar"], "the reference normalises R32_C10"
+
+
+def test_policy_alone(tmp_path: Path) -> None:
+    _, policy_network = build("R110_C10")
+    torch.save({"agent": policy_network.state_dict()}, tmp_path / "c.t7")
+    resnet, fresh = build("R110_C10")
+    load_checkpoint(tmp_path / "c.t7", policy_network=fresh)
+    assert_same_weights(fresh, policy_network.state_dict())
+    with pytest.raises(CheckpointError, match="no backbone"):
+        load_checkpoint(tmp_path / "c.t7", resnet=resnet)
+
+
+def test_the_reference_normalises_no_other_cifar_model(tmp_path: Path) -> None:
+    torch.save({"resnet": build("R110_C10")[0].state_dict()}, tmp_path / "c.t7")
+    assert read_checkpoint(tmp_path / "c.t7").normalisation == NORMALISATIONS["none"]
+
+
+def test_torchvision_weights_fill_r18_imgnet_and_a_policy_trunk(tmp_path: Path) -> None:
+    model = torchvision.models.resnet18()
+    torch.save(model.state_dict(), tmp_path / "resnet18.pth")
+    resnet, policy_network = build("R18_ImgNet")
+    meta = load_checkpoint(tmp_path / "resnet18.pth", resnet=resnet)
+    assert meta.normalisation == NORMALISATIONS["imagenet"]
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(resnet.eval()(images), model.eval()(images))
+    load_policy_trunk(tmp_path / "resnet18.pth", policy_network)
+    trunk = policy_network.features.state_dict()
+    assert trunk["blocks.3.0.conv2.weight"].equal(model.layer4[0].conv2.weight)
+
+
+def test_our_dialect_comes_back_whole(tmp_path: Path) -> None:
+    resnet, policy_network = build("R8_C10", shortcut="pad_stride", policy_net="pooled")
+    save_checkpoint(
+        tmp_path / "ckpt_E_7_A_0.500.t7",
+        model="R8_C10",
+        resnet=resnet,
+        policy_network=policy_network,
+        policy_net="pooled",
+        normalisation=NORMALISATIONS["half"],
+        classes=["a", "b"],
+        epoch=7,
+        metrics={"accuracy": 0.5, "reward": 0.1},
+        config={"lr": 0.1, "load": ("x",)},
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt_E_7_A_0.500.t7"], "no temporary file stays"
+    fresh, fresh_policy = build("R8_C10", shortcut="pad_stride", policy_net="pooled")
+    meta = load_checkpoint(tmp_path, resnet=fresh, policy_network=fresh_policy)
+    assert_same_weights(fresh, resnet.state_dict())
+    assert_same_weights(fresh_policy, policy_network.state_dict())
+    assert (meta.dialect, meta.model, meta.shortcut, meta.policy_net) == (
+        "blockdrop",
+        "R8_C10",
+        "pad_stride",
+        "pooled",
+    )
+    assert (meta.epoch, meta.classes, meta.normalisation) == (7, ["a", "b"], NORMALISATIONS["half"])
+    assert meta.metrics == {"accuracy": 0.5, "reward": 0.1}
+    assert meta.config["lr"] == 0.1
+    assert meta.version == project_version()
+
+
+def test_a_run_directory_stands_for_its_newest_checkpoint(tmp_path: Path) -> None:
+    resnet, _ = build("R8_C10")
+    for epoch in (9, 10, 2):
+        save_checkpoint(
+            tmp_path / f"ckpt_E_{epoch}_A_0.100.t7",
+            model="R8_C10",
+            resnet=resnet,
+            normalisation=NORMALISATIONS["none"],
+            epoch=epoch,
+        )
+    assert read_checkpoint(tmp_path).epoch == 10
+    with pytest.raises(CheckpointError, match="no ckpt_E_"):
+        read_checkpoint(tmp_path.parent)
+
+
+class _Payload:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("how", ["zip", "pre-1.6", "pickle"])
+def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path, how: str) -> None:
+    content = {"state_dict": {"conv1.weight": torch.zeros(1)}, "extra": _Payload(tmp_path / "touched")}
+    if how == "pickle":
+        (tmp_path / "c.t7").write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, tmp_path / "c.t7", _use_new_zipfile_serialization=how == "zip")
+    with pytest.raises(CheckpointError, match="refused: reading it would run code"):
+        read_checkpoint(tmp_path / "c.t7")
+    assert not (tmp_path / "touched").exists()
+
+
+def good_file(path: Path, legacy: bool = False) -> bytes:
+    torch.save({"resnet": build("R8_C10")[0].state_dict()}, path, _use_new_zipfile_serialization=not legacy)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pre-1.6"])
+def test_truncated_files(tmp_path: Path, share: float, legacy: bool) -> None:
+    content = good_file(tmp_path / "c.t7", legacy)
+    (tmp_path / "c.t7").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"c\.t7: damaged"):
+        read_checkpoint(tmp_path / "c.t7")
+
+
+def test_a_flipped_bit_in_any_weight_is_noticed(tmp_path: Path) -> None:
+    content = bytearray(good_file(tmp_path / "c.t7"))
+    with zipfile.ZipFile(tmp_path / "c.t7") as archive:
+        entries = [e for e in archive.infolist() if e.file_size > 1000]
+    for entry in entries[::5]:
+        damaged = content.copy()
+        damaged[entry.header_offset + 1000] ^= 4
+        (tmp_path / "c.t7").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_checkpoint(tmp_path / "c.t7")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.zeros(3), "holds a Tensor, not a checkpoint"),
+        ({"weights": 3}, "neither a backbone nor a policy network"),
+        ({"features.0.weight": torch.zeros(3)}, "not a ResNet backbone"),
+        ({"agent": {"logit.weight": "no tensor"}}, "logit.weight is a str"),
+        ({"resnet": {"blocks.0.0.conv1.weight": torch.tensor([float("nan")])}}, "aren't finite"),
+        ({"format": "blockdrop", "resnet": {"blocks.0.0.conv1.weight": torch.ones(1)}}, "damaged header"),
+    ],
+)
+def test_foreign_content(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "c.t7")
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path / "c.t7")
+
+
+def test_a_text_file_and_a_compressed_archive_and_nothing(tmp_path: Path) -> None:
+    (tmp_path / "text.t7").write_text("not a checkpoint at all\n" * 50)
+    with pytest.raises(CheckpointError, match="damaged, or not a torch checkpoint"):
+        read_checkpoint(tmp_path / "text.t7")
+    with zipfile.ZipFile(tmp_path / "zip.t7", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data.pkl", b"0" * 10_000)
+    with pytest.raises(CheckpointError, match="compressed archive"):
+        read_checkpoint(tmp_path / "zip.t7")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        read_checkpoint(tmp_path / "missing.t7")
+
+
+def test_another_depth_is_named_and_nothing_is_loaded(tmp_path: Path) -> None:
+    resnet, policy_network = build("R32_C10")
+    torch.save({"agent": policy_network.state_dict(), "resnet": resnet.state_dict()}, tmp_path / "c.t7")
+    other, other_policy = build("R20_C10")
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"ResNet-32 \(15 blocks\).*ResNet-20 \(9 blocks\)"):
+        load_checkpoint(tmp_path / "c.t7", resnet=other)
+    with pytest.raises(CheckpointError, match="decides on 15 blocks, the model has 9"):
+        load_checkpoint(tmp_path / "c.t7", policy_network=other_policy)
+    assert_same_weights(other, before)
+
+
+def test_other_classes_and_other_shortcuts_are_named(tmp_path: Path) -> None:
+    resnet, _ = build("R8_C100")
+    torch.save({"resnet": resnet.state_dict()}, tmp_path / "c.t7")
+    with pytest.raises(CheckpointError, match="made for 100 classes, the model has 10"):
+        load_checkpoint(tmp_path / "c.t7", resnet=build("R8_C10")[0])
+    load_checkpoint(tmp_path / "c.t7", resnet=build("R8_C10")[0], ignore_head=True)
+    with pytest.raises(CheckpointError, match="build the model with shortcut=pad_avgpool"):
+        load_checkpoint(tmp_path / "c.t7", resnet=build("R8_C100", shortcut="pad_stride")[0])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """The 10,000 CIFAR-10 test photos."""
+    archive = SHARED / "data" / "cifar10-jpeg.tar.gz"
+    if not archive.exists():
+        pytest.skip("needs the CIFAR-10 photos, which are not part of the project")
+    root = tmp_path_factory.mktemp("photos")
+    with tarfile.open(archive) as tar:
+        tar.extractall(root, [m for m in tar.getmembers() if "test/" in m.name], filter="data")
+    test = next(root.glob("**/test"))
+    for folder in test.iterdir():
+        (test.parent / "train" / folder.name).mkdir(parents=True)
+    return DataSource("C10", test.parent).test
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "accuracy"),
+    [("resnet20-12fca82f.th", "R20_C10", 0.8103), ("resnet32-d509ac18.th", "R32_C10", 0.8256)],
+)
+def test_published_weights_score_what_they_should(photos: Images, file: str, name: str, accuracy: float) -> None:
+    if not (SHARED / "checkpoints" / file).exists():
+        pytest.skip("needs the published weights, which are not part of the project")
+    checkpoint = read_checkpoint(SHARED / "checkpoints" / file)
+    resnet, _ = build(name, shortcut=checkpoint.shortcut)
+    load_checkpoint(checkpoint, resnet=resnet)
+    assert checkpoint.normalisation is not None
+    outcomes = evaluate_images(resnet, None, photos, checkpoint.normalisation)
+    assert abs(outcomes.accuracy - accuracy) <= 0.0005

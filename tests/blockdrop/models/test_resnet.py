@@ -1,0 +1,244 @@
+"""Dropping blocks: sparse = masked = networks built by hand."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from blockdrop import from_torchvision
+from blockdrop.models.resnet import DroppableResNet, make_shortcut, plan_rows
+from tests.conftest import randomise_statistics
+
+# every family (3 and 4 stages, basic and bottleneck, small and large stem) with every shortcut kind
+MODELS = [
+    (name, shortcut)
+    for name in ("R14_C10", "R18_C10", "R50_C100", "R18_ImgNet")
+    for shortcut in ("pad_avgpool", "pad_stride", "projection")
+]
+
+
+def images_for(name: str, count: int = 5) -> Tensor:
+    return torch.randn(count, 3, *((64, 64) if "ImgNet" in name else (32, 32)))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("name", "shortcut"), MODELS)
+def test_sparse_and_masked_execution_agree(
+    make_resnet: Callable[..., DroppableResNet], name: str, shortcut: str, channels_last: bool
+) -> None:
+    resnet, images = make_resnet(name, shortcut=shortcut), images_for(name)
+    if channels_last:
+        resnet, images = (x.to(memory_format=torch.channels_last) for x in (resnet, images))
+    size, blocks = (len(images), resnet.num_blocks)
+    policies = [torch.rand(size, blocks) < share for share in (0.2, 0.5, 0.8)]
+    policies += [torch.zeros(size, blocks).bool(), torch.ones(size, blocks).bool()]
+    with torch.no_grad():
+        for policy in policies:
+            masked = resnet(images, policy, execution="masked")
+            torch.testing.assert_close(resnet(images, policy), masked, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(resnet(images), masked, rtol=1e-4, atol=1e-5)
+        stacked = resnet(images, torch.stack(policies))  # (S, N, classes)
+        expected = torch.stack([resnet(images, policy, execution="masked") for policy in policies])
+        torch.testing.assert_close(stacked, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", range(6))
+def test_dropping_all_but_one_block_equals_a_network_built_by_hand(
+    make_resnet: Callable[..., DroppableResNet], kept: int
+) -> None:
+    resnet, images = make_resnet("R14_C10"), images_for("R14_C10")
+    policy = torch.zeros(5, 6, dtype=torch.bool)
+    policy[:, kept] = True
+
+    def halve(x: Tensor) -> Tensor:  # the reference's shortcut: average 2 × 2 pixels, append zero channels
+        return torch.cat([F.avg_pool2d(x, 2), torch.zeros_like(F.avg_pool2d(x, 2))], 1)
+
+    with torch.no_grad():
+        x = F.relu(resnet.bn1(resnet.conv1(images)))
+        for t in range(6):
+            shortcut = halve(x) if t in (2, 4) else x
+            block = resnet.blocks[t // 2][t % 2]
+            if t == kept:
+                inner = F.relu(block.bn1(block.conv1(x)))
+                x = F.relu(shortcut + block.bn2(block.conv2(inner)))
+            else:
+                x = shortcut
+        expected = resnet.fc(x.mean((2, 3)))
+        torch.testing.assert_close(resnet(images, policy), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_option_a_shortcut_subsamples_and_pads_on_both_sides() -> None:
+    x = torch.randn(2, 4, 6, 6)
+    out = make_shortcut(4, 10, 2, "pad_stride")(x)
+    torch.testing.assert_close(out[:, 3:7], x[:, :, ::2, ::2])
+    assert out[:, :3].eq(0).all()
+    assert out[:, 7:].eq(0).all()
+
+
+@pytest.mark.parametrize("kind", ["pad_avgpool", "pad_stride"])
+@pytest.mark.parametrize("size", [6, 7])
+def test_padding_shortcuts_keep_values_and_shape_in_both_layouts(kind: str, size: int) -> None:
+    x, shortcut = torch.randn(2, 4, size, size), make_shortcut(4, 8, 2, kind)
+    out = shortcut(x)
+    assert out.shape == nn.Conv2d(4, 8, 3, 2, 1)(x).shape
+    torch.testing.assert_close(shortcut(x.to(memory_format=torch.channels_last)), out)
+
+
+def test_a_block_that_no_image_needs_does_not_run(make_resnet: Callable[..., DroppableResNet]) -> None:
+    resnet = make_resnet("R14_C10")
+    seen: list[int] = []
+    for stage in resnet.blocks:
+        for branch in stage:
+            branch.register_forward_hook(lambda _m, args, _o: seen.append(len(args[0])))
+    policy = torch.tensor([[1, 0, 0, 1, 0, 1], [1, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]]).bool()
+    resnet(images_for("R14_C10", 3), policy)
+    assert seen == [3, 1, 2, 1], "rows run by blocks 0, 2, 3 and 5; blocks 1 and 4 don't run"
+
+
+def test_policies_of_an_image_share_work_up_to_their_first_difference(
+    make_resnet: Callable[..., DroppableResNet],
+) -> None:
+    resnet = make_resnet("R14_C10")
+    rows: list[int] = []
+    for stage in resnet.blocks:
+        for branch in stage:
+            branch.register_forward_hook(lambda _m, args, _o: rows.append(len(args[0])))
+    first = torch.ones(4, 6, dtype=torch.bool)
+    second = first.clone()
+    second[:2, 3] = False  # two images differ from block 3 on, two never
+    resnet(images_for("R14_C10", 4), torch.stack([first, second]))
+    assert rows == [4, 4, 4, 4, 6, 6]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_plan_runs_each_policy_exactly(data: st.DataObject) -> None:
+    shape = tuple(data.draw(st.integers(1, high)) for high in (3, 5, 6))
+    bits = data.draw(st.lists(st.booleans(), min_size=shape[0] * shape[1] * shape[2], max_size=90))
+    policies = torch.tensor(bits[: shape[0] * shape[1] * shape[2]]).view(shape)
+    steps, rows = plan_rows(policies)
+    # follow every row by the plan alone: its image and the blocks it ran
+    history: list[tuple[int, tuple[bool, ...]]] = [(n, ()) for n in range(shape[1])]
+    for step in steps:
+        parents = range(len(history)) if step.parents is None else step.parents.tolist()
+        running = range(len(parents)) if step.run is None else step.run.tolist()
+        history = [(history[p][0], (*history[p][1], row in set(running))) for row, p in enumerate(parents)]
+    assert len(set(history)) == len(history), "no prefix is computed twice"
+    for s in range(shape[0]):
+        for n in range(shape[1]):
+            assert history[rows[s, n]] == (n, tuple(policies[s, n].tolist()))
+
+
+def test_sparse_training_gives_the_gradient_of_masked_training(
+    make_resnet: Callable[..., DroppableResNet],
+) -> None:
+    resnet, images = make_resnet("R14_C10", shortcut="projection"), images_for("R14_C10")
+    policy = torch.rand(5, 6) < 0.5
+    gradients = []
+    for execution in ("sparse", "masked"):
+        resnet.zero_grad()
+        resnet(images, policy, execution).square().sum().backward()
+        gradients.append([torch.zeros(1) if p.grad is None else p.grad.clone() for p in resnet.parameters()])
+    for sparse, masked in zip(*gradients, strict=True):
+        torch.testing.assert_close(sparse.expand_as(masked), masked, rtol=1e-3, atol=1e-3)
+
+
+def test_in_train_mode_batchnorm_sees_the_routed_images_alone(make_resnet: Callable[..., DroppableResNet]) -> None:
+    resnet, images = make_resnet("R14_C10").train(), images_for("R14_C10")
+    resnet.bn1.momentum = None
+    for stage in resnet.blocks:
+        for branch in stage:
+            branch.bn1.momentum = 1.0
+    policy = torch.zeros(5, 6, dtype=torch.bool)
+    policy[[1, 3], 0] = True
+    before = resnet.blocks[0][1].bn1.running_mean.clone()
+    with torch.no_grad():
+        stem = resnet.stem(images)
+        resnet(images, policy)
+        block = resnet.blocks[0][0]
+        expected = block.conv1(stem[[1, 3]]).mean((0, 2, 3))
+    torch.testing.assert_close(block.bn1.running_mean, expected, rtol=1e-4, atol=1e-5)
+    assert resnet.blocks[0][1].bn1.running_mean.equal(before), "a dropped block's statistics stay"
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_empty_batch_and_batch_of_one(make_resnet: Callable[..., DroppableResNet], batch: int) -> None:
+    resnet = make_resnet("R14_C10")
+    policy = torch.rand(batch, 6) < 0.5
+    with torch.no_grad():
+        assert resnet(images_for("R14_C10", batch), policy).shape == (batch, 10)
+        assert resnet(images_for("R14_C10", batch)).shape == (batch, 10)
+
+
+def test_images_handed_in_stay_as_they_are(make_resnet: Callable[..., DroppableResNet]) -> None:
+    resnet, images = make_resnet("R14_C10").folded(), images_for("R14_C10")
+    copy = images.clone()
+    with torch.inference_mode():
+        resnet(images, torch.rand(5, 6) < 0.5)
+    assert images.equal(copy)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [torch.ones(5, 6), torch.ones(5, 7).bool(), torch.ones(4, 6).bool(), torch.ones(6).bool()],
+    ids=["float", "too many blocks", "too few images", "one dimension"],
+)
+def test_a_policy_of_wrong_shape_or_dtype_is_named(
+    make_resnet: Callable[..., DroppableResNet], policy: Tensor
+) -> None:
+    with pytest.raises(ValueError, match=r"policy: got torch\.\w+ of shape .*\(5, 6\)"):
+        make_resnet("R14_C10")(images_for("R14_C10"), policy)
+
+
+def test_unknown_execution_is_named(make_resnet: Callable[..., DroppableResNet]) -> None:
+    with pytest.raises(ValueError, match="choose"):
+        make_resnet("R8_C10")(images_for("R8_C10"), torch.ones(5, 3).bool(), execution="lazy")
+
+
+@pytest.mark.parametrize(("name", "shortcut"), MODELS)
+def test_folding_batchnorm_keeps_the_logits(
+    make_resnet: Callable[..., DroppableResNet], name: str, shortcut: str
+) -> None:
+    resnet, images = make_resnet(name, shortcut=shortcut), images_for(name)
+    policy = torch.rand(5, resnet.num_blocks) < 0.5
+    folded = resnet.folded()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(folded(images, policy), resnet(images, policy), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        torchvision.models.resnet18,
+        torchvision.models.resnet50,
+        torchvision.models.resnext50_32x4d,
+        torchvision.models.wide_resnet50_2,
+        lambda: torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True]),
+        lambda: torchvision.models.resnet18(norm_layer=lambda width: nn.GroupNorm(8, width)),
+    ],
+    ids=["resnet18", "resnet50", "resnext50", "wide_resnet50", "dilated", "groupnorm"],
+)
+def test_torchvision_networks_keep_their_logits(make: Callable[[], nn.Module]) -> None:
+    model = make().eval()
+    randomise_statistics(model)
+    model.fc = nn.Sequential(nn.Dropout(), nn.Linear(model.fc.in_features, 7))
+    model.eval()
+    droppable, images = from_torchvision(model), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(droppable(images), model(images), rtol=1e-5, atol=1e-5)
+        policy = torch.rand(2, droppable.num_blocks) < 0.5
+        masked = droppable(images, policy, execution="masked")
+        torch.testing.assert_close(droppable(images, policy), masked, rtol=1e-4, atol=1e-4)
+        droppable.conv1.weight.zero_()
+    assert not model.conv1.weight.eq(0).all(), "the model handed in is not touched"
+
+
+def test_what_is_no_torchvision_resnet_is_refused() -> None:
+    with pytest.raises(TypeError, match="expected a torchvision ResNet"):
+        from_torchvision(torchvision.models.mobilenet_v3_small())

@@ -1,0 +1,94 @@
+"""Tiny image trees, models and commands that the tests share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blockdrop.console import run_command
+from blockdrop.models.resnet import DroppableResNet
+from blockdrop.models.zoo import build
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def randomise_statistics(module: torch.nn.Module) -> None:
+    """Gives every BatchNorm statistics and weights that matter, as a trained network has."""
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(layer.running_mean, std=0.1)
+            torch.nn.init.uniform_(layer.running_var, 0.5, 2.0)
+            torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
+            torch.nn.init.normal_(layer.bias, std=0.1)
+
+
+@pytest.fixture
+def make_resnet() -> Callable[..., DroppableResNet]:
+    """A ResNet of the zoo in eval mode, with BatchNorm statistics that matter."""
+
+    def make(name: str, **options: Any) -> DroppableResNet:
+        resnet, _ = build(name, **options)
+        randomise_statistics(resnet)
+        return resnet.eval()
+
+    return make
+
+
+def write_image_tree(
+    root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 6, size: int = 32
+) -> Path:
+    """train/ and test/ with `count` noise images a class; each class has its own brightness."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for number, name in enumerate(classes):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                low = 100 * number % 150
+                pixels = generator.integers(low, low + 100, (size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index:04}.png")
+    return root
+
+
+@pytest.fixture
+def image_tree(tmp_path: Path) -> Path:
+    """Two classes, six training and six test images each, 32 px."""
+    return write_image_tree(tmp_path / "tree")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs a command module as its command line would: (exit code, stdout, last line of stderr)."""
+
+    def run(module: Any, *flags: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, flags)])
+        config_class = next(
+            value
+            for name, value in vars(module).items()
+            if name.endswith("Config")
+            and getattr(value, "__module__", "") == module.__name__
+            and name != "PolicyTrainingConfig"
+        )
+        capsys.readouterr()
+        try:
+            run_command(module.main, config_class, module.__doc__)
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.replace("\r", "\n").splitlines() if line.strip()]
+        return code, captured.out, lines[-1] if lines else ""
+
+    return run
