@@ -20,7 +20,9 @@ def run_command(main: Callable[[Config], object], config_class: type[Config], de
     """Parses the flags, runs `main`, and turns a `UserError` into one line on stderr and its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # keeps lines in order with the progress bar's
-    config = tyro.cli(config_class, description=description, use_underscores=True)
+    module = getattr(sys.modules["__main__"].__spec__, "name", None)
+    prog = f"python -m {module}" if module else None
+    config = tyro.cli(config_class, prog=prog, description=description, use_underscores=True)
     try:
         main(config)
     except UserError as error:

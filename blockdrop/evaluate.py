@@ -40,8 +40,7 @@ class EvaluateConfig(ModelConfig):
     """Flags of `python -m blockdrop.evaluate`."""
 
     load: tuple[str, ...] = ()
-    """Checkpoints of any dialect, or run directories (their newest checkpoint); backbone and policy network may
-    come in one file or in two."""
+    """Checkpoints of any dialect, or run directories; backbone and policy network in one file or in two."""
     threshold: float = 0.5
     """Run a block where its keep probability is at least this."""
     precision: Precision = "float32"

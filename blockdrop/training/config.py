@@ -25,8 +25,7 @@ class ModelConfig:
     """Flags of every command: which model, which data, on what."""
 
     model: str = "R110_C10"
-    """R<depth>_<dataset>: depth 8 to 110 (CIFAR family), 18, 34, 50, 101, 152; data set C10, C100, ImgNet,
-    Digits, Folder."""
+    """R<depth>_<dataset>: R20_Digits, R110_C10, R50_ImgNet, …; the README lists depths and data sets."""
     data_dir: str = "data/"
     """Image tree (train/<class>/…, test/ or val/), or the folder of torchvision's CIFAR files."""
     cv_dir: str = "cv/tmp/"
@@ -42,8 +41,7 @@ class ModelConfig:
     normalisation: Literal["imagenet", "cifar", "none", "half"] | None = None
     """Input normalisation; default: the checkpoint's, else the data set's."""
     policy_net: PolicyNet | None = None
-    """reference, pooled or pooled4 (input average-pooled by 2 or 4, a 4th or 16th of the FLOPs); default: the
-    checkpoint's, else reference."""
+    """pooled and pooled4 average-pool the input by 2 and 4; default: the checkpoint's, else reference."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …."""
     precision: Precision = "auto"

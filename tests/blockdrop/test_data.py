@@ -1,8 +1,11 @@
 """Data sets: what is read, how it is augmented, what is said about broken folders."""
 
 import shutil
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,6 +111,23 @@ def test_images_are_decoded_once(image_tree: Path, monkeypatch: pytest.MonkeyPat
     changed = DataSource("Folder", image_tree).test
     assert isinstance(changed, MemoryImages)
     assert not changed.images.equal(first.images), "a changed file is decoded anew"
+
+
+def test_two_runs_that_start_together_decode_once(image_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = blockdrop.data._decode, []
+
+    def slow(*arguments: Any) -> Any:
+        calls.append(1)
+        time.sleep(0.3)
+        return original(*arguments)
+
+    monkeypatch.setattr(blockdrop.data, "_decode", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: DataSource("Folder", image_tree).test, range(2))
+    assert len(calls) == 1
+    assert isinstance(first, MemoryImages)
+    assert isinstance(second, MemoryImages)
+    assert first.images.equal(second.images)
 
 
 def test_a_damaged_cache_is_made_anew(image_tree: Path) -> None:

@@ -1,0 +1,39 @@
+"""The quickstart on a tiny budget."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from experiments import quickstart
+
+
+def test_quickstart_runs_to_its_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = quickstart.QuickstartConfig(
+        model="R8_Digits", cv_dir=str(tmp_path / "q"), pretrain_epochs=1, curriculum_epochs=1, finetune_epochs=1
+    )
+    found = quickstart.main(config)
+    out = capsys.readouterr().out
+    table = out[out.index("full network  ") :].splitlines()
+    assert re.match(r"full network +\d+\.\d\d% +3\.00 +2\.\d+e\+07 +100\.0% +\d+", table[0])
+    assert re.match(r" +dynamic +\d+\.\d\d% +\d\.\d\d +\d\.\d+e\+07 +\d+\.\d%", table[1])
+    assert found.numbers["policy_network_flops"] < found.numbers["full_flops"] / 10
+    with Image.open(tmp_path / "q" / "quickstart.png") as picture:
+        assert picture.size == (1650, 510)
+
+
+def test_a_second_quickstart_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert quickstart.free_folder(None) == Path("cv/quickstart")
+    Path("cv/quickstart").mkdir(parents=True)
+    Path("cv/quickstart-2").mkdir()
+    assert quickstart.free_folder(None) == Path("cv/quickstart-3")
+    assert quickstart.free_folder("mine") == Path("mine")
+
+
+def test_other_data_sets_are_refused(command: Any) -> None:
+    code, _, error = command(quickstart, "--model", "R20_C10")
+    assert code == 2
+    assert "the quickstart runs on Digits" in error
