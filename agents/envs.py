@@ -43,8 +43,10 @@ class _Images:
             )
         if images.min() < 0 or images.max() > 1:
             raise ValueError("images: expected values in [0, 1]; the classifier normalises them")
-        if labels.shape != (len(images),):
-            raise ValueError(f"labels: got shape {tuple(labels.shape)}; expected ({len(images)},)")
+        if labels.shape != (len(images),) or labels.is_floating_point():
+            raise ValueError(
+                f"labels: got {labels.dtype} of shape {tuple(labels.shape)}; expected int64 ({len(images)},)"
+            )
         if decided_blocks is not None and not 1 <= decided_blocks <= num_blocks:
             raise ValueError(f"decided_blocks: got {decided_blocks}; expected 1 to {num_blocks}")
         self.classifier, self.images, self.labels = classifier, images, labels.to(images.device)

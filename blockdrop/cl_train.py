@@ -16,11 +16,11 @@ from agents.rewards import blockdrop_reward
 from blockdrop.console import progress, run_command
 from blockdrop.data import Augment, derived_seed
 from blockdrop.flops import count_flops
-from blockdrop.models.checkpoints import load_policy_trunk
+from blockdrop.training.compute import Compute
 from blockdrop.training.config import TrainingConfig, require
 from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
 from blockdrop.training.run_directory import RunDirectory
-from blockdrop.training.setup import open_setup
+from blockdrop.training.setup import Setup, open_training
 
 
 @dataclass(kw_only=True)
@@ -63,17 +63,18 @@ class CurriculumConfig(PolicyTrainingConfig):
 
 
 def main(config: CurriculumConfig) -> dict[str, float]:
-    """Trains the policy network; returns the last test's metrics."""
+    """Opens models, data and run directory, and trains; returns the last test's metrics."""
     config.check()
-    setup = open_setup(config, config.load)
-    require(setup.has_backbone, f"--load {' '.join(config.load)}: holds no backbone; add a trained one")
-    if config.policy_init is not None:
-        load_policy_trunk(config.policy_init, setup.policy_network)
-    setup.has_policy = True
-    compute, data = config.compute(), setup.data
-    run = RunDirectory(config.cv_dir, "cl_train", config, config.overwrite)
-    setup.announce("cl_train", compute, run)
+    compute = config.compute()
+    setup, run = open_training(config, "cl_train", config.load, backbone=True, policy_init=config.policy_init)
+    with run:
+        setup.announce("cl_train", compute, run)
+        return train(config, setup, compute, run)
 
+
+def train(config: CurriculumConfig, setup: Setup, compute: Compute, run: RunDirectory) -> dict[str, float]:
+    """The training loop; returns the last test's metrics."""
+    data = setup.data
     classifier = compute.frozen(setup.resnet)
     policy_network = compute.place(setup.policy_network)
     optimizer = torch.optim.Adam(policy_network.parameters(), config.lr, weight_decay=config.wd)
@@ -85,8 +86,9 @@ def main(config: CurriculumConfig) -> dict[str, float]:
         policy_network.train()
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
+        augment = Augment(config.seed, epoch)
         batches = data.train.batches(
-            config.batch_size, setup.normalisation, compute.device, Augment(config.seed, epoch)
+            config.batch_size, setup.normalisation, compute.device, augment, compute.channels_last
         )
         for batch, (images, labels) in enumerate(progress(batches, f"epoch {epoch}", steps)):
             with compute.autocast():
@@ -105,13 +107,13 @@ def main(config: CurriculumConfig) -> dict[str, float]:
             optimizer.step()
             advantage = (reward - baseline).mean()
             sampled_epoch.add(policies[0], logits[0], labels, loss=loss, entropy=bonus, advantage=advantage)
-        train = sampled_epoch.metrics(config.penalty, config.step_lr(epoch))
+        trained = sampled_epoch.metrics(config.penalty, config.step_lr(epoch))
         tested = finish_epoch(
-            setup, run, compute, epoch, train, config.penalty, config.tests_after(epoch), decided
+            setup, run, compute, epoch, trained, config.penalty, config.tests_after(epoch), decided
         )
     assert tested is not None, "the last epoch is always tested"
     metrics, path = tested
-    run.close(metrics)
+    run.finish(metrics)
     print(f"checkpoint: {path}")
     return metrics
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import sys
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -22,13 +24,27 @@ def run_command(main: Callable[[Config], object], config_class: type[Config], de
         sys.stdout.reconfigure(line_buffering=True)  # keeps lines in order with the progress bar's
     module = getattr(sys.modules["__main__"].__spec__, "name", None)
     prog = f"python -m {module}" if module else None
-    config = tyro.cli(config_class, prog=prog, description=description, use_underscores=True)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config = tyro.cli(config_class, prog=prog, description=description, use_underscores=True)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        sys.exit(_fail(_unboxed(complaint.getvalue()), 2))
     try:
         main(config)
     except UserError as error:
         sys.exit(_fail(str(error), error.exit_code))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
+
+
+def _unboxed(text: str) -> str:
+    """The first paragraph of the box that tyro draws around what it has to say, as one line."""
+    inside = [line.strip("│| ") for line in text.splitlines() if not line.startswith(("╭", "╰", "+"))]
+    paragraph = itertools.takewhile(lambda line: not line.startswith(("───", "-----")), inside)
+    return f"{' '.join(filter(None, paragraph)).rstrip('.')}; --help lists the flags"
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -85,12 +85,26 @@ class Augment(NamedTuple):
     epoch: int
 
 
-def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:
-    """uint8 (N, 3, H, W) to float32 (N, 3, H, W), channels_last: (x / 255 - mean) / std."""
+def normalise(images: Tensor, normalisation: Normalisation, channels_last: bool = True) -> Tensor:
+    """uint8 (N, 3, H, W) to float32 (N, 3, H, W): (x / 255 - mean) / std."""
     mean = torch.tensor(normalisation.mean, device=images.device).view(3, 1, 1)
     std = torch.tensor(normalisation.std, device=images.device).view(3, 1, 1)
-    images = images.to(torch.float32, memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = images.to(torch.float32, memory_format=layout)
     return images.sub_(mean * 255).div_(std * 255)
+
+
+def split_rows(order: Tensor, batch_size: int, keep_single: bool) -> list[Tensor]:
+    """Splits row numbers (M,) into batches. Unless `keep_single`, a last batch of one image joins the one before
+    it, since BatchNorm can't train on a single value.
+
+    >>> [rows.tolist() for rows in split_rows(torch.arange(5), 2, keep_single=False)]
+    [[0, 1], [2, 3, 4]]
+    """
+    batches = list(order.split(batch_size))
+    if not keep_single and len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
 
 
 class MemoryImages:
@@ -109,6 +123,7 @@ class MemoryImages:
         normalisation: Normalisation,
         device: torch.device | str = "cpu",
         augment: Augment | None = None,
+        channels_last: bool = True,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields normalised images (N, 3, H, W) and labels (N,); in order and as they are without `augment`."""
         if augment is None:
@@ -118,14 +133,14 @@ class MemoryImages:
             order = torch.randperm(len(self), generator=generator)
             offsets = torch.randint(0, 2 * self.padding + 1, (len(self), 2), generator=generator)
             mirrored = torch.rand(len(self), generator=generator) < 0.5
-        for rows in order.split(batch_size):
+        for rows in split_rows(order, batch_size, keep_single=augment is None):
             images = self.images[rows]
             if augment is not None:
                 images = random_crop(images, self.padding, offsets[rows])
                 if self.flip:
                     images = torch.where(mirrored[rows].view(-1, 1, 1, 1), images.flip(3), images)
             images = images.to(device, non_blocking=True)
-            yield normalise(images, normalisation), self.labels[rows].to(device, non_blocking=True)
+            yield normalise(images, normalisation, channels_last), self.labels[rows].to(device, non_blocking=True)
 
 
 def random_crop(images: Tensor, padding: int, offsets: Tensor) -> Tensor:
@@ -166,6 +181,7 @@ class StreamedImages:
         normalisation: Normalisation,
         device: torch.device | str = "cpu",
         augment: Augment | None = None,
+        channels_last: bool = True,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields normalised images (N, 3, H, W) and labels (N,); in order and centred without `augment`."""
         order = torch.arange(len(self))
@@ -174,8 +190,7 @@ class StreamedImages:
             order = torch.randperm(len(self), generator=generator)
         loader = torch.utils.data.DataLoader(
             _ImageFiles(self.samples, self.image_size, augment),
-            batch_size=batch_size,
-            sampler=order.tolist(),
+            batch_sampler=[rows.tolist() for rows in split_rows(order, batch_size, keep_single=augment is None)],
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=torch.device(device).type == "cuda",
@@ -185,7 +200,7 @@ class StreamedImages:
                 raise batch
             images, labels = batch
             images = images.to(device, non_blocking=True)
-            yield normalise(images, normalisation), labels.to(device, non_blocking=True)
+            yield normalise(images, normalisation, channels_last), labels.to(device, non_blocking=True)
 
 
 class _ImageFiles(torch.utils.data.Dataset[Any]):
@@ -311,7 +326,10 @@ class DataSource:
         names = {}
         for train in (True, False):
             folder = self._part_folder(train)
-            names[train] = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+            try:
+                names[train] = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+            except OSError as error:
+                raise DataError(f"{folder}: can't be read ({error.strerror})") from None
             if not names[train]:
                 raise DataError(f"{folder}: no class folders in it; expected {folder.name}/<class>/<image>")
         if names[True] != names[False]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from blockdrop.training.config import ModelConfig, require
 from blockdrop.training.setup import Setup, open_setup
 
 SPEED_ROUNDS = 5
-SPEED_BATCHES = 8
+SPEED_BATCHES, SPEED_IMAGES = 8, 128  # at least so many a round
 
 
 @dataclass(kw_only=True)
@@ -57,6 +58,7 @@ class EvaluateConfig(ModelConfig):
             path = Path(self.json)
             require(self.overwrite or not path.exists(), f"--json {path}: exists; pass --overwrite to replace it")
             require(path.parent.is_dir(), f"--json {path}: no folder {path.parent}")
+            require(os.access(path.parent, os.W_OK), f"--json {path}: {path.parent} is not writable")
 
 
 def evaluate_images(
@@ -64,12 +66,11 @@ def evaluate_images(
     policy_network: PolicyNetwork | None,
     images: Images,
     normalisation: Normalisation,
-    device: torch.device | str = "cpu",
+    compute: Compute = Compute(torch.device("cpu"), torch.float32, channels_last=True),  # noqa: B008
     batch_size: int = 256,
     image_size: int = 32,
     threshold: float = 0.5,
     decided: int | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> Outcomes:
     """Predictions, policies and FLOPs of all images under their MAP policies.
 
@@ -78,15 +79,14 @@ def evaluate_images(
         threshold: run a block where its keep probability is at least this.
         decided: only the last so many blocks are decided, earlier ones run (during a curriculum).
     """
-    compute = Compute(torch.device(device), dtype, channels_last=True)
     table = count_flops(resnet, policy_network, image_size)
     net = compute.frozen(resnet)
     decider = None if policy_network is None else _frozen_policy_network(policy_network, compute)
     policies, predictions, labels = [], [], []
-    batches = images.batches(batch_size, normalisation, device)
+    batches = images.batches(batch_size, normalisation, compute.device, channels_last=compute.channels_last)
     with torch.inference_mode():
         for batch, batch_labels in progress(batches, "testing", -(-len(images) // batch_size)):
-            batch = batch.to(dtype)
+            batch = batch.to(compute.dtype)
             policy = None
             if decider is not None:
                 policy = map_policy(decider(batch)[0], threshold)
@@ -124,11 +124,12 @@ def measure_speed(
     net = compute.frozen(resnet)
     decider = None if policy_network is None else _frozen_policy_network(policy_network, compute)
     batches: list[Tensor] = []
-    for batch, _ in images.batches(batch_size, normalisation, compute.device):
+    count = 0
+    for batch, _ in images.batches(batch_size, normalisation, compute.device, channels_last=compute.channels_last):
         batches.append(batch.to(compute.dtype))
-        if len(batches) == SPEED_BATCHES:
+        count += len(batch)
+        if len(batches) >= SPEED_BATCHES and count >= SPEED_IMAGES:
             break
-    count = sum(map(len, batches))
 
     def full(batch: Tensor) -> Tensor:
         return net(batch)
@@ -178,13 +179,14 @@ def main(config: EvaluateConfig) -> Evaluation:
     if policy_network is None:
         print("no policy network: every block is kept, and no policy network is counted")
 
-    arguments = (images, setup.normalisation, compute.device, config.batch_size, setup.image_size)
-    outcomes = evaluate_images(
-        setup.resnet, policy_network, *arguments, threshold=config.threshold, dtype=compute.dtype
-    )
+    if setup.undecided:
+        print(setup.undecided)
+
+    arguments = (images, setup.normalisation, compute, config.batch_size, setup.image_size)
+    outcomes = evaluate_images(setup.resnet, policy_network, *arguments, threshold=config.threshold)
     full = outcomes
     if policy_network is not None:
-        full = evaluate_images(setup.resnet, None, *arguments, dtype=compute.dtype)
+        full = evaluate_images(setup.resnet, None, *arguments)
     full_speed, speed = measure_speed(
         setup.resnet,
         policy_network,
@@ -242,8 +244,10 @@ def main(config: EvaluateConfig) -> Evaluation:
         "config": asdict(config),
     }
     if config.json is not None:
+        temporary = Path(f"{config.json}.tmp")
         try:
-            Path(config.json).write_text(json.dumps(numbers, indent=2) + "\n")
+            temporary.write_text(json.dumps(numbers, indent=2) + "\n")
+            temporary.replace(config.json)
         except OSError as error:
             raise UserError(f"--json {config.json}: not writable ({error.strerror})") from None
         print(f"numbers: {config.json}")

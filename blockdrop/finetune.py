@@ -18,10 +18,11 @@ from blockdrop.console import progress, run_command
 from blockdrop.data import Augment, derived_seed
 from blockdrop.flops import count_flops
 from blockdrop.models.resnet import Execution
+from blockdrop.training.compute import Compute
 from blockdrop.training.config import require
 from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
 from blockdrop.training.run_directory import RunDirectory
-from blockdrop.training.setup import open_setup
+from blockdrop.training.setup import Setup, open_training
 
 
 @dataclass(kw_only=True)
@@ -49,19 +50,18 @@ class FinetuneConfig(PolicyTrainingConfig):
 
 
 def main(config: FinetuneConfig) -> dict[str, float]:
-    """Trains both networks; returns the last test's metrics."""
+    """Opens models, data and run directory, and trains; returns the last test's metrics."""
     config.check()
-    paths = (*config.pretrained, *config.load)
-    setup = open_setup(config, paths)
-    require(setup.has_backbone, f"{' '.join(paths)}: no backbone in it; add a checkpoint that has one")
-    require(
-        setup.has_policy,
-        f"{' '.join(paths)}: no policy network in it; run python -m blockdrop.cl_train first",
-    )
-    compute, data = config.compute(), setup.data
-    run = RunDirectory(config.cv_dir, "finetune", config, config.overwrite)
-    setup.announce("finetune", compute, run)
+    compute, paths = config.compute(), (*config.pretrained, *config.load)
+    setup, run = open_training(config, "finetune", paths, backbone=True, policy=True)
+    with run:
+        setup.announce("finetune", compute, run)
+        return train(config, setup, compute, run)
 
+
+def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirectory) -> dict[str, float]:
+    """The training loop; returns the last test's metrics."""
+    data = setup.data
     resnet, policy_network = compute.place(setup.resnet), compute.place(setup.policy_network)
     parameters = [*resnet.parameters(), *policy_network.parameters()]
     optimizer = torch.optim.Adam(parameters, config.lr, weight_decay=config.wd)
@@ -73,8 +73,9 @@ def main(config: FinetuneConfig) -> dict[str, float]:
         policy_network.train()
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
+        augment = Augment(config.seed, epoch)
         batches = data.train.batches(
-            config.batch_size, setup.normalisation, compute.device, Augment(config.seed, epoch)
+            config.batch_size, setup.normalisation, compute.device, augment, compute.channels_last
         )
         for batch, (images, labels) in enumerate(progress(batches, f"epoch {epoch}", steps)):
             with compute.autocast():
@@ -102,11 +103,11 @@ def main(config: FinetuneConfig) -> dict[str, float]:
                 entropy=entropy(bounded.detach()),
                 advantage=(reward - baseline).mean(),
             )
-        train = sampled_epoch.metrics(config.penalty, config.step_lr(epoch))
-        tested = finish_epoch(setup, run, compute, epoch, train, config.penalty, config.tests_after(epoch))
+        trained = sampled_epoch.metrics(config.penalty, config.step_lr(epoch))
+        tested = finish_epoch(setup, run, compute, epoch, trained, config.penalty, config.tests_after(epoch))
     assert tested is not None, "the last epoch is always tested"
     metrics, path = tested
-    run.close(metrics)
+    run.finish(metrics)
     print(f"checkpoint: {path}")
     return metrics
 

@@ -6,7 +6,7 @@ Cross-entropy, SGD with Nesterov momentum, one-cycle or step schedule; random cr
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from blockdrop.console import progress, run_command
 from blockdrop.data import Augment
 from blockdrop.evaluate import evaluate_images
+from blockdrop.training.compute import Compute
 from blockdrop.training.config import TrainingConfig, require
 from blockdrop.training.run_directory import RunDirectory
-from blockdrop.training.setup import open_setup
+from blockdrop.training.setup import Setup, open_training
 
 
 @dataclass(kw_only=True)
@@ -52,15 +53,19 @@ class PretrainConfig(TrainingConfig):
 
 
 def main(config: PretrainConfig) -> dict[str, float]:
-    """Trains; returns the last test's metrics."""
+    """Opens models, data and run directory, and trains; returns the last test's metrics."""
     config.check()
-    setup = open_setup(config, config.init, config.new_head)
-    resnet, data, compute = setup.resnet, setup.data, config.compute()
-    run = RunDirectory(config.cv_dir, "pretrain", config, config.overwrite)
-    setup.has_policy = False
-    setup.announce("pretrain", compute, run)
+    compute = config.compute()
+    setup, run = open_training(config, "pretrain", config.init, config.new_head)
+    with run:
+        setup.has_policy = False
+        setup.announce("pretrain", compute, run)
+        return train(config, setup, compute, run)
 
-    compute.place(resnet)
+
+def train(config: PretrainConfig, setup: Setup, compute: Compute, run: RunDirectory) -> dict[str, float]:
+    """The training loop; returns the last test's metrics."""
+    resnet, data = compute.place(setup.resnet), setup.data
     optimizer = torch.optim.SGD(
         resnet.parameters(), config.lr, config.momentum, weight_decay=config.wd, nesterov=True
     )
@@ -68,7 +73,11 @@ def main(config: PretrainConfig) -> dict[str, float]:
     one_cycle = None
     if config.schedule == "one_cycle":
         one_cycle = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, config.lr, total_steps=steps * config.max_epochs, pct_start=0.25, cycle_momentum=False
+            optimizer,
+            config.lr,
+            total_steps=max(8, steps * config.max_epochs),  # torch divides by zero at four
+            pct_start=0.25,
+            cycle_momentum=False,
         )
 
     metrics: dict[str, float] = {}
@@ -78,8 +87,9 @@ def main(config: PretrainConfig) -> dict[str, float]:
             optimizer.param_groups[0]["lr"] = config.step_lr(epoch)
         total_loss = correct = 0.0
         start = time.perf_counter()
+        augment = Augment(config.seed, epoch)
         batches = data.train.batches(
-            config.batch_size, setup.normalisation, compute.device, Augment(config.seed, epoch)
+            config.batch_size, setup.normalisation, compute.device, augment, compute.channels_last
         )
         for batch, (images, labels) in enumerate(progress(batches, f"epoch {epoch}", steps)):
             with compute.autocast():
@@ -104,13 +114,20 @@ def main(config: PretrainConfig) -> dict[str, float]:
         line = f"epoch {epoch}: loss {train['loss']:.4f}, train accuracy {train['accuracy']:.4f}, {seconds:.1f} s"
         line += f", {train['images_per_second']:.0f} images/s"
         if config.tests_after(epoch):
-            outcomes = evaluate_images(resnet, None, data.test, setup.normalisation, compute.device)
+            outcomes = evaluate_images(
+                resnet,
+                None,
+                data.test,
+                setup.normalisation,
+                replace(compute, dtype=torch.float32),
+                image_size=setup.image_size,
+            )
             metrics = {"accuracy": outcomes.accuracy}
             run.log(epoch, "test", metrics)
             line += f", test accuracy {outcomes.accuracy:.4f}"
             path = setup.save(run, epoch, metrics)
         print(line)
-    run.close(metrics)
+    run.finish(metrics)
     print(f"checkpoint: {path}")
     return metrics
 

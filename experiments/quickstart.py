@@ -38,6 +38,8 @@ class QuickstartConfig:
     """Epochs of joint fine-tuning."""
     batch_size: int = 64
     """Images per batch of the policy's training."""
+    overwrite: bool = False
+    """Delete the quickstart that cv_dir already holds."""
     seed: int = 0
     """Same seed, machine and thread count: same numbers."""
 
@@ -69,13 +71,19 @@ def figure_of_digits(
     return figure
 
 
-def closing_table(numbers: dict[str, float]) -> str:
-    """The full network beside the dynamic one."""
+def closing_table(numbers: dict[str, float], pretrained_accuracy: float) -> str:
+    """The full network, before and after fine-tuning, beside the dynamic one.
+
+    Args:
+        numbers: what `evaluate` found.
+        pretrained_accuracy: test accuracy in [0, 1] of the backbone before it was fine-tuned.
+    """
     blocks, flops = numbers["num_blocks"], numbers["full_flops"]
     rows = [
         ("", "accuracy", "blocks", "FLOPs/img", "of full", f"images/s (batch {numbers['batch_size']})"),
+        ("full, as pretrained", f"{pretrained_accuracy:.2%}", f"{blocks:.2f}", f"{flops:.3e}", "100.0%", ""),
         (
-            "full network",
+            "full, fine-tuned",
             f"{numbers['full_accuracy']:.2%}",
             f"{blocks:.2f}",
             f"{flops:.3e}",
@@ -92,7 +100,16 @@ def closing_table(numbers: dict[str, float]) -> str:
         ),
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    lines = (
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in rows
+    )
+    return "\n".join(lines)
 
 
 def free_folder(wanted: str | None) -> Path:
@@ -118,10 +135,11 @@ def main(config: QuickstartConfig) -> evaluate.Evaluation:
         print(f"\n=== {text} ({time.perf_counter() - start:.0f} s so far)")
 
     headline("1/4 pretrain: a ResNet learns to read digits")
-    pretrain.main(
+    pretrained = pretrain.main(
         pretrain.PretrainConfig(
             model=model,
             seed=seed,
+            overwrite=config.overwrite,
             cv_dir=f"{folder}/pretrain",
             max_epochs=config.pretrain_epochs,
             batch_size=64,
@@ -134,6 +152,7 @@ def main(config: QuickstartConfig) -> evaluate.Evaluation:
             model=model,
             seed=seed,
             load=(f"{folder}/pretrain",),
+            overwrite=config.overwrite,
             cv_dir=f"{folder}/curriculum",
             max_epochs=config.curriculum_epochs,
             batch_size=config.batch_size,
@@ -146,6 +165,7 @@ def main(config: QuickstartConfig) -> evaluate.Evaluation:
             model=model,
             seed=seed,
             pretrained=(f"{folder}/curriculum",),
+            overwrite=config.overwrite,
             cv_dir=f"{folder}/finetune",
             max_epochs=config.finetune_epochs,
             batch_size=config.batch_size,
@@ -170,7 +190,7 @@ def main(config: QuickstartConfig) -> evaluate.Evaluation:
         torch.as_tensor(found.outcomes.blocks_used),
     )
     figure.savefig(folder / "quickstart.png", dpi=150)
-    print(f"\n{closing_table(found.numbers)}\n")
+    print(f"\n{closing_table(found.numbers, pretrained['accuracy'])}\n")
     print(f"FLOPs of the dynamic network include its policy network. {time.perf_counter() - start:.0f} s in all.")
     print(f"figure: {folder / 'quickstart.png'}; curves: tensorboard --logdir {folder}")
     return found

@@ -5,11 +5,13 @@ Dialects read:
 - the BlockDrop reference's `.t7`: `agent` (older: `net`, with stray `features.fc*`), perhaps `resnet`;
 - torchvision-style backbones: `layer1.0.conv1.weight`, `fc` or `linear`, perhaps under `state_dict`, perhaps
   prefixed `module.`;
-each in torch's zip or pre-1.6 serialisation.
+each in torch's zip or pre-1.6 serialisation. Zip files carry checksums, which are compared; pre-1.6 files don't,
+unless their name ends in their hash (`resnet18-f37072fd.pth`), as published weights' names do.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import zipfile
@@ -20,16 +22,26 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
 from blockdrop.data import NORMALISATIONS, Normalisation
-from blockdrop.errors import CheckpointError
+from blockdrop.errors import CheckpointError, NumericalError
 from blockdrop.models.resnet import SHORTCUTS, DroppableResNet, Shortcut
-from blockdrop.models.zoo import CIFAR_DEPTHS, IMAGENET_LAYERS, POLICY_NETS
+from blockdrop.models.zoo import CIFAR_DEPTHS, IMAGENET_LAYERS, POLICY_NETS, parse_model_name
 
 FORMAT = "blockdrop"
+PRE_16_START = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
+"""Pickle header and magic number with which torch.save began its files before version 1.6."""
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+NUMPY_SCALARS: list[Any] = [  # plain numbers, which training scripts often leave beside the weights
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
+]
 State = dict[str, Tensor]
 
 
@@ -68,7 +80,7 @@ class Checkpoint:
     def num_classes(self) -> int | None:
         """Outputs of the backbone's head; None without a backbone or with a head that isn't linear."""
         head = (self.resnet or {}).get("fc.weight")
-        return None if head is None else len(head)
+        return None if head is None or head.dim() != 2 else len(head)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -82,8 +94,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
 
-    policy_state = content.get("agent", content.get("net"))
-    resnet_state = content.get("resnet")
+    policy_state, resnet_state = content.get("agent"), content.get("resnet")
+    if isinstance(net := content.get("net"), Mapping):  # older files of the reference, or others' backbones
+        if any("logit." in str(key) for key in net):
+            policy_state = policy_state or net
+        else:
+            resnet_state = resnet_state or net
     bare = content.get("state_dict", content) if policy_state is None and resnet_state is None else None
     if bare is not None:
         if not isinstance(bare, Mapping) or not any(isinstance(value, Tensor) for value in bare.values()):
@@ -108,8 +124,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         epoch=_integer(content.get("epoch")),
     )
     for key in ("acc", "reward", "best_prec1"):
-        if isinstance(content.get(key), int | float):
-            checkpoint.metrics[key] = content[key]
+        value = content.get(key)
+        if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
+            value = value.item()
+        if isinstance(value, int | float):
+            checkpoint.metrics[key] = value
     return checkpoint
 
 
@@ -150,7 +169,7 @@ def load_checkpoint(
     if policy_network is not None:
         if checkpoint.policy_network is None:
             raise CheckpointError(f"{checkpoint.path}: holds a backbone but no policy network")
-        _check_policy_network(checkpoint.path, checkpoint.policy_network, policy_network)
+        _check_policy_network(checkpoint, checkpoint.policy_network, policy_network)
         parts.append((policy_network, checkpoint.policy_network))
     filled = [(module, _complete(checkpoint.path, state, module)) for module, state in parts]
     for module, state in filled:
@@ -192,8 +211,13 @@ def save_checkpoint(
     Keys `agent`, `resnet`, `epoch`, `acc` and `reward` are where the BlockDrop reference looks for them.
 
     Raises:
+        NumericalError: a weight isn't finite; nothing is written.
         CheckpointError: it can't be written (full disk, read-only folder).
     """
+    for network in (resnet, policy_network):
+        for key, value in network.state_dict().items() if network is not None else ():
+            if not bool(torch.isfinite(value).all()):
+                raise NumericalError(f"{key} is no longer finite after epoch {epoch}; try a smaller --lr")
     metrics = dict(metrics or {})
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -245,8 +269,14 @@ def _newest_checkpoint(path: Path) -> Path:
 
 def _read_file(path: Path) -> Any:
     _check_archive(path)
+    _check_hash_in_name(path)
+    with open(path, "rb") as file:
+        start = file.read(len(PRE_16_START))
+    if start.startswith(b"\x80") and start[2:] != PRE_16_START[2:]:
+        raise CheckpointError(f"{path}: refused: a bare pickle, which would run code; not made by torch.save")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         message = str(error)
         if isinstance(error, OSError) and error.strerror:
@@ -258,6 +288,12 @@ def _read_file(path: Path) -> Any:
                 "state dict alone"
             ) from None
         raise CheckpointError(f"{path}: damaged, or not a torch checkpoint") from None
+
+
+def _check_hash_in_name(path: Path) -> None:
+    named = re.search(r"-([0-9a-f]{8,64})\.(?:th|pth|pt|t7)$", path.name)
+    if named and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(named[1]):
+        raise CheckpointError(f"{path}: damaged (its content doesn't have the hash that its name promises)")
 
 
 def _check_archive(path: Path) -> None:
@@ -290,6 +326,8 @@ def _tensors(path: Path, state: Any) -> State | None:
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: not a state dict: {str(key)[:60]} is a {type(value).__name__}")
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise CheckpointError(f"{path}: {key} is not a plain tensor ({value.layout}, {value.device})")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"{path}: {key} holds values that aren't finite; the file is damaged")
         tensors[key.removeprefix("module.")] = value
@@ -308,6 +346,8 @@ def _canonical_backbone(path: Path, state: Any) -> tuple[State | None, bool, boo
             torchvision_style = True
             stage, rest = int(match[1]) - 1, match[3]
             short = re.fullmatch(r"(?:downsample|shortcut)\.(.+)", rest)
+            if short and match[2] != "0":
+                raise CheckpointError(f"{path}: {key}: only the first block of a stage has a shortcut of its own")
             name = f"ds.{stage}.{short[1]}" if short else f"blocks.{stage}.{match[2]}.{rest}"
         elif key.startswith("linear."):
             linear_head, name = True, key.replace("linear.", "fc.", 1)
@@ -398,15 +438,22 @@ def _check_same_network(path: str, state: State, resnet: DroppableResNet) -> Non
     if name(state) != name(wanted):
         raise CheckpointError(f"{path}: holds a {name(state)}, the model is a {name(wanted)}; change --model")
     have, want = state.get("fc.weight"), wanted.get("fc.weight")
-    if have is not None and want is not None and have.shape != want.shape:
+    if have is not None and want is not None and have.dim() == want.dim() and len(have) != len(want):
         raise CheckpointError(f"{path}: made for {len(have)} classes, the model has {len(want)}")
 
 
-def _check_policy_network(path: str, state: State, policy_network: PolicyNetwork) -> None:
+def _check_policy_network(checkpoint: Checkpoint, state: State, policy_network: PolicyNetwork) -> None:
+    if checkpoint.model is not None:  # pooling has no weights, so only this check notices another kind
+        reference_pool = 2 if parse_model_name(checkpoint.model).large_images else 1
+        if POLICY_NETS[checkpoint.policy_net] * reference_pool != policy_network.input_pool:
+            raise CheckpointError(
+                f"{checkpoint.path}: its policy network is {checkpoint.policy_net}; build the model with "
+                f"policy_net={checkpoint.policy_net}"
+            )
     logit = state.get("logit.weight")
-    if logit is not None and len(logit) != policy_network.num_blocks:
+    if logit is not None and logit.dim() == 2 and len(logit) != policy_network.num_blocks:
         raise CheckpointError(
-            f"{path}: its policy network decides on {len(logit)} blocks, the model has "
+            f"{checkpoint.path}: its policy network decides on {len(logit)} blocks, the model has "
             f"{policy_network.num_blocks}; change --model"
         )
 
@@ -418,6 +465,8 @@ def _complete(path: str, state: State, module: nn.Module) -> State:
     for key, value in wanted.items():
         if key not in state:
             raise CheckpointError(f"{path}: {key} is missing; another architecture, or an incomplete file")
+        if state[key].is_floating_point() != value.is_floating_point():
+            raise CheckpointError(f"{path}: {key} is {state[key].dtype}, the model wants {value.dtype}")
         if state[key].shape != value.shape:
             raise CheckpointError(
                 f"{path}: {key} has shape {tuple(state[key].shape)}, the model wants {tuple(value.shape)}"

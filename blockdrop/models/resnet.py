@@ -221,6 +221,8 @@ class DroppableResNet(nn.Module):
         Raises:
             ValueError: policy of another shape or dtype, unknown execution.
         """
+        if execution not in ("sparse", "masked"):
+            raise ValueError(f'execution: got {execution!r}; choose "sparse" or "masked"')
         if policy is None:
             x = self.stem(images)
             for branch, ds in self.branches():
@@ -230,11 +232,9 @@ class DroppableResNet(nn.Module):
         if execution == "masked":
             if policy.dim() == 3:
                 return torch.stack([self(images, p, execution) for p in policy])
-            return self._forward_masked(images, policy)
-        if execution != "sparse":
-            raise ValueError(f'execution: got {execution!r}; choose "sparse" or "masked"')
+            return self._forward_masked(images, policy.to(images.device))
 
-        steps, rows = plan_rows(policy.reshape(-1, *policy.shape[-2:]), images.device)
+        steps, rows = plan_rows(policy if policy.dim() == 3 else policy[None], images.device)
         x = self.stem(images)
         for (branch, ds), step in zip(self.branches(), steps, strict=True):
             x = _run_block(x, branch, ds, step)
@@ -363,6 +363,9 @@ def make_resnet(
     return net
 
 
+BLOCK_PARTS = {"conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "relu", "downsample"}
+
+
 def from_torchvision(model: Any) -> DroppableResNet:
     """Any torchvision ResNet, ResNeXt or wide ResNet as a `DroppableResNet` with the same logits.
 
@@ -388,6 +391,9 @@ def from_torchvision(model: Any) -> DroppableResNet:
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         if any(block.downsample is not None for block in list(stage)[1:]):
             raise TypeError("a block that isn't the first of its stage has a downsampling shortcut")
+        unknown = {name for block in stage for name, _ in block.named_children()} - BLOCK_PARTS
+        if unknown:
+            raise TypeError(f"a block has a part that no torchvision ResNet has: {sorted(unknown)[0]}")
         ds.append(stage[0].downsample or nn.Identity())
         names = ("1", "2", "3") if hasattr(stage[0], "conv3") else ("1", "2")
         blocks.append(

@@ -47,7 +47,7 @@ class Compute:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 natively (AVX-512 BF16 or AMX on CPUs)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":  # private in torch, but there is no public way to ask
         checks = (
             getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -70,4 +70,6 @@ def choose_compute(device: str = "auto", precision: Precision = "auto", channels
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: not available ({str(error).splitlines()[0]})") from None
     fast = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(chosen))
+    torch.backends.cudnn.allow_tf32 = fast  # float32 means float32: masked = sparse, whatever the batch size
+    torch.backends.cudnn.deterministic = True
     return Compute(chosen, torch.bfloat16 if fast else torch.float32, channels_last)

@@ -49,14 +49,14 @@ class ModelConfig:
     channels_last: bool = True
     """Keep feature maps with channels last, which convolutions like."""
     seed: int = 0
-    """Same seed, machine and thread count: same numbers."""
+    """Same seed, machine and thread count: same numbers (on a GPU, up to the order of atomic sums)."""
 
     def check(self) -> None:
         """Raises `UserError` for a value out of range."""
         parse_model_name(self.model)
         require(self.batch_size >= 1, f"--batch_size {self.batch_size}: must be at least 1")
         require(self.workers >= 0, f"--workers {self.workers}: must be at least 0")
-        require(self.seed >= 0, f"--seed {self.seed}: must be at least 0")
+        require(0 <= self.seed < 2**63, f"--seed {self.seed}: must be at least 0 and below 2^63")
 
     def compute(self) -> Compute:
         return choose_compute(self.device, self.precision, self.channels_last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -67,11 +68,13 @@ def finish_epoch(
         setup.policy_network,
         setup.data.test,
         setup.normalisation,
-        compute.device,
+        replace(compute, dtype=torch.float32),
         image_size=setup.image_size,
         decided=decided,
     )
     metrics = outcomes.metrics(penalty)
+    if decided is not None:
+        metrics["decided"] = decided
     run.log(epoch, "test", metrics)
     figure = usage_per_block(outcomes.usage_per_block.tolist(), setup.resnet.stage_sizes)
     run.log_figure(epoch, "test/usage_per_block", figure)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ class RunDirectory:
     Files: `config.json` (command, flags, versions), `metrics.jsonl` (one object per epoch and phase),
     TensorBoard events, `ckpt_E_<epoch>_….t7`.
 
+    A context manager: leaving it closes the files, whatever happened.
+
     Args:
         path: created if missing.
         command: the command's name, for config.json.
@@ -42,13 +44,8 @@ class RunDirectory:
         self.path = Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            earlier = [file for pattern in OWN_FILES for file in self.path.glob(pattern)]
-            if earlier and not overwrite:
-                raise UserError(
-                    f"--cv_dir {path}: already holds a run ({earlier[0].name}); name another folder, or pass "
-                    "--overwrite to delete that run"
-                )
-            for file in earlier:
+            check_unused(path, overwrite)
+            for file in own_files(self.path):
                 file.unlink()
             self.flags = dataclasses.asdict(config)
             record = {
@@ -57,8 +54,13 @@ class RunDirectory:
                 "blockdrop": project_version(),
                 "torch": torch.__version__,
             }
-            (self.path / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+            with open(
+                self.path / "config.json", "x", encoding="utf-8"
+            ) as claim:  # "x": two runs can't both have it
+                claim.write(json.dumps(record, indent=2) + "\n")
             self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        except FileExistsError:
+            raise UserError(f"--cv_dir {path}: another run has just begun there; name another folder") from None
         except OSError as error:
             raise UserError(f"--cv_dir {path}: not writable ({error.strerror or error})") from None
         self.writer = SummaryWriter(str(self.path))
@@ -96,10 +98,33 @@ class RunDirectory:
             f"the loss is {loss.item()} in epoch {epoch}, batch {batch}; try a smaller --lr; {kept}"
         )
 
-    def close(self, final_metrics: Mapping[str, float]) -> None:
-        """Records flags beside final metrics in TensorBoard's table of runs, and closes the files."""
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.writer.close()
+        self._metrics.close()
+
+    def finish(self, final_metrics: Mapping[str, float]) -> None:
+        """Records flags beside final metrics in TensorBoard's table of runs."""
         flags = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.flags.items()}
         finite = {f"final/{k}": v for k, v in final_metrics.items() if math.isfinite(v)}
         self.writer.add_hparams(flags, finite, run_name=".")
-        self.writer.close()
-        self._metrics.close()
+
+
+def own_files(path: Path) -> list[Path]:
+    """The files of a run in this folder; none if there is no such folder."""
+    return [file for pattern in OWN_FILES for file in path.glob(pattern)]
+
+
+def check_unused(path: str | Path, overwrite: bool, inputs: Sequence[str] = ()) -> None:
+    """Raises `UserError` if a run is there and may not be deleted, or holds a checkpoint to start from."""
+    earlier = own_files(Path(path))
+    if earlier and not overwrite:
+        raise UserError(
+            f"--cv_dir {path}: already holds a run ({earlier[0].name}); name another folder, or pass "
+            "--overwrite to delete that run"
+        )
+    for name in inputs:
+        if earlier and Path(path).resolve() in (Path(name).resolve(), *Path(name).resolve().parents):
+            raise UserError(f"--cv_dir {path}: holds {name}, which this run starts from; name another folder")

@@ -11,12 +11,18 @@ import torch
 from agents.policy_network import PolicyNetwork
 from blockdrop.data import DATASETS, NORMALISATIONS, DataSource, Normalisation
 from blockdrop.errors import CheckpointError
-from blockdrop.models.checkpoints import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
+from blockdrop.models.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    load_policy_trunk,
+    read_checkpoint,
+    save_checkpoint,
+)
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.zoo import build, parse_model_name
 from blockdrop.training.compute import Compute
-from blockdrop.training.config import ModelConfig
-from blockdrop.training.run_directory import RunDirectory
+from blockdrop.training.config import ModelConfig, TrainingConfig, require
+from blockdrop.training.run_directory import RunDirectory, check_unused
 
 
 @dataclass
@@ -35,6 +41,19 @@ class Setup:
     has_policy: bool
     """Likewise for the policy network."""
     checkpoints: list[Checkpoint]
+    policy_metrics: dict[str, float]
+    """Metrics recorded with the policy network."""
+
+    @property
+    def undecided(self) -> str | None:
+        """A warning, if the policy network comes from a curriculum that had not yet reached every block."""
+        decided = self.policy_metrics.get("decided", self.resnet.num_blocks)
+        if decided >= self.resnet.num_blocks:
+            return None
+        return (
+            f"note: the policy network's curriculum had reached {decided:.0f} of {self.resnet.num_blocks} blocks; "
+            "its outputs for the others are untrained"
+        )
 
     def announce(self, command: str, compute: Compute, run: RunDirectory) -> None:
         """A command's first lines: what runs on what, from where, to where."""
@@ -46,6 +65,8 @@ class Setup:
         print(f"data: {self.data.name}, {len(self.data.train):,} training, {len(self.data.test):,} test images")
         print(f"weights from: {', '.join(c.path for c in self.checkpoints) or 'scratch'}")
         print(f"run directory: {run.path}")
+        if self.undecided:
+            print(self.undecided)
 
     def save(self, run: RunDirectory, epoch: int, metrics: Mapping[str, float]) -> Path:
         """Writes a checkpoint into the run directory and returns its path."""
@@ -91,8 +112,8 @@ def open_setup(config: ModelConfig, paths: tuple[str, ...], new_head: bool = Fal
     resnet, policy_network = build(config.model, data.num_classes, shortcut, policy_net)
     if backbones:
         backbone = backbones[-1]
-        if backbone.dialect != "blockdrop" and shortcut != "projection" != backbone.shortcut:
-            backbone.shortcut = shortcut  # inferred only; the user knows better
+        if backbone.dialect != "blockdrop" and "projection" not in (shortcut, backbone.shortcut):
+            backbone.shortcut = shortcut  # the kind of zero padding was only inferred; the user knows better
         load_checkpoint(backbone, resnet=resnet, ignore_head=new_head)
     if policies:
         load_checkpoint(policies[-1], policy_network=policy_network)
@@ -104,7 +125,45 @@ def open_setup(config: ModelConfig, paths: tuple[str, ...], new_head: bool = Fal
     return Setup(
         config.model, resnet, policy_network, policy_net, normalisation, data, spec.image_size,
         bool(backbones), bool(policies), checkpoints,
+        policies[-1].metrics if policies else {},
     )  # fmt: skip
+
+
+def open_training(
+    config: TrainingConfig,
+    command: str,
+    paths: tuple[str, ...],
+    new_head: bool = False,
+    backbone: bool = False,
+    policy: bool = False,
+    policy_init: str | None = None,
+) -> tuple[Setup, RunDirectory]:
+    """Models, data and run directory of a command that trains.
+
+    All that can fail is read before the run directory is begun, so that a run that can't start leaves no trace,
+    and deletes nothing under --overwrite.
+
+    Args:
+        paths, new_head: as for `open_setup`.
+        backbone, policy: whether the checkpoints must hold them.
+        policy_init: backbone whose first blocks start the policy network's trunk.
+    Raises:
+        UserError: see `open_setup` and `RunDirectory`.
+    """
+    inputs = (*paths, *([policy_init] if policy_init else []))
+    check_unused(config.cv_dir, config.overwrite, inputs)
+    setup = open_setup(config, paths, new_head)
+    files = ", ".join(paths)
+    require(
+        setup.has_backbone or not backbone, f"{files}: no trained backbone in it; add a checkpoint that has one"
+    )
+    require(setup.has_policy or not policy, f"{files}: no policy network in it; run blockdrop.cl_train first")
+    if policy_init:
+        require(not setup.has_policy, f"--policy_init {policy_init}: {files} already holds a policy network")
+        load_policy_trunk(policy_init, setup.policy_network)
+    setup.has_policy = True
+    len(setup.data.train), len(setup.data.test)
+    return setup, RunDirectory(config.cv_dir, command, config, config.overwrite)
 
 
 def _check_classes(checkpoint: Checkpoint, data: DataSource) -> None:

@@ -94,7 +94,8 @@ def test_vector_environment_is_reproducible() -> None:
     [
         ({"images": IMAGES * 255}, r"values in \[0, 1\]"),
         ({"images": IMAGES[:0]}, "M > 0"),
-        ({"labels": LABELS[:3]}, r"expected \(5,\)"),
+        ({"labels": LABELS[:3]}, r"expected int64 \(5,\)"),
+        ({"labels": LABELS.float()}, r"expected int64 \(5,\)"),
         ({"decided_blocks": 5}, "expected 1 to 4"),
     ],
 )

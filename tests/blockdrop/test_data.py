@@ -92,6 +92,21 @@ def test_each_image_is_flipped_by_its_own_coin() -> None:
     )
 
 
+@pytest.mark.parametrize("size", [32, 80])
+def test_training_leaves_no_batch_of_a_single_image(tmp_path: Path, size: int) -> None:
+    source = DataSource("Folder", write_image_tree(tmp_path, size=size), image_size=size, workers=0)
+    assert [len(labels) for _, labels in source.train.batches(11, NONE, augment=Augment(0, 0))] == [12]
+    assert [len(labels) for _, labels in source.train.batches(11, NONE)] == [11, 1]
+    assert [len(labels) for _, labels in source.train.batches(1, NONE, augment=Augment(0, 0))] == [1] * 12
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_memory_layout_is_as_asked(channels_last: bool) -> None:
+    images, _ = next(DataSource("Digits").test.batches(4, NONE, channels_last=channels_last))
+    assert images.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert images.is_contiguous() != channels_last
+
+
 def test_images_are_decoded_once(image_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = DataSource("Folder", image_tree).test
     pixels = np.asarray(Image.open(image_tree / "test" / "dog" / "0000.png"))

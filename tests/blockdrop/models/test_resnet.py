@@ -197,7 +197,7 @@ def test_a_policy_of_wrong_shape_or_dtype_is_named(
 
 def test_unknown_execution_is_named(make_resnet: Callable[..., DroppableResNet]) -> None:
     with pytest.raises(ValueError, match="choose"):
-        make_resnet("R8_C10")(images_for("R8_C10"), torch.ones(5, 3).bool(), execution="lazy")
+        make_resnet("R8_C10")(images_for("R8_C10"), execution="lazy")
 
 
 @pytest.mark.parametrize(("name", "shortcut"), MODELS)
@@ -240,5 +240,9 @@ def test_torchvision_networks_keep_their_logits(make: Callable[[], nn.Module]) -
 
 
 def test_what_is_no_torchvision_resnet_is_refused() -> None:
+    model = torchvision.models.resnet18()
+    model.layer2[0].attention = nn.Identity()
+    with pytest.raises(TypeError, match="no torchvision ResNet has: attention"):
+        from_torchvision(model)
     with pytest.raises(TypeError, match="expected a torchvision ResNet"):
         from_torchvision(torchvision.models.mobilenet_v3_small())
