@@ -42,9 +42,13 @@ def run_command(main: Callable[[Config], object], config_class: type[Config], de
 
 def _unboxed(text: str) -> str:
     """The first paragraph of the box that tyro draws around what it has to say, as one line."""
-    inside = [line.strip("│| ") for line in text.splitlines() if not line.startswith(("╭", "╰", "+"))]
-    paragraph = itertools.takewhile(lambda line: not line.startswith(("───", "-----")), inside)
-    return f"{' '.join(filter(None, paragraph)).rstrip('.')}; --help lists the flags"
+
+    def is_rule(line: str) -> bool:
+        return set(line) <= set("─-╰╯")
+
+    inside = filter(None, (line.strip("│ ") for line in text.splitlines()[1:]))  # after the box's title
+    paragraph = itertools.takewhile(lambda line: not is_rule(line), itertools.dropwhile(is_rule, inside))
+    return f"{' '.join(paragraph).rstrip('.')}; --help lists the flags"
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -188,7 +188,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path, 
         (tmp_path / "c.t7").write_bytes(pickle.dumps(content))
     else:
         torch.save(content, tmp_path / "c.t7", _use_new_zipfile_serialization=how == "zip")
-    with pytest.raises(CheckpointError, match="refused: .* would run code"):
+    with pytest.raises(CheckpointError, match=r"refused: .* would run code"):
         read_checkpoint(tmp_path / "c.t7")
     assert not (tmp_path / "touched").exists()
 
