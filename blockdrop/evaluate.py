@@ -82,14 +82,16 @@ def evaluate_images(
     table = count_flops(resnet, policy_network, image_size)
     net = compute.frozen(resnet)
     decider = None if policy_network is None else _frozen_policy_network(policy_network, compute)
-    policies, predictions, labels = [], [], []
+    policies, probabilities, predictions, labels = [], [], [], []
     batches = images.batches(batch_size, normalisation, compute.device, channels_last=compute.channels_last)
     with torch.inference_mode():
         for batch, batch_labels in progress(batches, "testing", -(-len(images) // batch_size)):
             batch = batch.to(compute.dtype)
             policy = None
             if decider is not None:
-                policy = map_policy(decider(batch)[0], threshold)
+                keep_probs = decider(batch)[0]
+                probabilities.append(keep_probs.cpu())
+                policy = map_policy(keep_probs, threshold)
                 if decided is not None:
                     policy = keep_undecided(policy, decided)
                 policies.append(policy.cpu())
@@ -98,7 +100,13 @@ def evaluate_images(
     if not policies:
         policies.append(torch.ones(len(images), resnet.num_blocks, dtype=torch.bool))
     policy = torch.cat(policies)
-    return Outcomes(policy, torch.cat(predictions), torch.cat(labels), table.per_image(policy))
+    return Outcomes(
+        policy,
+        torch.cat(predictions),
+        torch.cat(labels),
+        table.per_image(policy),
+        torch.cat(probabilities) if probabilities else None,
+    )
 
 
 def _frozen_policy_network(policy_network: PolicyNetwork, compute: Compute) -> PolicyNetwork:

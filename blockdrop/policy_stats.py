@@ -23,6 +23,8 @@ class Outcomes:
     """int64 (N,)."""
     flops: Tensor
     """int64 (N,), policy network included where one ran."""
+    keep_probs: Tensor | None = None
+    """float32 (N, K), where a policy network ran."""
 
     @property
     def correct(self) -> Tensor:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from blockdrop.figures import draw_usage_per_block
 class QuickstartConfig:
     """Flags of `python -m experiments.quickstart`."""
 
-    model: str = "R20_Digits"
+    model: str = "R26_Digits"
     """R<depth>_Digits."""
     cv_dir: str | None = None
     """Where the three runs and the figure go; default: cv/quickstart, or cv/quickstart-2, … if there is one."""
@@ -34,7 +33,7 @@ class QuickstartConfig:
     """Epochs of the backbone."""
     curriculum_epochs: int = 16
     """Epochs of curriculum learning."""
-    finetune_epochs: int = 30
+    finetune_epochs: int = 34
     """Epochs of joint fine-tuning."""
     batch_size: int = 64
     """Images per batch of the policy's training."""
@@ -45,7 +44,12 @@ class QuickstartConfig:
 
 
 def figure_of_digits(
-    usage: Sequence[float], stage_sizes: Sequence[int], images: Tensor, blocks_used: Tensor, columns: int = 8
+    usage: Sequence[float],
+    stage_sizes: Sequence[int],
+    images: Tensor,
+    policy: Tensor,
+    keep_probs: Tensor,
+    columns: int = 7,
 ) -> Figure:
     """Usage per block beside the easiest and hardest images.
 
@@ -53,13 +57,15 @@ def figure_of_digits(
         usage: K shares of images that run each block.
         stage_sizes: blocks per stage.
         images: uint8 (N, 3, H, W).
-        blocks_used: (N,), by which images count as easy (few) or hard (many).
+        policy: bool (N, K); images that use few blocks count as easy, those that use many as hard.
+        keep_probs: float (N, K); among images of equally many blocks, their sum decides.
         columns: how many images to show of each.
     """
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.0), layout="constrained")
     ((left, right),) = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.15))
     draw_usage_per_block(left.subplots(), usage, stage_sizes)
-    order = blocks_used.argsort(stable=True)
+    blocks_used = policy.sum(1)
+    order = (blocks_used + keep_probs.sum(1) / (1 + policy.shape[1])).argsort()
     rows = {"fewest blocks": order[:columns], "most blocks": order.flip(0)[:columns]}
     for axes_row, (title, chosen) in zip(right.subplots(2, columns), rows.items(), strict=True):
         for axes, index in zip(axes_row, chosen.tolist(), strict=True):
@@ -169,8 +175,9 @@ def main(config: QuickstartConfig) -> evaluate.Evaluation:
             cv_dir=f"{folder}/finetune",
             max_epochs=config.finetune_epochs,
             batch_size=config.batch_size,
-            lr=1e-3,
-            epoch_step=max(1, config.finetune_epochs * 2 // 3),
+            lr=5e-4,
+            alpha=0.9,
+            epoch_step=max(1, config.finetune_epochs * 6 // 7),
             penalty=-1.0,
         )
     )
@@ -183,11 +190,13 @@ def main(config: QuickstartConfig) -> evaluate.Evaluation:
 
     test = found.setup.data.test
     assert isinstance(test, MemoryImages)
+    assert found.outcomes.keep_probs is not None
     figure = figure_of_digits(
         found.numbers["usage_per_block"],
         found.numbers["stage_sizes"],
         test.images,
-        torch.as_tensor(found.outcomes.blocks_used),
+        found.outcomes.policy,
+        found.outcomes.keep_probs,
     )
     figure.savefig(folder / "quickstart.png", dpi=150)
     print(f"\n{closing_table(found.numbers, pretrained['accuracy'])}\n")

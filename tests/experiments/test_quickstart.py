@@ -22,7 +22,7 @@ def test_quickstart_runs_to_its_table_and_figure(tmp_path: Path, capsys: pytest.
     assert re.match(r"dynamic +\d+\.\d\d% +\d\.\d\d +\d\.\d+e\+07 +\d+\.\d% +\d+", table[2])
     assert found.numbers["policy_network_flops"] < found.numbers["full_flops"] / 10
     with Image.open(tmp_path / "q" / "quickstart.png") as picture:
-        assert picture.size == (1650, 510)
+        assert picture.size == (1650, 450)
 
 
 def test_a_second_quickstart_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
