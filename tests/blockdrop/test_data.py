@@ -197,6 +197,27 @@ def test_a_streamed_image_that_does_not_decode_is_named(tmp_path: Path, workers:
     assert "\n" not in str(caught.value)
 
 
+def test_torchvisions_cifar_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FakeCifar:  # what torchvision's data set offers, without its 160 MB
+        base_folder = "cifar-10-batches-py"
+        classes = tuple("abcdefghij")
+
+        def __init__(self, root: str, train: bool, download: bool):
+            assert (root, download) == (str(tmp_path), True)
+            self.data = np.full((3, 32, 32, 3), 50 if train else 200, dtype=np.uint8)
+            self.data[1, :, :, 2] = 7
+            self.targets = [3, 1, 9]
+
+    monkeypatch.setattr(blockdrop.data.torchvision.datasets, "CIFAR10", FakeCifar)
+    source = DataSource("C10", tmp_path, download=True)
+    assert source.num_classes == 10
+    assert isinstance(source.test, MemoryImages)
+    assert isinstance(source.train, MemoryImages)
+    assert source.test.labels.tolist() == [3, 1, 9]
+    assert source.test.images[0].unique().tolist() == [200]
+    assert source.train.images[1, :, 4, 5].tolist() == [50, 50, 7]
+
+
 def test_missing_cifar_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="pass --download"):
         DataSource("C10", tmp_path)
