@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,8 +44,8 @@ class RunDirectory:
     def __init__(self, path: str | Path, command: str, config: Any, overwrite: bool = False):
         self.path = Path(path)
         try:
+            check_usable(path, overwrite)
             self.path.mkdir(parents=True, exist_ok=True)
-            check_unused(path, overwrite)
             for file in own_files(self.path):
                 file.unlink()
             self.flags = dataclasses.asdict(config)
@@ -117,14 +118,19 @@ def own_files(path: Path) -> list[Path]:
     return [file for pattern in OWN_FILES for file in path.glob(pattern)]
 
 
-def check_unused(path: str | Path, overwrite: bool, inputs: Sequence[str] = ()) -> None:
-    """Raises `UserError` if a run is there and may not be deleted, or holds a checkpoint to start from."""
-    earlier = own_files(Path(path))
+def check_usable(path: str | Path, overwrite: bool, inputs: Sequence[str] = ()) -> None:
+    """Raises `UserError` if the folder can't be written, holds a run that may not be deleted, or holds one of the
+    checkpoints (`inputs`) that the new run starts from. Changes nothing."""
+    folder = Path(path).resolve()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"--cv_dir {path}: not writable ({there}); name another folder")
+    earlier = own_files(folder)
     if earlier and not overwrite:
         raise UserError(
             f"--cv_dir {path}: already holds a run ({earlier[0].name}); name another folder, or pass "
             "--overwrite to delete that run"
         )
     for name in inputs:
-        if earlier and Path(path).resolve() in (Path(name).resolve(), *Path(name).resolve().parents):
+        if earlier and folder in (Path(name).resolve(), *Path(name).resolve().parents):
             raise UserError(f"--cv_dir {path}: holds {name}, which this run starts from; name another folder")

@@ -22,7 +22,7 @@ from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.zoo import build, parse_model_name
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig, TrainingConfig, require
-from blockdrop.training.run_directory import RunDirectory, check_unused
+from blockdrop.training.run_directory import RunDirectory, check_usable
 
 
 @dataclass
@@ -151,7 +151,7 @@ def open_training(
         UserError: see `open_setup` and `RunDirectory`.
     """
     inputs = (*paths, *([policy_init] if policy_init else []))
-    check_unused(config.cv_dir, config.overwrite, inputs)
+    check_usable(config.cv_dir, config.overwrite, inputs)
     setup = open_setup(config, paths, new_head)
     files = ", ".join(paths)
     require(
