@@ -13,8 +13,8 @@ import torch
 from agents.curriculum import keep_undecided, num_decided
 from agents.estimators import bound_keep_probs, entropy, map_policy, sample_policy, self_critical_loss
 from agents.rewards import blockdrop_reward
-from blockdrop.console import progress, run_command
-from blockdrop.data import Augment, derived_seed
+from blockdrop.console import run_command
+from blockdrop.data import derived_seed
 from blockdrop.flops import count_flops
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import TrainingConfig, require
@@ -74,23 +74,17 @@ def main(config: CurriculumConfig) -> dict[str, float]:
 
 def train(config: CurriculumConfig, setup: Setup, compute: Compute, run: RunDirectory) -> dict[str, float]:
     """The training loop; returns the last test's metrics."""
-    data = setup.data
     classifier = compute.frozen(setup.resnet)
     policy_network = compute.place(setup.policy_network)
     optimizer = torch.optim.Adam(policy_network.parameters(), config.lr, weight_decay=config.wd)
     flops = count_flops(setup.resnet, policy_network, setup.image_size)
-    steps = -(-len(data.train) // config.batch_size)
     for epoch in range(config.max_epochs):
         decided = num_decided(epoch, classifier.num_blocks, config.cl_step)
         optimizer.param_groups[0]["lr"] = config.step_lr(epoch)
         policy_network.train()
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
-        augment = Augment(config.seed, epoch)
-        batches = data.train.batches(
-            config.batch_size, setup.normalisation, compute.device, augment, compute.channels_last
-        )
-        for batch, (images, labels) in enumerate(progress(batches, f"epoch {epoch}", steps)):
+        for batch, (images, labels) in enumerate(setup.training_batches(config, compute, epoch)):
             with compute.autocast():
                 keep_probs, _ = policy_network(images)  # (N, K)
             bounded = bound_keep_probs(keep_probs, config.alpha)

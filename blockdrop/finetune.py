@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from agents.estimators import bound_keep_probs, entropy, map_policy, sample_policy, self_critical_loss
 from agents.rewards import blockdrop_reward
 from blockdrop.cl_train import PolicyTrainingConfig
-from blockdrop.console import progress, run_command
-from blockdrop.data import Augment, derived_seed
+from blockdrop.console import run_command
+from blockdrop.data import derived_seed
 from blockdrop.flops import count_flops
 from blockdrop.models.resnet import Execution
 from blockdrop.training.compute import Compute
@@ -61,23 +61,17 @@ def main(config: FinetuneConfig) -> dict[str, float]:
 
 def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirectory) -> dict[str, float]:
     """The training loop; returns the last test's metrics."""
-    data = setup.data
     resnet, policy_network = compute.place(setup.resnet), compute.place(setup.policy_network)
     parameters = [*resnet.parameters(), *policy_network.parameters()]
     optimizer = torch.optim.Adam(parameters, config.lr, weight_decay=config.wd)
     flops = count_flops(resnet, policy_network, setup.image_size)
-    steps = -(-len(data.train) // config.batch_size)
     for epoch in range(config.max_epochs):
         optimizer.param_groups[0]["lr"] = config.step_lr(epoch)
         resnet.train()
         policy_network.train()
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
-        augment = Augment(config.seed, epoch)
-        batches = data.train.batches(
-            config.batch_size, setup.normalisation, compute.device, augment, compute.channels_last
-        )
-        for batch, (images, labels) in enumerate(progress(batches, f"epoch {epoch}", steps)):
+        for batch, (images, labels) in enumerate(setup.training_batches(config, compute, epoch)):
             with compute.autocast():
                 keep_probs, _ = policy_network(images)  # (N, K)
             bounded = bound_keep_probs(keep_probs, config.alpha)

@@ -12,8 +12,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from blockdrop.console import progress, run_command
-from blockdrop.data import Augment
+from blockdrop.console import run_command
 from blockdrop.evaluate import evaluate_images
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import TrainingConfig, require
@@ -87,11 +86,7 @@ def train(config: PretrainConfig, setup: Setup, compute: Compute, run: RunDirect
             optimizer.param_groups[0]["lr"] = config.step_lr(epoch)
         total_loss = correct = 0.0
         start = time.perf_counter()
-        augment = Augment(config.seed, epoch)
-        batches = data.train.batches(
-            config.batch_size, setup.normalisation, compute.device, augment, compute.channels_last
-        )
-        for batch, (images, labels) in enumerate(progress(batches, f"epoch {epoch}", steps)):
+        for batch, (images, labels) in enumerate(setup.training_batches(config, compute, epoch)):
             with compute.autocast():
                 logits = resnet(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
@@ -104,15 +99,17 @@ def train(config: PretrainConfig, setup: Setup, compute: Compute, run: RunDirect
             if one_cycle is not None:
                 one_cycle.step()
         seconds = time.perf_counter() - start
-        train = {
+        trained = {
             "loss": total_loss / len(data.train),
             "accuracy": correct / len(data.train),
             "lr": optimizer.param_groups[0]["lr"],
             "images_per_second": len(data.train) / seconds,
         }
-        run.log(epoch, "train", train)
-        line = f"epoch {epoch}: loss {train['loss']:.4f}, train accuracy {train['accuracy']:.4f}, {seconds:.1f} s"
-        line += f", {train['images_per_second']:.0f} images/s"
+        run.log(epoch, "train", trained)
+        line = (
+            f"epoch {epoch}: loss {trained['loss']:.4f}, train accuracy {trained['accuracy']:.4f}, {seconds:.1f} s"
+        )
+        line += f", {trained['images_per_second']:.0f} images/s"
         if config.tests_after(epoch):
             outcomes = evaluate_images(
                 resnet,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from agents.policy_network import PolicyNetwork
-from blockdrop.data import DATASETS, NORMALISATIONS, DataSource, Normalisation
+from blockdrop.console import progress
+from blockdrop.data import DATASETS, NORMALISATIONS, Augment, DataSource, Normalisation
 from blockdrop.errors import CheckpointError
 from blockdrop.models.checkpoints import (
     Checkpoint,
@@ -67,6 +69,20 @@ class Setup:
         print(f"run directory: {run.path}")
         if self.undecided:
             print(self.undecided)
+
+    def training_batches(
+        self, config: TrainingConfig, compute: Compute, epoch: int
+    ) -> Iterable[tuple[Tensor, Tensor]]:
+        """The epoch's shuffled, augmented, normalised batches, images (N, 3, H, W) and labels (N,), with a
+        progress bar."""
+        batches = self.data.train.batches(
+            config.batch_size,
+            self.normalisation,
+            compute.device,
+            Augment(config.seed, epoch),
+            compute.channels_last,
+        )
+        return progress(batches, f"epoch {epoch}", -(-len(self.data.train) // config.batch_size))
 
     def save(self, run: RunDirectory, epoch: int, metrics: Mapping[str, float]) -> Path:
         """Writes a checkpoint into the run directory and returns its path."""
