@@ -60,7 +60,7 @@ class _Images:
         return torch.from_numpy(generator.integers(0, len(self.images), count)).to(self.images.device)
 
     def play(self, chosen: Tensor, actions: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Rewards float32 (N,) and infos (N,) of running the chosen images under the actions (N, K)."""
+        """Rewards float32 (N,) and infos (N,) of running images `chosen` (N,) under the actions (N, K)."""
         policy = torch.as_tensor(actions, device=self.images.device).bool()
         if policy.shape != (len(chosen), self.num_blocks):
             raise ValueError(f"action: got shape {tuple(policy.shape)}; expected {(len(chosen), self.num_blocks)}")
@@ -193,6 +193,8 @@ class BlockDropVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         as_tensors: bool = False,
     ):
         self._game = _Images(classifier, images, labels, num_blocks, penalty, flops, decided_blocks)
+        if num_envs < 1:
+            raise ValueError(f"num_envs: got {num_envs}; expected at least 1")
         self.num_envs, self.as_tensors = num_envs, as_tensors
         self.single_observation_space = self._game.observation_space
         self.single_action_space = self._game.action_space
@@ -203,6 +205,8 @@ class BlockDropVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
+        if options and "index" in options:
+            raise ValueError("options: the vector environment draws its images; index is for the single one")
         if isinstance(seed, list):
             raise ValueError("seed: one number seeds the whole batch; got a list")
         super().reset(seed=seed, options=options)

@@ -17,25 +17,10 @@ from blockdrop.console import run_command
 from blockdrop.data import derived_seed
 from blockdrop.flops import count_flops
 from blockdrop.training.compute import Compute
-from blockdrop.training.config import TrainingConfig, require
+from blockdrop.training.config import PolicyTrainingConfig, require
 from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup, open_training
-
-
-@dataclass(kw_only=True)
-class PolicyTrainingConfig(TrainingConfig):
-    """Flags of both commands that train a policy network."""
-
-    penalty: float = -1.0
-    """Reward of a wrong prediction."""
-    alpha: float = 0.8
-    """Keep probabilities are bounded to [1 - alpha, alpha] before sampling."""
-
-    def check(self) -> None:
-        super().check()
-        require(math.isfinite(self.penalty), f"--penalty {self.penalty}: must be a finite number")
-        require(0.5 < self.alpha <= 1, f"--alpha {self.alpha}: must be above 0.5 and at most 1")
 
 
 @dataclass(kw_only=True)

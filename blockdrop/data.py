@@ -278,7 +278,7 @@ class DataSource:
         self.cifar: dict[bool, Any] | None = None
         if name == "Digits":
             self.classes = [str(digit) for digit in range(10)]
-        elif name in ("C10", "C100") and not (self.data_dir / "train").is_dir():
+        elif name in ("C10", "C100") and not os.path.isdir(self.data_dir / "train"):
             self.cifar = _open_cifar(name, self.data_dir, download)
             self.classes = list(self.cifar[False].classes)
         else:
@@ -313,7 +313,7 @@ class DataSource:
     def _part_folder(self, train: bool) -> Path:
         names = ("train",) if train else ("test", "val")
         for name in names:
-            if (self.data_dir / name).is_dir():
+            if os.path.isdir(self.data_dir / name):
                 return self.data_dir / name
         raise DataError(
             f"{self.data_dir}: no {' or '.join(names)} folder; expected train/<class>/… and test/<class>/… "
@@ -321,7 +321,7 @@ class DataSource:
         )
 
     def _class_folders(self) -> list[str]:
-        if not self.data_dir.is_dir():
+        if not os.path.isdir(self.data_dir):
             raise DataError(f"{self.data_dir}: no such folder; point --data_dir at the images")
         names = {}
         for train in (True, False):
@@ -430,7 +430,7 @@ def _open_cifar(name: str, data_dir: Path, download: bool) -> dict[bool, Any]:
     except (RuntimeError, OSError) as error:
         if download:
             raise DataError(f"{data_dir}: downloading {name} failed: {str(error).splitlines()[0]}") from None
-        what = "no such folder" if not data_dir.is_dir() else f"holds no (undamaged) {dataset.base_folder}"
+        what = "no such folder" if not os.path.isdir(data_dir) else f"holds no (undamaged) {dataset.base_folder}"
         raise DataError(
             f"{data_dir}: {what} and no train/<class>/ images; pass --download, or point --data_dir at {name}"
         ) from None

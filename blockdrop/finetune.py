@@ -13,13 +13,12 @@ import torch.nn.functional as F
 
 from agents.estimators import bound_keep_probs, entropy, map_policy, sample_policy, self_critical_loss
 from agents.rewards import blockdrop_reward
-from blockdrop.cl_train import PolicyTrainingConfig
 from blockdrop.console import run_command
 from blockdrop.data import derived_seed
 from blockdrop.flops import count_flops
 from blockdrop.models.resnet import Execution
 from blockdrop.training.compute import Compute
-from blockdrop.training.config import require
+from blockdrop.training.config import PolicyTrainingConfig, require
 from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup, open_training

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from blockdrop.console import run_command
-from blockdrop.evaluate import evaluate_images
+from blockdrop.measure import evaluate_images
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import TrainingConfig, require
 from blockdrop.training.run_directory import RunDirectory

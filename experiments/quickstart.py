@@ -19,6 +19,7 @@ from blockdrop.console import run_command
 from blockdrop.data import MemoryImages
 from blockdrop.errors import UserError
 from blockdrop.figures import draw_usage_per_block
+from blockdrop.training.config import require
 
 
 @dataclass(kw_only=True)
@@ -41,6 +42,13 @@ class QuickstartConfig:
     """Delete the quickstart that cv_dir already holds."""
     seed: int = 0
     """Same seed, machine and thread count: same numbers."""
+
+    def check(self) -> None:
+        """Raises `UserError` for a value out of range."""
+        if not self.model.endswith("_Digits"):
+            raise UserError(f"--model {self.model}: the quickstart runs on Digits; choose R<depth>_Digits")
+        for flag in ("pretrain_epochs", "curriculum_epochs", "finetune_epochs", "batch_size"):
+            require(getattr(self, flag) >= 1, f"--{flag} {getattr(self, flag)}: must be at least 1")
 
 
 def figure_of_digits(
@@ -131,8 +139,7 @@ def free_folder(wanted: str | None) -> Path:
 
 def main(config: QuickstartConfig) -> evaluate.Evaluation:
     """Runs everything; returns the evaluation."""
-    if not config.model.endswith("_Digits"):
-        raise UserError(f"--model {config.model}: the quickstart runs on Digits; choose R<depth>_Digits")
+    config.check()
     start = time.perf_counter()
     folder = free_folder(config.cv_dir)
     model, seed = config.model, config.seed

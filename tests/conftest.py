@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from blockdrop.console import run_command
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.zoo import build
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = Path(os.environ.get("BLOCKDROP_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +78,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         config_class = next(
             value
             for name, value in vars(module).items()
-            if name.endswith("Config")
-            and getattr(value, "__module__", "") == module.__name__
-            and name != "PolicyTrainingConfig"
+            if name.endswith("Config") and getattr(value, "__module__", "") == module.__name__
         )
         capsys.readouterr()
         try:

@@ -159,7 +159,7 @@ def load_checkpoint(
         if checkpoint.shortcut != resnet.shortcut:
             raise CheckpointError(
                 f"{checkpoint.path}: its shortcuts are of kind {checkpoint.shortcut}, the model's are "
-                f"{resnet.shortcut}; build the model with shortcut={checkpoint.shortcut}"
+                f"{resnet.shortcut}; shortcut={checkpoint.shortcut} is needed"
             )
         state = dict(checkpoint.resnet)
         if ignore_head:
@@ -253,7 +253,7 @@ def _contiguous_state(module: nn.Module) -> State:
 
 
 def _newest_checkpoint(path: Path) -> Path:
-    if path.is_dir():
+    if os.path.isdir(path):
         found = [
             (int(m[1]), p.stat().st_mtime, p)
             for p in path.iterdir()
@@ -262,7 +262,7 @@ def _newest_checkpoint(path: Path) -> Path:
         if not found:
             raise CheckpointError(f"{path}: no ckpt_E_*.t7 checkpoint in this folder")
         return max(found)[2]
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such checkpoint file")
     return path
 
@@ -398,7 +398,7 @@ def _ours(path: Path, content: Mapping[str, Any], resnet: State | None, policy: 
             policy_net=policy_net,
             classes=content.get("classes"),
             epoch=_integer(content.get("epoch")),
-            metrics=dict(content.get("metrics") or {}),
+            metrics={str(k): v for k, v in (content.get("metrics") or {}).items() if isinstance(v, int | float)},
             config=dict(content.get("config") or {}),
             version=str(content.get("version")),
         )
@@ -447,8 +447,8 @@ def _check_policy_network(checkpoint: Checkpoint, state: State, policy_network: 
         reference_pool = 2 if parse_model_name(checkpoint.model).large_images else 1
         if POLICY_NETS[checkpoint.policy_net] * reference_pool != policy_network.input_pool:
             raise CheckpointError(
-                f"{checkpoint.path}: its policy network is {checkpoint.policy_net}; build the model with "
-                f"policy_net={checkpoint.policy_net}"
+                f"{checkpoint.path}: its policy network is {checkpoint.policy_net}; "
+                f"policy_net={checkpoint.policy_net} is needed"
             )
     logit = state.get("logit.weight")
     if logit is not None and logit.dim() == 2 and len(logit) != policy_network.num_blocks:

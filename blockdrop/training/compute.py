@@ -66,9 +66,13 @@ def choose_compute(device: str = "auto", precision: Precision = "auto", channels
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda"):
+            raise RuntimeError("choose cpu or cuda")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: not available ({str(error).splitlines()[0]})") from None
+        raise UserError(
+            f"--device {device}: not available ({str(error).splitlines()[0].split('. ')[0]})"
+        ) from None
     fast = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(chosen))
     torch.backends.cudnn.allow_tf32 = fast  # float32 means float32: masked = sparse, whatever the batch size
     torch.backends.cudnn.deterministic = True

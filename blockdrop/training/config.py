@@ -41,7 +41,7 @@ class ModelConfig:
     normalisation: Literal["imagenet", "cifar", "none", "half"] | None = None
     """Input normalisation; default: the checkpoint's, else the data set's."""
     policy_net: PolicyNet | None = None
-    """pooled and pooled4 average-pool the input by 2 and 4; default: the checkpoint's, else reference."""
+    """Policy network; pooled and pooled4 average-pool its input by 2 and 4; default: the checkpoint's."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …."""
     precision: Precision = "auto"
@@ -54,6 +54,10 @@ class ModelConfig:
     def check(self) -> None:
         """Raises `UserError` for a value out of range."""
         parse_model_name(self.model)
+        require(self.cv_dir != "", "--cv_dir: empty; name a folder")
+        require(self.data_dir != "", "--data_dir: empty; name a folder")
+        for flag in ("init", "load", "pretrained"):
+            require("" not in getattr(self, flag, ()), f"--{flag}: an empty name; name a checkpoint")
         require(self.batch_size >= 1, f"--batch_size {self.batch_size}: must be at least 1")
         require(self.workers >= 0, f"--workers {self.workers}: must be at least 0")
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: must be at least 0 and below 2^63")
@@ -100,3 +104,18 @@ class TrainingConfig(ModelConfig):
     def step_lr(self, epoch: int) -> float:
         """The learning rate of `epoch` (from 0) under step decay."""
         return self.lr * self.lr_decay_ratio ** (epoch // self.epoch_step)
+
+
+@dataclass(kw_only=True)
+class PolicyTrainingConfig(TrainingConfig):
+    """Flags of both commands that train a policy network."""
+
+    penalty: float = -1.0
+    """Reward of a wrong prediction."""
+    alpha: float = 0.8
+    """Keep probabilities are bounded to [1 - alpha, alpha] before sampling."""
+
+    def check(self) -> None:
+        super().check()
+        require(math.isfinite(self.penalty), f"--penalty {self.penalty}: must be a finite number")
+        require(0.5 < self.alpha <= 1, f"--alpha {self.alpha}: must be above 0.5 and at most 1")

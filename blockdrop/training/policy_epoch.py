@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blockdrop.evaluate import evaluate_images
 from blockdrop.figures import usage_per_block
 from blockdrop.flops import FlopTable
+from blockdrop.measure import evaluate_images
 from blockdrop.policy_stats import Outcomes
 from blockdrop.training.compute import Compute
 from blockdrop.training.run_directory import RunDirectory

@@ -21,7 +21,7 @@ from blockdrop.models.checkpoints import project_version
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OWN_FILES = ("config.json", "metrics.jsonl", "ckpt_E_*.t7", "events.out.tfevents.*")
+OWN_FILES = ("config.json", "metrics.jsonl", "ckpt_E_*.t7", "ckpt_E_*.t7.tmp", "events.out.tfevents.*")
 
 
 class RunDirectory:
@@ -122,8 +122,8 @@ def check_usable(path: str | Path, overwrite: bool, inputs: Sequence[str] = ()) 
     """Raises `UserError` if the folder can't be written, holds a run that may not be deleted, or holds one of the
     checkpoints (`inputs`) that the new run starts from. Changes nothing."""
     folder = Path(path).resolve()
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
+    there = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
+    if not (os.path.isdir(there) and os.access(there, os.W_OK) and len(folder.name) < 256):
         raise UserError(f"--cv_dir {path}: not writable ({there}); name another folder")
     earlier = own_files(folder)
     if earlier and not overwrite:

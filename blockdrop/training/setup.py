@@ -41,7 +41,7 @@ class Setup:
     has_backbone: bool
     """Whether a checkpoint filled the backbone (otherwise its weights are fresh)."""
     has_policy: bool
-    """Likewise for the policy network."""
+    """Whether the policy network takes part: filled by a checkpoint, or to be trained."""
     checkpoints: list[Checkpoint]
     policy_metrics: dict[str, float]
     """Metrics recorded with the policy network."""
@@ -178,7 +178,7 @@ def open_training(
         require(not setup.has_policy, f"--policy_init {policy_init}: {files} already holds a policy network")
         load_policy_trunk(policy_init, setup.policy_network)
     setup.has_policy = True
-    len(setup.data.train), len(setup.data.test)
+    len(setup.data.train), len(setup.data.test)  # reads them
     return setup, RunDirectory(config.cv_dir, command, config, config.overwrite)
 
 

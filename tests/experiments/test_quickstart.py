@@ -34,6 +34,12 @@ def test_a_second_quickstart_gets_a_folder_of_its_own(tmp_path: Path, monkeypatc
     assert quickstart.free_folder("mine") == Path("mine")
 
 
+def test_flags_are_checked_before_anything_runs(command: Any, tmp_path: Path) -> None:
+    code, _, error = command(quickstart, "--finetune_epochs", 0, "--cv_dir", tmp_path / "q")
+    assert (code, error) == (2, "error: --finetune_epochs 0: must be at least 1")
+    assert not (tmp_path / "q").exists()
+
+
 def test_other_data_sets_are_refused(command: Any) -> None:
     code, _, error = command(quickstart, "--model", "R20_C10")
     assert code == 2

@@ -18,7 +18,7 @@ from torch import Tensor
 from blockdrop import build, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource, Images
 from blockdrop.errors import CheckpointError, NumericalError
-from blockdrop.evaluate import evaluate_images
+from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints import load_policy_trunk, project_version, read_checkpoint
 from blockdrop.models.resnet import DroppableResNet
 from tests.conftest import SHARED
@@ -293,7 +293,7 @@ def test_a_policy_network_with_pooled_input_is_not_taken_for_another(tmp_path: P
         policy_net="pooled",
         normalisation=NORMALISATIONS["none"],
     )
-    with pytest.raises(CheckpointError, match="build the model with policy_net=pooled"):
+    with pytest.raises(CheckpointError, match="policy_net=pooled is needed"):
         load_checkpoint(tmp_path / "c.t7", policy_network=build("R8_C10")[1])
 
 
@@ -325,7 +325,7 @@ def test_other_classes_and_other_shortcuts_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="made for 100 classes, the model has 10"):
         load_checkpoint(tmp_path / "c.t7", resnet=build("R8_C10")[0])
     load_checkpoint(tmp_path / "c.t7", resnet=build("R8_C10")[0], ignore_head=True)
-    with pytest.raises(CheckpointError, match="build the model with shortcut=pad_avgpool"):
+    with pytest.raises(CheckpointError, match="shortcut=pad_avgpool is needed"):
         load_checkpoint(tmp_path / "c.t7", resnet=build("R8_C100", shortcut="pad_stride")[0])
 
 
