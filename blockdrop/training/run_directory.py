@@ -46,8 +46,9 @@ class RunDirectory:
         try:
             check_usable(path, overwrite)
             self.path.mkdir(parents=True, exist_ok=True)
-            for file in own_files(self.path):
-                file.unlink()
+            if overwrite:
+                for file in own_files(self.path):
+                    file.unlink()
             self.flags = dataclasses.asdict(config)
             record = {
                 "command": command,
@@ -55,9 +56,8 @@ class RunDirectory:
                 "blockdrop": project_version(),
                 "torch": torch.__version__,
             }
-            with open(
-                self.path / "config.json", "x", encoding="utf-8"
-            ) as claim:  # "x": two runs can't both have it
+            # "x": of two runs that begin together one gets the folder, and the other touches nothing in it
+            with open(self.path / "config.json", "x", encoding="utf-8") as claim:
                 claim.write(json.dumps(record, indent=2) + "\n")
             self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         except FileExistsError:

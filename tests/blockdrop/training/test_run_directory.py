@@ -21,8 +21,9 @@ def test_two_runs_cannot_claim_one_folder(tmp_path: Path, monkeypatch: pytest.Mo
     with RunDirectory(tmp_path, "finetune", config):
         with pytest.raises(UserError, match="already holds a run"):
             RunDirectory(tmp_path, "finetune", config)
-        monkeypatch.setattr(
-            "blockdrop.training.run_directory.own_files", lambda _: []
-        )  # as if both looked at once
+        first = (tmp_path / "config.json").read_text()
+        # as if both had looked before either wrote
+        monkeypatch.setattr("blockdrop.training.run_directory.check_usable", lambda *_: None)
         with pytest.raises(UserError, match="another run has just begun there"):
-            RunDirectory(tmp_path, "finetune", config)
+            RunDirectory(tmp_path, "cl_train", config)
+        assert (tmp_path / "config.json").read_text() == first
