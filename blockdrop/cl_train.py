@@ -16,6 +16,7 @@ from agents.rewards import blockdrop_reward
 from blockdrop.console import run_command
 from blockdrop.data import derived_seed
 from blockdrop.flops import count_flops
+from blockdrop.measure import executor
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import PolicyTrainingConfig, require
 from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
@@ -59,7 +60,7 @@ def main(config: CurriculumConfig) -> dict[str, float]:
 
 def train(config: CurriculumConfig, setup: Setup, compute: Compute, run: RunDirectory) -> dict[str, float]:
     """The training loop; returns the last test's metrics."""
-    classifier = compute.frozen(setup.resnet)
+    classifier = executor(setup.resnet, None, compute, engine="torch")  # the same sums whatever ran before
     policy_network = compute.place(setup.policy_network)
     optimizer = torch.optim.Adam(policy_network.parameters(), config.lr, weight_decay=config.wd)
     flops = count_flops(setup.resnet, policy_network, setup.image_size)
@@ -75,8 +76,7 @@ def train(config: CurriculumConfig, setup: Setup, compute: Compute, run: RunDire
             bounded = bound_keep_probs(keep_probs, config.alpha)
             policies = torch.stack([sample_policy(bounded, draws), map_policy(keep_probs)])  # (2, N, K)
             policies = keep_undecided(policies, decided)
-            with torch.no_grad():  # the two policies of an image share the work up to their first difference
-                logits = classifier(images.to(compute.dtype), policies)  # (2, N, classes)
+            logits, _ = classifier(images, policy=policies)  # (2, N, classes)
             reward, baseline = blockdrop_reward(logits.argmax(-1) == labels, policies, config.penalty)
             bonus = entropy(bounded)
             loss = self_critical_loss(bounded, policies[0], reward, baseline, decided) - config.beta * bonus

@@ -117,6 +117,10 @@ class MemoryImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def subset(self, rows: Tensor) -> MemoryImages:
+        """The images of these rows, int64 (S,)."""
+        return MemoryImages(self.images[rows], self.labels[rows], self.padding, self.flip)
+
     def batches(
         self,
         batch_size: int,
@@ -174,6 +178,10 @@ class StreamedImages:
     def labels(self) -> Tensor:
         """int64 (M,)."""
         return torch.tensor([label for _, label in self.samples])
+
+    def subset(self, rows: Tensor) -> StreamedImages:
+        """The images of these rows, int64 (S,)."""
+        return StreamedImages([self.samples[row] for row in rows.tolist()], self.image_size, self.workers)
 
     def batches(
         self,

@@ -2,25 +2,42 @@
 
 Without a policy network (no checkpoint, or a backbone alone) every block is kept and no policy network runs
 or is counted.
+
+With --budget, half of the test images choose the threshold that meets it, and the report is about the other
+half: the training images were trained on, and images that chose would flatter the report.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.estimators import map_policy
+from agents.policy_network import PolicyNetwork
 from blockdrop.console import run_command
+from blockdrop.data import Images
 from blockdrop.errors import UserError
 from blockdrop.flops import count_flops
-from blockdrop.measure import evaluate_images, measure_speed
-from blockdrop.models.checkpoints import project_version
+from blockdrop.inference.executor import EngineName, Executor
+from blockdrop.inference.operating_point import (
+    DROP_ALL,
+    KEEP_ALL,
+    curve_thresholds,
+    held_out_halves,
+    threshold_for_budget,
+)
+from blockdrop.measure import evaluate_images, executor, measure_speed
+from blockdrop.models.checkpoints import Checkpoint, check_operating_point, project_version, save_checkpoint
 from blockdrop.policy_stats import Outcomes
 from blockdrop.training.compute import Precision
 from blockdrop.training.config import ModelConfig, require
 from blockdrop.training.setup import Setup, open_setup
+
+DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(kw_only=True)
@@ -29,27 +46,48 @@ class EvaluateConfig(ModelConfig):
 
     load: tuple[str, ...] = ()
     """Checkpoints of any dialect, or run directories; backbone and policy network in one file or in two."""
-    threshold: float = 0.5
-    """Run a block where its keep probability is at least this."""
+    threshold: float | None = None
+    """Run a block where its keep probability is at least this; default: the checkpoint's, else 0.5."""
+    budget: float | None = None
+    """Find the threshold for this fraction of the full network's FLOPs, policy network included."""
+    curve: bool = False
+    """Also report about ten other thresholds, from all blocks to none."""
+    save: str | None = None
+    """Write the checkpoint with the threshold (and the curve) to this new file."""
     precision: Precision = "float32"
     """float32, bfloat16, or auto (bfloat16 where the processor has it)."""
+    engine: EngineName = "auto"
+    """What runs it: torch, openvino, or auto (openvino where it is installed and knows the network's layers)."""
     json: str | None = None
     """Write all numbers to this file."""
     overwrite: bool = False
-    """Replace the JSON file if there is one."""
+    """Replace the files of --json and --save if there are any."""
 
     def check(self) -> None:
         super().check()
-        require(0 < self.threshold < 1, f"--threshold {self.threshold}: must be above 0 and below 1")
-        if self.json is not None:
-            path = Path(self.json)
-            require(not os.path.isdir(path) and len(path.name) < 250, f"--json {path}: not a file name")
-            require(
-                self.overwrite or not os.path.exists(path),
-                f"--json {path}: exists; pass --overwrite to replace it",
-            )
-            require(os.path.isdir(path.parent), f"--json {path}: no folder {path.parent}")
-            require(os.access(path.parent, os.W_OK), f"--json {path}: {path.parent} is not writable")
+        require(self.threshold is None or self.budget is None, "--threshold and --budget: pass one of them")
+        require(
+            self.threshold is None or 0 < self.threshold < 1,
+            f"--threshold {self.threshold}: must be above 0 and below 1",
+        )
+        require(
+            self.budget is None or (self.budget > 0 and math.isfinite(self.budget)),
+            f"--budget {self.budget}: must be a positive number, a fraction of the full network's FLOPs",
+        )
+        for flag, file in (("--json", self.json), ("--save", self.save)):
+            if file is not None:
+                _check_writable(flag, Path(file), self.overwrite)
+        require(
+            self.json is None or self.save is None or os.path.abspath(self.json) != os.path.abspath(self.save),
+            f"--json and --save {self.save}: two files are needed",
+        )
+
+
+def _check_writable(flag: str, path: Path, overwrite: bool) -> None:
+    require(not os.path.isdir(path) and 0 < len(path.name) < 250, f"{flag} {path}: not a file name")
+    require(overwrite or not os.path.exists(path), f"{flag} {path}: exists; pass --overwrite to replace it")
+    require(os.path.isdir(path.parent), f"{flag} {path}: no folder {path.parent}")
+    require(os.access(path.parent, os.W_OK), f"{flag} {path}: {path.parent} is not writable")
 
 
 @dataclass(frozen=True)
@@ -58,7 +96,7 @@ class Evaluation:
 
     setup: Setup
     outcomes: Outcomes
-    """Of the dynamic network."""
+    """Of the dynamic network; with --budget, on the half of the images that didn't choose the threshold."""
     full: Outcomes
     """Of the full network on the same images."""
     numbers: dict[str, Any]
@@ -66,59 +104,41 @@ class Evaluation:
 
 
 def main(config: EvaluateConfig) -> Evaluation:
-    """Prints the report, and writes its numbers where `--json` says."""
+    """Prints the report, and writes its numbers where `--json` says and the checkpoint where `--save` says."""
     config.check()
-    compute = config.compute()
     setup = open_setup(config, config.load)
-    require(
-        setup.has_backbone or not config.load,
-        f"--load {' '.join(config.load)}: a policy network without its backbone; name that checkpoint too",
-    )
+    _check_inputs(config, setup)
+    bench = Bench(config, setup)
     images = setup.data.test
-    policy_network = setup.policy_network if setup.has_policy else None
-    print(f"evaluate {config.model} on {len(images):,} test images of {setup.data.name}, {compute}")
+    print(
+        f"evaluate {config.model} on {len(images):,} test images of {setup.data.name}, {bench.compute}, "
+        f"engine {bench.dynamic.describe()}"
+    )
     print(f"checkpoints: {', '.join(c.path for c in setup.checkpoints) or 'none, fresh weights'}")
-    if policy_network is None:
+    if not setup.has_policy:
         print("no policy network: every block is kept, and no policy network is counted")
-
     if setup.undecided:
         print(setup.undecided)
 
-    arguments = (images, setup.normalisation, compute, config.batch_size, setup.image_size)
-    outcomes = evaluate_images(setup.resnet, policy_network, *arguments, threshold=config.threshold)
-    full = outcomes
-    if policy_network is not None:
-        full = evaluate_images(setup.resnet, None, *arguments)
-    full_speed, speed = measure_speed(
-        setup.resnet,
-        policy_network,
-        images,
-        setup.normalisation,
-        config.batch_size,
-        compute,
-        config.threshold,
-    )
+    if config.budget is None:
+        point = given_operating_point(config, setup)
+    else:
+        choosing, reported = held_out_halves(images.labels)
+        print(
+            f"budget {config.budget}: {len(choosing):,} of the test images choose the threshold, the other "
+            f"{len(reported):,} are reported (in order of their classes, dealt alternately)"
+        )
+        point = choose_operating_point(config.budget, bench, images.subset(choosing))
+        images = images.subset(reported)
+    threshold = point["threshold"]
 
-    table = count_flops(setup.resnet, policy_network, setup.image_size)
+    outcomes = bench.outcomes(images, threshold)
+    full = bench.full_outcomes(images) if setup.has_policy else outcomes
+    full_speed, (speed,) = bench.speeds(images, [threshold])
+    print_report(bench, point, outcomes, full, full_speed, speed)
+    curve = trace_curve(bench, images, threshold, outcomes, speed) if config.curve else []
+
     flops, flops_std = outcomes.flops_per_image
-    usage = outcomes.usage_per_block.tolist()
-    print(outcomes.four_lines())
-    print(f"full network: accuracy {full.accuracy:.4f}, {table.full:,} FLOPs/img")
-    print(
-        f"FLOPs saved: {1 - flops / table.full:.1%} (policy network included: {table.policy_network:,} FLOPs, "
-        f"{table.policy_network / table.full:.1%} of the full network)"
-    )
-    print(
-        f"images/s at batch {config.batch_size}: full {full_speed:.0f}, dynamic {speed:.0f} "
-        f"({speed / full_speed:.2f} ×)"
-    )
-    print("usage per block, stage by stage:")
-    start = 0
-    for stage, size in enumerate(setup.resnet.stage_sizes):
-        shares = " ".join(f"{share:.3f}" for share in usage[start : start + size])
-        print(f"    stage {stage + 1}: {shares}")
-        start += size
-
     numbers: dict[str, Any] = {
         "model": config.model,
         "dataset": setup.data.name,
@@ -132,29 +152,219 @@ def main(config: EvaluateConfig) -> Evaluation:
         "flops_std": flops_std,
         "unique_policies": outcomes.unique_policies,
         "full_accuracy": full.accuracy,
-        "full_flops": table.full,
-        "policy_network_flops": table.policy_network,
-        "flops_saved": 1 - flops / table.full,
+        "full_flops": bench.table.full,
+        "policy_network_flops": bench.table.policy_network,
+        "flops_saved": 1 - flops / bench.table.full,
         "full_images_per_second": full_speed,
         "images_per_second": speed,
         "batch_size": config.batch_size,
-        "usage_per_block": usage,
+        "usage_per_block": outcomes.usage_per_block.tolist(),
         "stage_sizes": list(setup.resnet.stage_sizes),
-        "threshold": config.threshold,
-        "compute": str(compute),
+        "threshold": threshold,
+        "operating_point": {name: point[name] for name in ("budget", "flops_fraction", "held_out_images")},
+        "curve": curve,
+        "compute": str(bench.compute),
         "version": project_version(),
         "config": asdict(config),
     }
     if config.json is not None:
-        temporary = Path(f"{config.json}.tmp")
-        try:
-            temporary.write_text(json.dumps(numbers, indent=2) + "\n")
-            temporary.replace(config.json)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"--json {config.json}: not writable ({error.strerror})") from None
-        print(f"numbers: {config.json}")
+        write_json(config.json, numbers)
+    if config.save is not None:
+        save_with_operating_point(config.save, setup, {**point, "curve": curve or point["curve"]})
     return Evaluation(setup, outcomes, full, numbers)
+
+
+class Bench:
+    """Runs the full and the dynamic network on images, as the flags say."""
+
+    def __init__(self, config: EvaluateConfig, setup: Setup):
+        self.setup, self.batch_size, self.compute = setup, config.batch_size, config.compute()
+        self.policy_network = setup.policy_network if setup.has_policy else None
+        self.table = count_flops(setup.resnet, self.policy_network, setup.image_size)
+        self.dynamic = executor(setup.resnet, self.policy_network, self.compute, config.engine)
+        self.full = executor(setup.resnet, None, self.compute, config.engine)
+
+    def outcomes(self, images: Images, threshold: float) -> Outcomes:
+        """Of the dynamic network."""
+        return self._evaluate(images, self.policy_network, threshold, self.dynamic)
+
+    def full_outcomes(self, images: Images) -> Outcomes:
+        """Of the full network."""
+        return self._evaluate(images, None, DEFAULT_THRESHOLD, self.full)
+
+    def _evaluate(
+        self, images: Images, policy_network: PolicyNetwork | None, threshold: float, run: Executor
+    ) -> Outcomes:
+        setup = self.setup
+        how = (images, setup.normalisation, self.compute, self.batch_size, setup.image_size, threshold)
+        return evaluate_images(setup.resnet, policy_network, *how, run=run)
+
+    def speeds(self, images: Images, thresholds: list[float]) -> tuple[float, list[float]]:
+        """Images per second, full and dynamic at each threshold."""
+        how = (images, self.setup.normalisation, self.batch_size, thresholds, self.compute.channels_last)
+        return measure_speed(self.full, self.dynamic, *how)
+
+
+def given_operating_point(config: EvaluateConfig, setup: Setup) -> dict[str, Any]:
+    """The flag's threshold, else the checkpoint's with how it was chosen, else 0.5."""
+    stored = _policy_checkpoint(setup).operating_point if setup.has_policy else None
+    if config.threshold is not None or stored is None:
+        return check_operating_point({"threshold": config.threshold or DEFAULT_THRESHOLD})
+    print(f"threshold {stored['threshold']:.9g}: the checkpoint's operating point", end="")
+    if stored["budget"] is not None:
+        print(f", chosen for a budget of {stored['budget']}", end="")
+    if stored["held_out_images"] is not None:
+        print(f" on {stored['held_out_images']:,} test images (which this report may count again)", end="")
+    print()
+    return stored
+
+
+def choose_operating_point(budget: float, bench: Bench, choosing: Images) -> dict[str, Any]:
+    """The threshold whose cost on the choosing images comes nearest to the budget from below.
+
+    Raises:
+        UserError: no threshold meets the budget.
+    """
+    keep_probs = bench.outcomes(choosing, DEFAULT_THRESHOLD).keep_probs
+    assert keep_probs is not None
+    threshold = threshold_for_budget(keep_probs, bench.table, budget)
+    flops = bench.table.per_image(map_policy(keep_probs, threshold)).double().mean().item()
+    note = {
+        KEEP_ALL: " (the budget pays for all blocks)",
+        DROP_ALL: " (the highest there is: it drops all it can)",
+    }
+    print(f"threshold {threshold:.9g} meets the budget{note.get(threshold, '')}")
+    return check_operating_point(
+        {
+            "threshold": threshold,
+            "budget": budget,
+            "flops_fraction": flops / bench.table.full,
+            "held_out_images": len(choosing),
+        }
+    )
+
+
+def print_report(
+    bench: Bench, point: dict[str, Any], outcomes: Outcomes, full: Outcomes, full_speed: float, speed: float
+) -> None:
+    """What the dynamic network does and costs, beside the full one."""
+    table = bench.table
+    flops = outcomes.flops_per_image[0]
+    print(outcomes.four_lines())
+    print(f"full network: accuracy {full.accuracy:.4f}, {table.full:,} FLOPs/img")
+    print(
+        f"FLOPs saved: {1 - flops / table.full:.1%} (policy network included: {table.policy_network:,} FLOPs, "
+        f"{table.policy_network / table.full:.1%} of the full network)"
+    )
+    if point["flops_fraction"] is not None:
+        print(
+            f"FLOPs used, of a budget of {point['budget']:.2%}: {point['flops_fraction']:.2%} on the images that "
+            f"chose the threshold, {flops / table.full:.2%} on those reported"
+        )
+    print(
+        f"images/s at batch {bench.batch_size}: full {full_speed:.0f}, dynamic {speed:.0f} "
+        f"({speed / full_speed:.2f} ×)"
+    )
+    print("usage per block, stage by stage:")
+    usage = outcomes.usage_per_block.split(list(bench.setup.resnet.stage_sizes))
+    for stage, shares in enumerate(usage):
+        print(f"    stage {stage + 1}: {' '.join(f'{share:.3f}' for share in shares.tolist())}")
+
+
+def trace_curve(
+    bench: Bench, images: Images, threshold: float, outcomes: Outcomes, speed: float
+) -> list[dict[str, Any]]:
+    """Prints and returns what other thresholds give on the same images, and 0.5, and the report's own."""
+    assert outcomes.keep_probs is not None
+    thresholds = curve_thresholds(outcomes.keep_probs, bench.table, include=(DEFAULT_THRESHOLD, threshold))
+    print(f"{'threshold':>11}  accuracy  {'blocks':>14}  {'FLOPs/img (of full)':>19}  policies  images/s")
+    others = [other for other in thresholds if other != threshold]
+    speeds = {threshold: speed, **dict(zip(others, bench.speeds(images, others)[1], strict=True))}
+    curve = []
+    for other in thresholds:
+        found = outcomes if other == threshold else bench.outcomes(images, other)
+        blocks, blocks_std = found.block_usage
+        flops = found.flops_per_image[0]
+        share = flops / bench.table.full
+        print(
+            f"{other:>11.9g}  {found.accuracy:>8.4f}  {blocks:>6.2f} ± {blocks_std:>5.2f}  "
+            f"{flops:>10.2E} ({share:>6.1%})  {found.unique_policies:>8}  {speeds[other]:>8.0f}"
+            f"{'  < reported above' if other == threshold else ''}"
+        )
+        curve.append(
+            {
+                "threshold": other,
+                "accuracy": found.accuracy,
+                "block_usage_mean": blocks,
+                "block_usage_std": blocks_std,
+                "flops_mean": flops,
+                "flops_fraction": share,
+                "unique_policies": found.unique_policies,
+                "images_per_second": speeds[other],
+            }
+        )
+    return curve
+
+
+def write_json(path: str, numbers: dict[str, Any]) -> None:
+    """Writes the numbers, whole or not at all."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        temporary.write_text(json.dumps(numbers, indent=2) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"--json {path}: not writable ({error.strerror})") from None
+    print(f"numbers: {path}")
+
+
+def save_with_operating_point(path: str, setup: Setup, point: dict[str, Any]) -> None:
+    """Writes both networks, and what the policy network's checkpoint says, to a file of our dialect."""
+    source = _policy_checkpoint(setup)
+    save_checkpoint(
+        path,
+        model=source.model or setup.model,
+        resnet=setup.resnet,
+        normalisation=setup.normalisation,
+        policy_network=setup.policy_network,
+        policy_net=setup.policy_net,
+        classes=source.classes or setup.data.classes,
+        epoch=source.epoch or 0,
+        metrics=source.metrics,
+        config=source.config,
+        operating_point=point,
+    )
+    print(f"checkpoint with threshold {point['threshold']:.9g}: {path}")
+
+
+def _policy_checkpoint(setup: Setup) -> Checkpoint:
+    return [c for c in setup.checkpoints if c.policy_network is not None][-1]
+
+
+def _check_inputs(config: EvaluateConfig, setup: Setup) -> None:
+    files = " ".join(config.load)
+    require(
+        setup.has_backbone or not config.load,
+        f"--load {files}: a policy network without its backbone; name that checkpoint too",
+    )
+    for flag, wanted in (
+        ("--budget", config.budget is not None), ("--curve", config.curve), ("--save", config.save is not None),
+    ):  # fmt: skip
+        require(
+            setup.has_policy or not wanted,
+            f"{flag}: needs a policy network, whose threshold it is about; "
+            + (f"--load {files} holds none" if config.load else "--load a checkpoint that has one"),
+        )
+    require(
+        config.budget is None or len(setup.data.test) > 1,
+        "--budget: needs at least two test images, one to choose the threshold and one to report",
+    )
+    for flag, file in (("--json", config.json), ("--save", config.save)):
+        for checkpoint in setup.checkpoints:
+            require(
+                file is None or not os.path.exists(file) or not os.path.samefile(file, checkpoint.path),
+                f"{flag} {file}: is the checkpoint that --load reads; name another file",
+            )
 
 
 if __name__ == "__main__":

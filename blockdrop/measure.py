@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import time
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
@@ -15,6 +16,7 @@ from agents.policy_network import PolicyNetwork
 from blockdrop.console import progress
 from blockdrop.data import Images, Normalisation
 from blockdrop.flops import count_flops
+from blockdrop.inference.executor import EngineName, Executor, compile
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.policy_stats import Outcomes
 from blockdrop.training.compute import Compute
@@ -33,89 +35,88 @@ def evaluate_images(
     image_size: int = 32,
     threshold: float = 0.5,
     decided: int | None = None,
+    run: Executor | None = None,
 ) -> Outcomes:
     """Predictions, policies and FLOPs of all images under their MAP policies.
 
     Args:
-        resnet, policy_network: left as they are (copies with folded BatchNorm run). None = keep every block.
+        resnet, policy_network: left as they are. None = keep every block.
         threshold: run a block where its keep probability is at least this.
         decided: only the last so many blocks are decided, earlier ones run (during a curriculum).
+        run: an executor of the two networks to go on with (default: a new one).
     """
     table = count_flops(resnet, policy_network, image_size)
-    net = compute.frozen(resnet)
-    decider = None if policy_network is None else _frozen_policy_network(policy_network, compute)
+    run = run or executor(resnet, policy_network, compute)
     policies, probabilities, predictions, labels = [], [], [], []
     batches = images.batches(batch_size, normalisation, compute.device, channels_last=compute.channels_last)
-    with torch.inference_mode():
-        for batch, batch_labels in progress(batches, "testing", -(-len(images) // batch_size)):
-            batch = batch.to(compute.dtype)
-            policy = None
-            if decider is not None:
-                keep_probs = decider(batch)[0]
-                probabilities.append(keep_probs.cpu())
-                policy = map_policy(keep_probs, threshold)
-                if decided is not None:
-                    policy = keep_undecided(policy, decided)
-                policies.append(policy.cpu())
-            predictions.append(net(batch, policy).argmax(1).cpu())
-            labels.append(batch_labels.cpu())
-    if not policies:
-        policies.append(torch.ones(len(images), resnet.num_blocks, dtype=torch.bool))
+    for batch, batch_labels in progress(batches, "testing", -(-len(images) // batch_size)):
+        keep_probs = run.keep_probs(batch)
+        policy = map_policy(keep_probs, threshold)
+        if decided is not None:
+            policy = keep_undecided(policy, decided)
+        logits, _ = run(batch, policy=policy)
+        probabilities.append(keep_probs.cpu())
+        policies.append(policy.cpu())
+        predictions.append(logits.argmax(1).cpu())
+        labels.append(batch_labels.cpu())
     policy = torch.cat(policies)
     return Outcomes(
         policy,
         torch.cat(predictions),
         torch.cat(labels),
         table.per_image(policy),
-        torch.cat(probabilities) if probabilities else None,
+        None if policy_network is None else torch.cat(probabilities),
     )
 
 
-def _frozen_policy_network(policy_network: PolicyNetwork, compute: Compute) -> PolicyNetwork:
-    network = copy.deepcopy(policy_network).eval()
-    if isinstance(network.features, DroppableResNet):
-        network.features = network.features.folded()
-    return compute.place(network.to(compute.dtype))
+def executor(
+    resnet: DroppableResNet, policy_network: PolicyNetwork | None, compute: Compute, engine: EngineName = "auto"
+) -> Executor:
+    """The fast executor on a command's device, in its number format."""
+    return compile(resnet, policy_network, dtype=compute.dtype, device=compute.device, engine=engine)
 
 
 def measure_speed(
-    resnet: DroppableResNet,
-    policy_network: PolicyNetwork | None,
+    full: Executor,
+    dynamic: Executor,
     images: Images,
     normalisation: Normalisation,
     batch_size: int,
-    compute: Compute,
-    threshold: float = 0.5,
-) -> tuple[float, float]:
-    """Images per second of the full and of the dynamic network (policy network included).
+    thresholds: Sequence[float],
+    channels_last: bool = True,
+) -> tuple[float, list[float]]:
+    """Images per second of the full network, and of the dynamic one at each threshold (policy network included).
 
-    Both run the same batches, already in memory, in turns; the median of several rounds counts.
+    All run the same batches, drawn from all over the images and already in memory, in turns; the median of
+    several rounds counts. Programs are compiled before.
     """
-    net = compute.frozen(resnet)
-    decider = None if policy_network is None else _frozen_policy_network(policy_network, compute)
-    batches: list[Tensor] = []
-    count = 0
-    for batch, _ in images.batches(batch_size, normalisation, compute.device, channels_last=compute.channels_last):
-        batches.append(batch.to(compute.dtype))
-        count += len(batch)
-        if len(batches) >= SPEED_BATCHES and count >= SPEED_IMAGES:
-            break
-
-    def full(batch: Tensor) -> Tensor:
-        return net(batch)
-
-    def dynamic(batch: Tensor) -> Tensor:
-        return net(batch, None if decider is None else map_policy(decider(batch)[0], threshold))
-
-    seconds: dict[str, list[float]] = {"full": [], "dynamic": []}
-    with torch.inference_mode():
-        full(batches[0]), dynamic(batches[0])
-        for _ in progress(range(SPEED_ROUNDS), "timing", SPEED_ROUNDS, "rounds"):
-            for name, run in (("full", full), ("dynamic", dynamic)):
-                start = time.perf_counter()
-                for batch in batches:
-                    run(batch)
-                if compute.device.type == "cuda":
-                    torch.cuda.synchronize(compute.device)
-                seconds[name].append(time.perf_counter() - start)
-    return count / median(seconds["full"]), count / median(seconds["dynamic"])
+    count = max(SPEED_BATCHES * batch_size, SPEED_IMAGES)
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
+    batches = [
+        batch
+        for batch, _ in images.subset(chosen).batches(
+            batch_size, normalisation, full.device, channels_last=channels_last
+        )
+    ]
+    runs: list[Callable[[Tensor], object]] = [
+        full,
+        *(functools.partial(dynamic, threshold=threshold) for threshold in thresholds),
+    ]
+    for batch in batches:
+        keep_probs = dynamic.keep_probs(batch)
+        full.warm(torch.ones_like(keep_probs, dtype=torch.bool), batch.shape[-1], batch_size)
+        for threshold in thresholds:
+            dynamic.warm(map_policy(keep_probs, threshold), batch.shape[-1], batch_size)
+    for run in runs:
+        run(batches[0])
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in progress(range(SPEED_ROUNDS), "timing", SPEED_ROUNDS, "rounds"):
+        for run, found in zip(runs, seconds, strict=True):
+            start = time.perf_counter()
+            for batch in batches:
+                run(batch)
+            if full.device.type == "cuda":
+                torch.cuda.synchronize(full.device)
+            found.append(time.perf_counter() - start)
+    full_speed, *speeds = (len(chosen) / median(found) for found in seconds)
+    return full_speed, speeds

@@ -75,6 +75,8 @@ class Checkpoint:
     metrics: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     version: str | None = None
+    operating_point: dict[str, Any] | None = None
+    """The threshold chosen after training, and how: see `check_operating_point`."""
 
     @property
     def num_classes(self) -> int | None:
@@ -205,12 +207,16 @@ def save_checkpoint(
     epoch: int = 0,
     metrics: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
+    operating_point: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes our dialect, atomically: the file appears whole or not at all.
 
     Keys `agent`, `resnet`, `epoch`, `acc` and `reward` are where the BlockDrop reference looks for them.
 
+    Args:
+        operating_point: see `check_operating_point`.
     Raises:
+        ValueError: an operating point that couldn't be read back.
         NumericalError: a weight isn't finite; nothing is written.
         CheckpointError: it can't be written (full disk, read-only folder).
     """
@@ -228,13 +234,15 @@ def save_checkpoint(
         "classes": classes,
         "epoch": epoch,
         "metrics": metrics,
-        "acc": metrics.get("accuracy"),
+        "acc": metrics.get("accuracy", metrics.get("acc")),
         "reward": metrics.get("reward"),
         "config": dict(config or {}),
         "resnet": _contiguous_state(resnet),
     }
     if policy_network is not None:
         content |= {"agent": _contiguous_state(policy_network), "policy_net": policy_net}
+    if operating_point is not None:
+        content["operating_point"] = check_operating_point(operating_point)
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -246,6 +254,37 @@ def save_checkpoint(
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: can't write the checkpoint ({str(error).splitlines()[0]})") from None
+
+
+def check_operating_point(point: Any) -> dict[str, Any]:
+    """A copy of an operating point, of plain numbers only.
+
+    Keys: `threshold`, above 0 and below 1; `budget` and `flops_fraction`, what was asked for and what the
+    held-out images cost, as fractions of the full network's FLOPs, and `held_out_images`, their number (all
+    three None where the threshold was set by hand); `curve`, a list of what several thresholds gave, each a dict
+    of numbers with a `threshold`.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(point, Mapping) or not isinstance(point.get("curve", []), list):
+        raise ValueError("the operating point is no dict with a list as its curve")
+    choice = ("budget", "flops_fraction", "held_out_images")
+    checked = _numbers({k: v for k, v in point.items() if k != "curve" and (k not in choice or v is not None)})
+    if any(checked.get(name, 1) <= 0 for name in choice):
+        raise ValueError(f"the operating point's {', '.join(choice)} aren't all positive")
+    return {**dict.fromkeys(choice), **checked, "curve": [_numbers(row) for row in point.get("curve", [])]}
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"the operating point's curve holds a {type(values).__name__}")
+    for name, value in values.items():
+        if not isinstance(name, str) or type(value) not in (int, float) or not abs(value) < 1e300:
+            raise ValueError(f"the operating point's {str(name)[:40]} is no finite number")
+    if not 0 < values.get("threshold", 0) < 1:
+        raise ValueError(f"the operating point's threshold {values.get('threshold')} isn't between 0 and 1")
+    return dict(values)
 
 
 def _contiguous_state(module: nn.Module) -> State:
@@ -387,6 +426,7 @@ def _ours(path: Path, content: Mapping[str, Any], resnet: State | None, policy: 
         shortcut, policy_net = content["shortcut"], content.get("policy_net", "reference")
         if shortcut not in SHORTCUTS or policy_net not in POLICY_NETS:
             raise ValueError("shortcut or policy network")
+        point = content.get("operating_point")
         return Checkpoint(
             path=str(path),
             dialect=FORMAT,
@@ -401,6 +441,7 @@ def _ours(path: Path, content: Mapping[str, Any], resnet: State | None, policy: 
             metrics={str(k): v for k, v in (content.get("metrics") or {}).items() if isinstance(v, int | float)},
             config=dict(content.get("config") or {}),
             version=str(content.get("version")),
+            operating_point=None if point is None else check_operating_point(point),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: a blockdrop checkpoint with a damaged header ({error})") from None

@@ -81,6 +81,17 @@ def test_streaming_is_the_same_with_any_number_of_workers(tmp_path: Path) -> Non
     assert alone[1].equal(two[1])
 
 
+@pytest.mark.parametrize("size", [32, 80])
+def test_a_subset_holds_the_images_of_its_rows(tmp_path: Path, size: int) -> None:
+    test = DataSource("Folder", write_image_tree(tmp_path, size=size), image_size=size, workers=0).test
+    rows = torch.tensor([1, 6, 11])
+    images, labels = batches(test, None)
+    some, some_labels = batches(test.subset(rows), None)
+    assert some.equal(images[rows])
+    assert some_labels.equal(labels[rows])
+    assert len(test.subset(rows)) == 3
+
+
 def test_each_image_is_flipped_by_its_own_coin() -> None:
     left_half = torch.zeros(200, 3, 8, 8, dtype=torch.uint8)
     left_half[..., :4] = 255

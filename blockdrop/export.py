@@ -1,0 +1,450 @@
+"""A dynamic network as a file for other runtimes: ONNX, AOTInductor (C++ without Python), or safetensors.
+
+onnx and aoti hold one graph, BatchNorm folded, for one normalised image and a threshold; the blocks it drops are
+not computed. The file is run and compared with torch before it appears under its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.policy_network import PolicyNetwork
+from blockdrop.console import run_command
+from blockdrop.data import DATASETS, Normalisation
+from blockdrop.errors import CheckpointError, UserError
+from blockdrop.inference.branching import BranchingNetwork
+from blockdrop.models.checkpoints import FORMAT, Checkpoint, load_checkpoint, project_version, read_checkpoint
+from blockdrop.models.resnet import DroppableResNet, Shortcut
+from blockdrop.models.zoo import build, parse_model_name
+from blockdrop.training.config import PolicyNet, require
+
+Format = Literal["onnx", "aoti", "safetensors"]
+Runner = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+"""image (1, 3, H, W) and threshold () to logits (1, classes), policy (1, K) and keep probabilities (1, K)."""
+SUFFIXES = {"onnx": ".onnx", "aoti": ".pt2", "safetensors": ".safetensors"}
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "aoti": (), "safetensors": ("safetensors",)}
+INPUTS, OUTPUTS = ["image", "threshold"], ["logits", "policy", "keep_probs"]
+TOLERANCE = 1e-4
+"""Of keep probabilities, and of logits as a share of the largest logit where that is above 1."""
+CHECK_IMAGES = 3
+LATENCY_ROUNDS = 30
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """Flags of `python -m blockdrop.export`."""
+
+    model: str = "R110_C10"
+    """R<depth>_<dataset>: R20_Digits, R110_C10, R50_ImgNet, …; the README lists depths and data sets."""
+    load: tuple[str, ...] = ()
+    """Checkpoints of any dialect, or run directories; backbone and policy network in one file or in two."""
+    format: Format
+    """onnx: a graph with an If per block; aoti: compiled for this machine's kind of CPU; safetensors: weights."""
+    output: str
+    """The file to write: *.onnx, *.pt2 (aoti) or *.safetensors."""
+    threshold: float | None = None
+    """Recorded in the file, and used to report latency; default: the checkpoint's operating point, else 0.5."""
+    shortcut: Shortcut | None = None
+    """pad_avgpool, pad_stride or projection; default: the checkpoint's."""
+    policy_net: PolicyNet | None = None
+    """Policy network: reference, pooled or pooled4; default: the checkpoint's."""
+    overwrite: bool = False
+    """Replace the output file if there is one."""
+
+    def check(self) -> None:
+        """Raises `UserError` for a value out of range, an output that can't be written, a missing package."""
+        parse_model_name(self.model)
+        require(bool(self.load), "--load: name a checkpoint, or two: backbone and policy network")
+        require("" not in self.load, "--load: an empty name; name a checkpoint")
+        require(
+            self.threshold is None or 0 < self.threshold < 1,
+            f"--threshold {self.threshold}: must be above 0 and below 1",
+        )
+        path, suffix = Path(self.output), SUFFIXES[self.format]
+        require(
+            path.suffix == suffix and len(path.name) < 240,
+            f"--output {path}: not a file name that ends in {suffix}, as --format {self.format} wants it",
+        )
+        require(not os.path.isdir(path), f"--output {path}: a folder; name a file")
+        require(
+            self.overwrite or not os.path.lexists(path),
+            f"--output {path}: exists; pass --overwrite to replace it",
+        )
+        require(os.path.isdir(path.parent), f"--output {path}: no folder {path.parent}")
+        require(os.access(path.parent, os.W_OK), f"--output {path}: {path.parent} is not writable")
+        for package in PACKAGES[self.format]:
+            _optional(package)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What a checkpoint holds, ready to export."""
+
+    model: str
+    resnet: DroppableResNet
+    policy_network: PolicyNetwork | None
+    policy_net: str
+    normalisation: Normalisation
+    classes: list[str] | None
+    threshold: float
+
+    def metadata(self) -> dict[str, str]:
+        """What a file says of itself: plain text, or JSON (normalisation, classes, threshold)."""
+        values: dict[str, Any] = {
+            "format": FORMAT,
+            "version": project_version(),
+            "model": self.model,
+            "shortcut": self.resnet.shortcut,
+            "normalisation": {"mean": self.normalisation.mean, "std": self.normalisation.std},
+            "classes": self.classes,
+        }
+        if self.policy_network is not None:
+            values |= {"policy_net": self.policy_net, "threshold": self.threshold}
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+    def random_images(self) -> list[Tensor]:
+        """Normal noise in place of normalised images, each (1, 3, H, W)."""
+        size = parse_model_name(self.model).image_size
+        return list(torch.randn(CHECK_IMAGES, 1, 3, size, size, generator=torch.Generator().manual_seed(0)))
+
+
+def main(config: ExportConfig) -> Path:
+    """Writes the file, checks it, reports its latency, and returns its path."""
+    config.check()
+    networks = open_networks(config)
+    output = Path(config.output)
+    parts = "backbone" if networks.policy_network is None else f"backbone and {networks.policy_net} policy network"
+    print(
+        f"export {config.model} ({parts}, {networks.resnet.num_blocks} blocks, {networks.resnet.shortcut} "
+        f"shortcuts) to {config.format}"
+    )
+    print(f"weights from: {', '.join(config.load)}")
+    try:
+        with TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
+            temporary = Path(folder, output.name)
+            _write_checked(networks, config.format, temporary)
+            os.replace(temporary, output)
+    except OSError as error:
+        raise UserError(f"--output {output}: not writable ({error.strerror or error})") from None
+    except RuntimeError as error:  # torch's and the runtimes' own, a missing C++ compiler among them
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"--format {config.format}: torch {torch.__version__} can't do it ({reason})") from error
+    print(f"{config.format} file: {output}, {output.stat().st_size / 1e6:.2f} MB")
+    return output
+
+
+def _write_checked(networks: Networks, form: Format, path: Path) -> None:
+    if form == "safetensors":
+        write_safetensors(networks, path)
+        _check_weights(networks, path)
+        return
+    start = time.perf_counter()
+    write, open_file = {"onnx": (write_onnx, open_onnx), "aoti": (write_aoti, open_aoti)}[form]
+    write(networks, path)
+    print(f"exported in {time.perf_counter() - start:.0f} s")
+    run = open_file(path)
+    check_graph(run, networks)
+    report_latency(run, networks, open_full_onnx(networks) if form == "onnx" else None)
+
+
+def open_networks(config: ExportConfig) -> Networks:
+    """Builds the networks and fills them from the checkpoints; later ones win.
+
+    Raises:
+        UserError: no backbone, or no policy network where the format needs one; anything damaged or not fitting.
+    """
+    files = " ".join(config.load)
+    checkpoints = [read_checkpoint(path) for path in config.load]
+    backbone = next((c for c in reversed(checkpoints) if c.resnet is not None), None)
+    policy = next((c for c in reversed(checkpoints) if c.policy_network is not None), None)
+    if backbone is None:
+        raise UserError(f"--load {files}: a policy network without its backbone; name that checkpoint too")
+    if policy is None and config.format != "safetensors":
+        raise UserError(
+            f"--load {files}: no policy network in it, so there is nothing to decide; name its checkpoint too "
+            "(blockdrop.cl_train makes one)"
+        )
+    if backbone.num_classes is None:
+        raise CheckpointError(f"{backbone.path}: its head isn't a linear layer (fc.weight)")
+    shortcut = config.shortcut or backbone.shortcut
+    if backbone.dialect != FORMAT and "projection" not in (shortcut, backbone.shortcut):
+        backbone.shortcut = shortcut  # the kind of zero padding was only inferred; the user knows better
+    policy_net = config.policy_net or (policy.policy_net if policy else "reference")
+    resnet, policy_network = build(config.model, backbone.num_classes, shortcut, policy_net)
+    load_checkpoint(backbone, resnet=resnet)
+    if policy is not None:
+        load_checkpoint(policy, policy_network=policy_network)
+        decided = policy.metrics.get("decided", resnet.num_blocks)
+        if decided < resnet.num_blocks:
+            print(f"note: the policy network's curriculum had reached {decided:.0f} of {resnet.num_blocks} blocks")
+    recorded = (getattr(policy, "operating_point", None) or {}).get("threshold", 0.5)
+    return Networks(
+        config.model,
+        resnet.eval(),
+        policy_network.eval() if policy else None,
+        policy_net,
+        backbone.normalisation or DATASETS[parse_model_name(config.model).dataset].normalisation,
+        backbone.classes,
+        recorded if config.threshold is None else config.threshold,
+    )
+
+
+def write_onnx(networks: Networks, path: Path) -> None:
+    """One graph with an `If` per block: image, threshold to logits, policy, keep_probs; see `BranchingNetwork`."""
+    model = _onnx_model(_branching(networks), _example(networks), INPUTS, OUTPUTS)
+    conditions = sum(node.op_type == "If" for node in model.graph.node)
+    if conditions != networks.resnet.num_blocks:
+        raise RuntimeError(f"{conditions} If nodes for {networks.resnet.num_blocks} blocks; update torch")
+    _move_weights_into_branches(model.graph)
+    _optional("onnx").helper.set_model_props(model, networks.metadata())
+    path.write_bytes(model.SerializeToString())
+
+
+def open_onnx(path: Path) -> Runner:
+    """The file in ONNX Runtime, on the CPU with as many threads as torch uses."""
+    session = _onnx_session(path.read_bytes())
+
+    def run(image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
+        found = session.run(OUTPUTS, {"image": image.numpy(), "threshold": threshold.numpy()})
+        return tuple(torch.from_numpy(np.asarray(value)) for value in found)
+
+    return run
+
+
+def open_full_onnx(networks: Networks) -> Callable[[Tensor], object]:
+    """The full network, without policy network or branches, in ONNX Runtime: what the dynamic one must beat."""
+    model = _onnx_model(networks.resnet.folded(), _example(networks)[:1], INPUTS[:1], OUTPUTS[:1])
+    session = _onnx_session(model.SerializeToString())
+    return lambda image: session.run(OUTPUTS[:1], {"image": image.numpy()})
+
+
+def _onnx_model(network: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> Any:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            network, example, dynamo=True, input_names=inputs, output_names=outputs, verbose=False
+        )
+    assert program is not None, "dynamo=True returns the program"
+    return program.model_proto
+
+
+def _move_weights_into_branches(graph: Any) -> None:
+    """ONNX Runtime packs weights and fuses convolutions only where both stand in one graph: R110 with 18 of 54
+    blocks kept takes 3.0 ms instead of 4.7 (1 thread, ONNX Runtime 1.31)."""
+    outer = {name for node in graph.node for name in node.input}
+    movable = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in outer}
+    for branch in (attribute.g for node in graph.node if node.op_type == "If" for attribute in node.attribute):
+        used = {name for node in branch.node for name in node.input} & movable.keys()
+        branch.initializer.extend(movable[name] for name in sorted(used))
+    stay = [tensor for tensor in graph.initializer if tensor.name in outer]
+    del graph.initializer[:]
+    graph.initializer.extend(stay)
+
+
+def _onnx_session(content: bytes) -> Any:
+    runtime = _optional("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def write_aoti(networks: Networks, path: Path) -> None:
+    """The same graph compiled to a shared library in a .pt2 package, for CPUs with this one's instructions.
+
+    About half as fast as ONNX Runtime: AOTInductor hands a branch its weights as arguments, so it can't pack them
+    ahead nor fuse the convolutions (torch 2.14; freezing packs only those outside of the branches).
+    """
+    with torch.no_grad():
+        program = torch.export.export(_branching(networks), _example(networks))
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(path),
+            inductor_configs={
+                # With its layouts free, the two branches of a condition return maps in different ones, and
+                # the rest of the graph reads both in the same: wrong logits (torch 2.14).
+                "layout_optimization": False,
+                "aot_inductor.metadata": networks.metadata(),
+            },
+        )
+
+
+def open_aoti(path: Path) -> Runner:
+    """The package loaded into this process."""
+    package = torch._inductor.aoti_load_package(str(path))
+    return lambda image, threshold: tuple(package(image, threshold))
+
+
+def write_safetensors(networks: Networks, path: Path) -> None:
+    """Weights under `resnet.` and `policy_network.`, BatchNorm not folded, with the metadata in the header."""
+    save_file = _optional("safetensors.torch").save_file
+    save_file(_state(networks.resnet, networks.policy_network), path, metadata=networks.metadata())
+
+
+def load_safetensors(path: str | Path) -> tuple[DroppableResNet, PolicyNetwork | None, dict[str, Any]]:
+    """Reads what `--format safetensors` wrote, into networks in eval mode.
+
+    Returns:
+        backbone; policy network, if there is one; and the metadata: format, version, model, shortcut,
+        normalisation (mean, std), classes, and with a policy network policy_net and threshold.
+    Raises:
+        CheckpointError: missing, damaged, or not written by this project.
+        UserError: safetensors is not installed.
+    """
+    path, safetensors = Path(path), _optional("safetensors")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged, or not a safetensors file ({error})") from None
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not written by blockdrop.export (its header lacks format={FORMAT})")
+    parts: dict[str, dict[str, Tensor]] = {"resnet": {}, "policy_network": {}}
+    for key, value in tensors.items():
+        part, _, name = key.partition(".")
+        if part not in parts:
+            raise CheckpointError(f"{path}: {key} belongs to no network")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{path}: {key} holds values that aren't finite; the file is damaged")
+        parts[part][name] = value
+    try:
+        metadata: dict[str, Any] = {
+            key: json.loads(value) if key in ("normalisation", "classes", "threshold") else value
+            for key, value in header.items()
+        }
+        checkpoint = Checkpoint(
+            path=str(path),
+            dialect=FORMAT,
+            resnet=parts["resnet"],
+            policy_network=parts["policy_network"] or None,
+            shortcut=metadata["shortcut"],
+            normalisation=Normalisation(*(tuple(metadata["normalisation"][key]) for key in ("mean", "std"))),
+            model=metadata["model"],
+            policy_net=metadata.get("policy_net", "reference"),
+        )
+        if checkpoint.num_classes is None:
+            raise CheckpointError(f"{path}: resnet.fc.weight is missing")
+        networks = build(metadata["model"], checkpoint.num_classes, checkpoint.shortcut, checkpoint.policy_net)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged header ({error})") from None
+    resnet, policy_network = networks[0].eval(), networks[1].eval() if checkpoint.policy_network else None
+    load_checkpoint(checkpoint, resnet, policy_network)
+    return resnet, policy_network, metadata
+
+
+def check_graph(run: Runner, networks: Networks) -> None:
+    """Compares the file with torch on random images, at thresholds that keep some, all and no blocks.
+
+    Raises:
+        UserError: its policy isn't the one its keep probabilities give, or a difference above `TOLERANCE`.
+    """
+    assert networks.policy_network is not None
+    largest = dict.fromkeys(("logits", "keep_probs"), 0.0)
+    kept = []
+    for image in networks.random_images():
+        with torch.inference_mode():
+            expected_probs, _ = networks.policy_network(image)
+        for threshold in (networks.threshold, float(expected_probs.median()), 0.0, 2.0):
+            at = torch.tensor(threshold)
+            logits, policy, keep_probs = run(image, at)
+            require(
+                policy.equal(keep_probs >= at),
+                f"the file's policy isn't keep_probs >= {threshold:g}; nothing written; try another version of "
+                "torch or of the runtime",
+            )
+            with torch.inference_mode():  # under the file's own policy: rounding may flip a close decision
+                expected = networks.resnet(image, policy)
+            scale = max(1.0, float(expected.abs().max()))
+            largest["logits"] = max(largest["logits"], float((logits - expected).abs().max()) / scale)
+            difference = float((keep_probs - expected_probs).abs().max())
+            largest["keep_probs"] = max(largest["keep_probs"], difference)
+            kept.append(int(policy.sum()))
+    print(
+        f"check: {len(kept)} runs that keep {min(kept)} to {max(kept)} blocks; largest difference from torch "
+        f"{largest['logits']:.1e} of the largest logit, {largest['keep_probs']:.1e} in keep probabilities"
+    )
+    for name, value in largest.items():
+        if not value <= TOLERANCE:  # also catches NaN
+            raise UserError(
+                f"the file's {name} differ from torch's by {value:.1e}, more than {TOLERANCE:.0e}; nothing "
+                "written; try another version of torch or of the runtime"
+            )
+
+
+def report_latency(run: Runner, networks: Networks, run_full: Callable[[Tensor], object] | None) -> None:
+    """Prints medians over rounds in which all take their turn, one image at a time."""
+    images = networks.random_images()
+    threshold, keep_all = torch.tensor(networks.threshold), torch.tensor(0.0)
+    kept = sum(int(run(image, threshold)[1].sum()) for image in images) / len(images)
+    graphs: dict[str, Callable[[Tensor], object]] = {
+        f"dynamic, {kept:.1f} of {networks.resnet.num_blocks} blocks kept": lambda image: run(image, threshold),
+        "dynamic, all blocks kept": lambda image: run(image, keep_all),
+    }
+    if run_full is not None:
+        graphs["full network alone"] = run_full
+    seconds: dict[str, list[float]] = {name: [] for name in graphs}
+    for turn in range(-CHECK_IMAGES, LATENCY_ROUNDS):  # the first few warm up
+        for name, graph in graphs.items():
+            start = time.perf_counter()
+            graph(images[turn % CHECK_IMAGES])
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    print(f"latency on {torch.get_num_threads()} threads at threshold {networks.threshold:g}, random images:")
+    for name, found in seconds.items():
+        print(f"    {name}: {1000 * median(found):.2f} ms")
+
+
+def _check_weights(networks: Networks, path: Path) -> None:
+    resnet, policy_network, _ = load_safetensors(path)
+    found, expected = _state(resnet, policy_network), _state(networks.resnet, networks.policy_network)
+    same = found.keys() == expected.keys() and all(found[key].equal(expected[key]) for key in expected)
+    require(same, f"{path}: read back, the weights aren't those written; nothing written")
+    print(f"check: {len(found)} tensors read back, all equal")
+
+
+def _state(resnet: DroppableResNet, policy_network: PolicyNetwork | None) -> dict[str, Tensor]:
+    parts = {"resnet": resnet, "policy_network": policy_network}
+    return {
+        f"{part}.{key}": value.contiguous()
+        for part, network in parts.items()
+        if network is not None
+        for key, value in network.state_dict().items()
+    }
+
+
+def _branching(networks: Networks) -> BranchingNetwork:
+    assert networks.policy_network is not None
+    return BranchingNetwork(networks.resnet, networks.policy_network)
+
+
+def _example(networks: Networks) -> tuple[Tensor, Tensor]:
+    return networks.random_images()[0], torch.tensor(networks.threshold)
+
+
+def _optional(package: str) -> Any:
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise UserError(f"{package.split('.')[0]} is missing ({error}); pip install blockdrop[export]") from None
+
+
+if __name__ == "__main__":
+    run_command(main, ExportConfig, __doc__)

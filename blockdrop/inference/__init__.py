@@ -1,0 +1,1 @@
+"""Fast inference: the planner, the engines, the executor, the operating point."""

@@ -1,0 +1,568 @@
+"""The executor: a trained network and its policy network, made to run as fast as the kept blocks allow.
+
+Ahead of time BatchNorm is folded, weights are packed, number format and engine chosen. Per batch the policy
+network runs, `plan_batch` groups rows by sub-policy, and workers run the groups: those with a compiled
+straight-line program through it, all others through the torch engine, which needs no compilation.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import operator
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from agents.policy_network import PolicyNetwork
+from blockdrop.errors import UserError
+from blockdrop.inference import openvino_engine
+from blockdrop.inference.cache import ProgramCache
+from blockdrop.inference.openvino_engine import OpenVINOEngine, Program, UnsupportedLayerError
+from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, plan_batch
+from blockdrop.inference.torch_engine import TorchEngine
+from blockdrop.inference.workers import Workers
+from blockdrop.models.resnet import DroppableResNet, take_rows
+
+EngineName = Literal["auto", "torch", "openvino"]
+ROWS_AT_ONCE = 4
+"""Rows that a program takes at once: enough to keep the arithmetic busy, few enough to stay in cache. The rest of
+a group goes row by row, through a program for one."""
+MIXED_ROWS_AT_ONCE = 32
+"""Rows that the torch engine takes at once; more of them share a call."""
+CACHE_BYTES = 512 << 20
+COMPILE_AFTER = 128
+"""Rows served without a program before one is compiled; that is about what compiling costs (see ProgramCache)."""
+
+
+BATCHNORM_FOLLOWERS = ("running_var", "num_batches_tracked")
+
+
+class ProgramKey(NamedTuple):
+    """Which straight-line program."""
+
+    blocks: Range
+    kept: bytes
+    in_shape: tuple[int, ...]
+    batch: int
+    alone: bool = False
+    """On all threads, for a single image; otherwise on one thread of several."""
+
+
+class _Piece(NamedTuple):
+    """Some rows of a segment, for one worker."""
+
+    rows: NDArray[np.intp] | slice
+    program: Program | None
+
+
+def compile(
+    resnet: DroppableResNet,
+    policy_network: PolicyNetwork | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    threshold: float = 0.5,
+    engine: EngineName = "auto",
+    device: torch.device | None = None,
+    cache_bytes: int = CACHE_BYTES,
+    compile_after: int = COMPILE_AFTER,
+) -> Executor:
+    """The fast executor of a trained dynamic network, for inference.
+
+    Args:
+        resnet, policy_network: left as they are. Without a policy network every block runs unless a call
+            brings a policy.
+        dtype: torch.float32, or torch.bfloat16 where the processor has it.
+        threshold: run a block where its keep probability is at least this.
+        engine: "openvino" compiles a program for each frequent sub-policy (CPUs, `pip install
+            blockdrop[openvino]`); "torch" needs nothing else; "auto" takes openvino where it is installed and
+            knows every layer of the network.
+        device: where to run (default: where the network's weights are).
+        cache_bytes: memory that programs may take, estimated.
+        compile_after: rows of a sub-policy that run without a program before one is compiled.
+    Raises:
+        UserError: engine not installed, or unable to run this network on this device.
+        ValueError: another dtype, a threshold outside (0, 1).
+
+    >>> import blockdrop
+    >>> run = blockdrop.compile(*blockdrop.build("R8_C10"))
+    >>> logits, policy = run(torch.zeros(4, 3, 32, 32))
+    >>> logits.shape, policy.shape, policy.dtype
+    (torch.Size([4, 10]), torch.Size([4, 3]), torch.bool)
+    """
+    return Executor(resnet, policy_network, dtype, threshold, engine, device, cache_bytes, compile_after)
+
+
+class Executor:
+    """See `compile`, which makes it.
+
+    Calling it from several threads is safe; the calls then take turns. It follows in-place changes of the
+    networks' weights (an optimiser's step, `load_state_dict`): the next call prepares them anew. A call with a
+    single image looks at the stem, each stage's shortcut and last block, the head and the policy network only;
+    after changing nothing but other layers call `refresh`. After replacing a layer make a new executor.
+    """
+
+    def __init__(
+        self,
+        resnet: DroppableResNet,
+        policy_network: PolicyNetwork | None,
+        dtype: torch.dtype,
+        threshold: float,
+        engine: EngineName,
+        device: torch.device | None,
+        cache_bytes: int,
+        compile_after: int,
+    ):
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"dtype: got {dtype}; choose torch.float32 or torch.bfloat16")
+        _check_threshold(threshold)
+        self.resnet, self.policy_network = resnet, policy_network
+        self.dtype, self.threshold = dtype, threshold
+        self.device = device or next(resnet.parameters()).device
+        self.num_blocks = resnet.num_blocks
+        self.segments = _segments(resnet)
+        self.threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        self._workers = Workers(self.threads)
+        self._lock = threading.Lock()
+        self._cache_settings = (cache_bytes, compile_after)
+        self._wanted_engine = engine
+        networks = [resnet] if policy_network is None else [resnet, policy_network]
+        self._watched = [tensor for network in networks for tensor in _what_changes(network)]
+        self._sentinels = [tensor for network in networks for tensor in _sentinels(network)]
+        self._prepare()
+
+    def __call__(
+        self,
+        images: Tensor,
+        *,
+        policy: Tensor | Callable[[Tensor], Tensor] | None = None,
+        threshold: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Runs a batch.
+
+        Args:
+            images: float32 (N, 3, H, W), normalised, in any memory layout.
+            policy: bool (N, K) to run instead of the policy network's; or a function from keep probabilities
+                (N, K) to it; or bool (S, N, K), S policies for each image, which share their work up to the
+                stage in which they first differ.
+            threshold: for this call.
+        Returns:
+            logits float32 (N, classes), or (S, N, classes), and the policy that ran, bool, on the images' device.
+        Raises:
+            ValueError: wrong dtype or shape, both a policy and a threshold, a threshold outside (0, 1).
+        """
+        self._check_images(images)
+        if threshold is None:
+            threshold = self.threshold
+        elif policy is not None:
+            raise ValueError("policy and threshold: a policy is run as it is; pass one of the two")
+        else:
+            _check_threshold(threshold)
+        with self._lock, torch.no_grad():
+            self._refresh(single=len(images) == 1)
+            if not isinstance(policy, Tensor):
+                keep_probs = self._keep_probs(images)
+                if policy is None:
+                    policy = keep_probs >= threshold
+                    return self._run(images, policy), policy
+                policy = policy(keep_probs)
+            self._check_policy(policy, images)
+            return self._run(images, policy), policy
+
+    def keep_probs(self, images: Tensor) -> Tensor:
+        """The policy network alone: images (N, 3, H, W) to keep probabilities float32 (N, K); 1 without one."""
+        self._check_images(images)
+        with self._lock, torch.no_grad():
+            self._refresh(single=len(images) == 1)
+            return self._keep_probs(images)
+
+    def refresh(self) -> None:
+        """Prepares the networks anew if any of their weights has changed since the last call."""
+        with self._lock, torch.no_grad():
+            self._refresh()
+
+    def warm(self, policy: Tensor, image_size: int = 32, batch_size: int = 256) -> None:
+        """Compiles the programs of the given policies ahead of time, most used ones first.
+
+        Args:
+            policy: bool (N, K), each as often as it is expected (a validation set's policies, say).
+            image_size: side of the square images, in pixels.
+            batch_size: images per batch in which they will come.
+        """
+        if self._programs is None:
+            return
+        with self._lock, torch.no_grad():
+            self._refresh()
+            in_shape = (image_size, image_size, 3)
+            rows: Counter[ProgramKey] = Counter()
+            copies: dict[ProgramKey, int] = {}
+            for bits in np.array_split(policy.cpu().numpy(), range(batch_size, len(policy), batch_size)):
+                if batch_size == 1:
+                    rows[self._key_alone(bits[0], in_shape)] += 1
+                    continue
+                for segment in self._plan(bits[None]).segments:
+                    for key, (count, wanted) in self._keys(segment, in_shape).items():
+                        rows[key] += count
+                        copies[key] = max(wanted, copies.get(key, 1))
+            for key, count in rows.items():
+                self._programs.count(key, max(count, self._programs.compile_after))
+            self._compile({key: copies.get(key, 1) for key, _ in rows.most_common()})
+
+    def describe(self) -> str:
+        """What runs on what, in a line."""
+        parts = [self.engine_name, str(self.dtype).removeprefix("torch.")]
+        if self.device.type == "cpu":
+            parts.append(f"{self.threads} threads")
+        else:
+            parts.append(str(self.device))
+        if self.engine_reason:
+            parts.append(self.engine_reason)
+        return ", ".join(parts)
+
+    # ---- preparation
+
+    def _prepare(self) -> None:
+        self._versions = sum(map(_version, self._watched))
+        self._sentinel_versions = sum(map(_version, self._sentinels))
+        net = self.resnet.folded().to(self.device)
+        trunk = None
+        if self.policy_network is not None:
+            trunk = folded_policy_network(self.policy_network).to(self.device)
+        self.engine_reason = ""
+        self._openvino = self._make_openvino(net, trunk)
+        self._programs: ProgramCache[ProgramKey, Program] | None = None
+        if self._openvino is not None:
+            self._programs = ProgramCache(*self._cache_settings)
+        self.engine_name = "torch" if self._openvino is None else "openvino"
+        channels_last = torch.channels_last
+        packed = copy.deepcopy(net).to(self.dtype).to(memory_format=channels_last)
+        self._torch = TorchEngine(packed)
+        self._policy_trunk = None
+        if trunk is not None:
+            self._policy_trunk = _PolicyRunner(trunk, self.dtype)
+        self._policy_programs: dict[tuple[tuple[int, ...], int, bool], Program] = {}
+        self._known_shapes: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
+
+    def _make_openvino(self, net: DroppableResNet, trunk: PolicyNetwork | None) -> OpenVINOEngine | None:
+        wanted = self._wanted_engine
+        if wanted not in ("auto", "torch", "openvino"):
+            raise UserError(f"engine {wanted}: choose auto, torch or openvino")
+        if wanted == "torch":
+            return None
+        if not openvino_engine.is_installed():
+            if wanted == "openvino":
+                raise UserError("engine openvino: not installed; pip install blockdrop[openvino]")
+            self.engine_reason = (
+                "pip install blockdrop[openvino] makes it faster" if self.device.type == "cpu" else ""
+            )
+            return None
+        if self.device.type != "cpu":
+            if wanted == "openvino":
+                raise UserError(f"engine openvino: runs on the CPU; the network is on {self.device}")
+            return None
+        try:
+            return OpenVINOEngine(net, trunk, self.dtype, self.threads)
+        except UnsupportedLayerError as error:
+            if wanted == "openvino":
+                raise UserError(f"engine openvino: can't run {error}; choose torch") from None
+            self.engine_reason = f"OpenVINO can't run {error}"
+            return None
+
+    def _refresh(self, single: bool = False) -> None:
+        # To look at hundreds of tensors takes a tenth of the time of one image, so a few stand for the others.
+        if single and sum(map(_version, self._sentinels)) == self._sentinel_versions:
+            return
+        if sum(map(_version, self._watched)) != self._versions:
+            self._prepare()
+
+    # ---- the policy network
+
+    def _keep_probs(self, images: Tensor) -> Tensor:
+        count = len(images)
+        if self._policy_trunk is None:
+            return torch.ones(count, self.num_blocks, device=images.device)
+        keep_probs = torch.empty(count, self.num_blocks, device=images.device)
+        if count == 1 and self._openvino is not None:  # the path for one image is short: here microseconds count
+            self._policy_program(images, 1, 1).run(lambda x: x.copy_(images.permute(0, 2, 3, 1)), keep_probs)
+            return keep_probs
+        if self._openvino is None:
+            pieces = [_Piece(slice(*rows), None) for rows in self._even_pieces(count)]
+        else:
+            pieces = self._in_programs(0, count, lambda batch: self._policy_program(images, batch, count))
+
+        def work(piece: _Piece) -> None:
+            x, out = images[piece.rows], keep_probs[piece.rows]
+            if piece.program is None:
+                out.copy_(self._policy_trunk(x))  # type: ignore[misc]
+            else:
+                piece.program.run(lambda inputs: inputs.copy_(x.permute(0, 2, 3, 1)), out)
+
+        self._workers.run(work, pieces)
+        return keep_probs
+
+    def _policy_program(self, images: Tensor, batch: int, count: int) -> Program:
+        assert self._openvino is not None
+        key = (_map_shape(images), batch, count == 1)
+        if key not in self._policy_programs:
+            program = self._policy_programs[key] = self._openvino.policy_program(*key)
+            program.copies = 1 if count == 1 else self.threads
+            self._workers.run(Program.compile_copy, [program] * program.copies)
+        return self._policy_programs[key]
+
+    # ---- a batch
+
+    def _run(self, images: Tensor, policy: Tensor) -> Tensor:
+        bits = policy.cpu().numpy()
+        if len(images) == 1 and bits.size == self.num_blocks:
+            program = self._program_alone(bits.reshape(-1), _map_shape(images))
+            if program is not None:
+                logits = torch.empty(*policy.shape[:-1], *self._shapes(_map_shape(images))[self.num_blocks])
+                program.run(lambda inputs: inputs.copy_(images.permute(0, 2, 3, 1)), logits.view(1, -1))
+                return logits
+        plan = self._plan(bits if policy.dim() == 3 else bits[None])
+        logits = self._run_plan(images, plan)
+        rows = torch.from_numpy(plan.rows).to(images.device, non_blocking=True)
+        return logits[rows if policy.dim() == 3 else rows[0]]
+
+    def _plan(self, policies: NDArray[np.bool_]) -> Plan:
+        return plan_batch(policies, join_segments(policies, self.segments))
+
+    def _run_plan(self, images: Tensor, plan: Plan) -> Tensor:
+        shapes = self._shapes(_map_shape(images))
+        maps = images
+        for segment in plan.segments:
+            pieces = self._pieces(segment, _map_shape(images))
+            is_last = segment.blocks[1] == self.num_blocks
+            dtype = torch.float32 if is_last else self.dtype  # logits at the end, maps before
+            out = torch.empty(len(segment.source), *shapes[segment.blocks[1]], dtype=dtype, device=images.device)
+            source = torch.from_numpy(segment.source).to(images.device, non_blocking=True)
+            work = functools.partial(self._run_piece, segment=segment, source=source, maps=maps, out=out)
+            self._workers.run(work, pieces)
+            maps = out
+        return maps
+
+    def _run_piece(self, piece: _Piece, segment: SegmentPlan, source: Tensor, maps: Tensor, out: Tensor) -> None:
+        """Takes the piece's rows from `maps`, the images (N, 3, H, W) or the last segment's maps (rows, H, W, C),
+        and writes their maps (rows, H', W', C') or logits to `out`."""
+        from_images = segment.blocks[0] == 0
+        rows = source[piece.rows]
+        if piece.program is not None:
+            if from_images:
+                piece.program.run(lambda x: x.copy_(take_rows(maps, rows).permute(0, 2, 3, 1)), out[piece.rows])
+            else:
+                piece.program.run(lambda x: torch.index_select(maps, 0, rows, out=x), out[piece.rows])
+            return
+        if from_images:
+            x = take_rows(maps, rows).to(self.dtype).contiguous(memory_format=torch.channels_last)
+        else:
+            x = maps.index_select(0, rows).permute(0, 3, 1, 2)
+        y = self._torch.run(segment.blocks, x, segment.bits[piece.rows])
+        out[piece.rows] = (y if y.dim() == 2 else y.permute(0, 2, 3, 1)).to(out.dtype)
+
+    def _pieces(self, segment: SegmentPlan, image_shape: tuple[int, ...]) -> list[_Piece]:
+        """The segment's rows in pieces for the workers, compiling what has become worth it."""
+        if self._programs is None:
+            return [_Piece(slice(*rows), None) for rows in self._even_pieces(len(segment.source))]
+        keys = self._keys(segment, image_shape)
+        for key, (rows, _) in keys.items():
+            self._programs.count(key, rows)
+        self._compile({key: copies for key, (_, copies) in keys.items()})
+        pieces: list[_Piece] = []
+        without: list[NDArray[np.intp]] = []
+        for start, stop in segment.groups:
+            found = self._in_programs(start, stop, functools.partial(self._find, segment, start, image_shape))
+            pieces += [piece for piece in found if piece.program is not None]
+            without += [np.r_[piece.rows] for piece in found if piece.program is None]
+        if without:
+            rows_without = np.concatenate(without)
+            mixed = [_Piece(rows_without[a:b], None) for a, b in self._even_pieces(len(rows_without))]
+            pieces = mixed + pieces  # long ones first, so that workers end together
+        return pieces
+
+    def _in_programs(self, start: int, stop: int, find: Callable[[int], Program | None]) -> list[_Piece]:
+        """Rows in pieces of a program's batch size, where there is one; the rest without."""
+        pieces = []
+        for batch, rows in _split(stop - start).items():
+            program = find(batch)
+            step = batch if program is not None else rows
+            ends = range(start + step, start + rows + step, step)
+            pieces += [_Piece(slice(end - step, min(end, start + rows)), program) for end in ends]
+            start += rows
+        return pieces
+
+    def _even_pieces(self, count: int) -> list[Range]:
+        """0 … count - 1 in about equal pieces for the torch engine, at least one for each worker."""
+        if count == 0 or self.device.type != "cpu":
+            return [(0, count)] if count else []
+        pieces = min(count, max(-(-count // MIXED_ROWS_AT_ONCE), self.threads))
+        cuts = [count * i // pieces for i in range(pieces + 1)]
+        return list(itertools.pairwise(cuts))
+
+    # ---- programs
+
+    def _keys(self, segment: SegmentPlan, image_shape: tuple[int, ...]) -> dict[ProgramKey, tuple[int, int]]:
+        """The programs that would serve a segment, with the rows that ask for each and the copies it takes."""
+        keys = {}
+        for start, stop in segment.groups:
+            for batch, rows in _split(stop - start).items():
+                # A group of more than half a worker's share will have several workers at once.
+                copies = min(self.threads, -(-2 * rows * self.threads // len(segment.source)))
+                keys[self._key(segment, start, image_shape, batch)] = (rows, copies)
+        return keys
+
+    def _key(self, segment: SegmentPlan, row: int, image_shape: tuple[int, ...], batch: int) -> ProgramKey:
+        shape = self._shapes(image_shape)[segment.blocks[0]]
+        return ProgramKey(segment.blocks, segment.bits[row].tobytes(), shape, batch)
+
+    def _find(self, segment: SegmentPlan, row: int, image_shape: tuple[int, ...], batch: int) -> Program | None:
+        assert self._programs is not None
+        return self._programs.programs.get(self._key(segment, row, image_shape, batch))
+
+    def _key_alone(self, bits: NDArray[np.bool_], in_shape: tuple[int, ...]) -> ProgramKey:
+        return ProgramKey((0, self.num_blocks), bits.tobytes(), in_shape, 1, alone=True)
+
+    def _program_alone(self, bits: NDArray[np.bool_], in_shape: tuple[int, ...]) -> Program | None:
+        if self._programs is None:
+            return None
+        key = self._key_alone(bits, in_shape)
+        self._programs.count(key, 1)
+        program = self._programs.programs.get(key)
+        if program is None and self._programs.wants(key):
+            self._compile({key: 1})
+            program = self._programs.programs.get(key)
+        return program
+
+    def _compile(self, copies: dict[ProgramKey, int]) -> None:
+        """Compiles the programs that have become worth it, and copies of those that several workers need."""
+        assert self._programs is not None
+        assert self._openvino is not None
+        jobs = []
+        for key, wanted in copies.items():
+            program = self._programs.programs.get(key)
+            if program is None:
+                if not self._programs.wants(key):
+                    continue
+                kept = np.frombuffer(key.kept, dtype=bool).tolist()
+                program = self._openvino.block_program(key.blocks, kept, key.in_shape, key.batch, key.alone)
+            missing = wanted - program.copies
+            if missing > 0 and self._programs.room_for(key, missing * program.bytes_each):
+                self._programs.programs[key] = program
+                program.copies += missing
+                jobs += [program] * missing
+        self._workers.run(Program.compile_copy, jobs)
+
+    # ---- shapes and checks
+
+    def _shapes(self, image_shape: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
+        """(H, W, C) of the images and of the maps at the start of each segment; (classes,) after the last."""
+        if image_shape not in self._known_shapes:
+            x = torch.zeros(1, *image_shape, dtype=self.dtype, device=self.device).permute(0, 3, 1, 2)
+            shapes = {0: image_shape}
+            for first, last in self.segments:
+                x = self._torch.run((first, last), x, np.zeros((1, last - first), dtype=bool))
+                shapes[last] = _map_shape(x)
+            self._known_shapes[image_shape] = shapes
+        return self._known_shapes[image_shape]
+
+    def _check_images(self, images: Tensor) -> None:
+        if images.dtype != torch.float32 or images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"images: got {images.dtype} of shape {tuple(images.shape)}; expected float32 (N, 3, H, W)"
+            )
+        if images.device != self.device:
+            raise ValueError(f"images: on {images.device}, the network is on {self.device}")
+
+    def _check_policy(self, policy: Tensor, images: Tensor) -> None:
+        expected = (len(images), self.num_blocks)
+        if policy.dtype != torch.bool or policy.dim() not in (2, 3) or policy.shape[-2:] != expected:
+            raise ValueError(
+                f"policy: got {policy.dtype} of shape {tuple(policy.shape)}; "
+                f"expected torch.bool of shape (N, K) = {expected} or (S, N, K)"
+            )
+
+
+class _PolicyRunner:
+    """The policy network in the torch engine."""
+
+    def __init__(self, network: PolicyNetwork, dtype: torch.dtype):
+        channels_last: Any = torch.channels_last
+        self.network = copy.deepcopy(network).to(dtype).to(memory_format=channels_last)
+        self.dtype = dtype
+        trunk = self.network.features
+        if isinstance(trunk, DroppableResNet):
+            self.network.features = _WholeNetwork(TorchEngine(trunk))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        x = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        return self.network(x)[0]
+
+
+class _WholeNetwork(nn.Module):
+    def __init__(self, engine: TorchEngine):
+        super().__init__()
+        self.engine = engine
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = (0, len(self.engine.blocks))
+        return self.engine.run(blocks, x, np.ones((len(x), blocks[1]), dtype=bool))
+
+
+def _segments(resnet: DroppableResNet) -> list[Range]:
+    """A stage each, cut behind the stage's first block, where maps have become small."""
+    starts = np.cumsum([0, *resnet.stage_sizes]).tolist()
+    cuts = [0, *(start + 1 for start in starts[1:-1]), starts[-1]]
+    return [(first, last) for first, last in itertools.pairwise(cuts) if first < last]
+
+
+def folded_policy_network(policy_network: PolicyNetwork) -> PolicyNetwork:
+    """A copy for inference with BatchNorm folded into the trunk's convolutions; same keep probabilities."""
+    network = copy.deepcopy(policy_network).eval().requires_grad_(False)
+    if isinstance(network.features, DroppableResNet):
+        network.features = network.features.folded()
+    return network
+
+
+def _map_shape(x: Tensor) -> tuple[int, ...]:
+    """(H, W, C) of maps (m, C, H, W), or (outputs,) of (m, outputs)."""
+    return tuple(x.shape[1:] if x.dim() == 2 else (*x.shape[2:], x.shape[1]))
+
+
+_version = operator.attrgetter("_version")  # a tensor's count of in-place changes
+
+
+def _what_changes(network: nn.Module) -> list[Tensor]:
+    """The tensors by whose versions a change shows. A BatchNorm's three buffers change together, so one does."""
+    buffers = [buffer for name, buffer in network.named_buffers() if not name.endswith(BATCHNORM_FOLLOWERS)]
+    return [tensor for tensor in (*network.parameters(), *buffers) if not tensor.is_inference()]
+
+
+def _sentinels(network: nn.Module) -> list[Tensor]:
+    """Tensors of which one changes when a whole network, a whole stage, or all layers of a kind are trained."""
+    parts: list[nn.Module] = [network]
+    if isinstance(network, DroppableResNet):
+        parts = [network.conv1, network.bn1, network.fc, *network.ds]
+        parts += [cast(nn.ModuleList, stage)[-1] for stage in network.blocks]
+    elif isinstance(network, PolicyNetwork) and isinstance(network.features, DroppableResNet):
+        return [*_what_changes(network.logit), *_sentinels(network.features)]
+    return [tensor for part in parts for tensor in _what_changes(part)]
+
+
+def _split(rows: int) -> dict[int, int]:
+    """How many rows of a group go through programs of which batch size; one row too few for a full batch is all
+    right, more go one by one."""
+    rest = rows % ROWS_AT_ONCE
+    if rest == ROWS_AT_ONCE - 1:
+        rest = 0
+    return {batch: part for batch, part in ((ROWS_AT_ONCE, rows - rest), (1, rest)) if part}
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold: got {threshold}; expected a number above 0 and below 1")

@@ -1,0 +1,280 @@
+"""The OpenVINO engine: the network of one sub-policy's kept blocks and nothing else, as one compiled program.
+
+Graphs are built straight from the folded weights (a few milliseconds), without a conversion through torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import queue
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.policy_network import PolicyNetwork
+from blockdrop.inference.plan import Range
+from blockdrop.models.resnet import Branch, DroppableResNet, PadShortcut
+
+try:
+    import openvino as ov
+    from openvino import opset13 as op
+except ImportError:
+    ov = op = None
+
+PROGRAM_BYTES = (
+    500_000  # what a compiled program holds beside weights and maps (resident set, measured, rounded up)
+)
+MAPS_HELD = 3  # of the first block's size, at a time
+
+
+class UnsupportedLayerError(Exception):
+    """A layer that this engine can't express; the message names it."""
+
+
+def is_installed() -> bool:
+    """Whether the `openvino` package can be imported."""
+    return ov is not None
+
+
+class _Copy(NamedTuple):
+    """A compiled graph with its own input and output."""
+
+    infer: Callable[[], Any]
+    inputs: Tensor
+    outputs: Tensor
+
+
+class Program:
+    """A graph for batches of one size, and as many compiled copies as workers run it at once.
+
+    Sizes are fixed because OpenVINO prepares every layer anew when a batch has another size than the last one.
+
+    Args:
+        make: compiles the graph.
+        dtype: number format of the input.
+        bytes_each: memory of a compiled copy, estimated.
+    """
+
+    def __init__(self, make: Callable[[], Any], dtype: torch.dtype, bytes_each: int):
+        self._make, self._dtype, self.bytes_each = make, dtype, bytes_each
+        self._idle: queue.SimpleQueue[_Copy] = queue.SimpleQueue()
+        self.copies = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all copies."""
+        return self.bytes_each * self.copies
+
+    def compile_copy(self) -> None:
+        """Compiles the graph (once more)."""
+        compiled = self._make()
+        request = compiled.create_infer_request()
+        inputs = torch.empty(tuple(compiled.input(0).shape), dtype=self._dtype)
+        output_type = torch.float32 if compiled.output(0).element_type == ov.Type.f32 else torch.bfloat16
+        outputs = torch.empty(tuple(compiled.output(0).shape), dtype=output_type)
+        request.set_input_tensor(0, _shared(inputs))
+        request.set_output_tensor(0, _shared(outputs))
+        self._idle.put(_Copy(functools.partial(request.infer, share_outputs=True), inputs, outputs))
+
+    def run(self, fill: Callable[[Tensor], object], out: Tensor) -> None:
+        """Runs as many rows as `out` has, which may be fewer than the batch size.
+
+        Args:
+            fill: writes the input (m, H, W, C).
+            out: gets the output (m, H', W', C') or (m, outputs).
+        """
+        copy = self._idle.get()
+        try:
+            fill(copy.inputs[: len(out)])
+            copy.infer()
+            out.copy_(copy.outputs[: len(out)])
+        finally:
+            self._idle.put(copy)
+
+
+class OpenVINOEngine:
+    """Makes programs of segments and of policy networks.
+
+    Args:
+        net: a `DroppableResNet.folded()` copy, float32, on the CPU.
+        policy_network: its trunk folded, float32, on the CPU; or None.
+        dtype: torch.float32 or torch.bfloat16, of the arithmetic and of the maps between segments.
+        threads: for programs that use the whole processor.
+    Raises:
+        UnsupportedLayerError: the network has a layer that this engine can't express.
+    """
+
+    def __init__(
+        self,
+        net: DroppableResNet,
+        policy_network: PolicyNetwork | None,
+        dtype: torch.dtype,
+        threads: int,
+    ):
+        self.net, self.policy_network, self.dtype, self.threads = net, policy_network, dtype, threads
+        self.core = ov.Core()
+        self._type = ov.Type.bf16 if dtype == torch.bfloat16 else ov.Type.f32
+        # Notices unsupported layers now and not in the middle of a batch.
+        self._block_graph((0, net.num_blocks), [True] * net.num_blocks, (64, 64, 3), 1)
+        if policy_network is not None:
+            self._policy_graph((64, 64, 3), 1)
+
+    def block_program(
+        self, blocks: Range, kept: list[bool], in_shape: tuple[int, ...], batch: int, alone: bool = False
+    ) -> Program:
+        """The straight-line program of some consecutive blocks, not yet compiled.
+
+        Args:
+            blocks: first and last + 1; stem and head belong to the network's first and last block.
+            kept: which of them run.
+            in_shape: (H, W, C) of the input.
+            batch: its batch size.
+            alone: use all threads; otherwise one (workers run several programs side by side).
+        """
+        branches = [branch for branch, _ in self.net.branches()[slice(*blocks)]]
+        weights = sum(
+            p.numel() for branch, keep in zip(branches, kept, strict=True) if keep for p in branch.parameters()
+        )
+        maps = MAPS_HELD * batch * int(np.prod(in_shape[:2])) * _channels(branches[0])
+        itemsize = self.dtype.itemsize
+        num_bytes = PROGRAM_BYTES + weights * (4 + itemsize) + maps * itemsize  # weights as given, and packed
+        return self._program(lambda: self._block_graph(blocks, kept, in_shape, batch), num_bytes, alone)
+
+    def policy_program(self, in_shape: tuple[int, ...], batch: int, alone: bool = False) -> Program:
+        """The policy network: (batch, H, W, C) to keep probabilities (batch, K), float32; not yet compiled."""
+        return self._program(lambda: self._policy_graph(in_shape, batch), PROGRAM_BYTES, alone)
+
+    def _program(self, graph: Callable[[], Any], num_bytes: int, alone: bool) -> Program:
+        config = {
+            "INFERENCE_PRECISION_HINT": "bf16" if self.dtype == torch.bfloat16 else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": str(self.threads if alone else 1),
+        }
+        if not alone:  # pinned, the programs of all workers would sit on the same core
+            config["ENABLE_CPU_PINNING"] = "NO"
+        core, dtype = self.core, self.dtype
+        return Program(lambda: core.compile_model(graph(), "CPU", config), dtype, num_bytes)
+
+    def _block_graph(self, blocks: Range, kept: list[bool], in_shape: tuple[int, ...], batch: int) -> Any:
+        first, last = blocks
+        inputs = op.parameter([batch, *in_shape], self._type)
+        x = _to_nchw(inputs)
+        if first == 0:
+            x = _stem(self.net, x)
+        for (branch, ds), keep in zip(self.net.branches()[first:last], kept, strict=True):
+            shortcut = x if ds is None else _layer(ds, x)
+            x = op.relu(op.add(shortcut, _layer(branch, x))) if keep else shortcut
+        if last == self.net.num_blocks:
+            x = _head(self.net, x)
+        else:
+            x = op.convert(op.transpose(x, _constant([0, 2, 3, 1])), self._type)
+        return ov.Model([x], [inputs], "blocks")
+
+    def _policy_graph(self, in_shape: tuple[int, ...], batch: int) -> Any:
+        network = self.policy_network
+        assert network is not None
+        trunk = network.features
+        if not isinstance(trunk, DroppableResNet):
+            raise UnsupportedLayerError(type(trunk).__name__)
+        inputs = op.parameter([batch, *in_shape], self._type)
+        x = _to_nchw(inputs)
+        if (pool := network.input_pool) > 1:
+            x = op.avg_pool(x, [pool, pool], [0, 0], [0, 0], [pool, pool], True)
+        x = _stem(trunk, x)
+        for branch, ds in trunk.branches():
+            x = op.relu(op.add(x if ds is None else _layer(ds, x), _layer(branch, x)))
+        x = op.sigmoid(_layer(network.logit, _head(trunk, x)))
+        return ov.Model([x], [inputs], "policy network")
+
+
+def _shared(tensor: Tensor) -> Any:
+    if tensor.dtype == torch.bfloat16:
+        return ov.Tensor(tensor.view(torch.uint16).numpy(), ov.Shape(tensor.shape), ov.Type.bf16)
+    return ov.Tensor(tensor.numpy(), shared_memory=True)
+
+
+def _constant(value: Any) -> Any:
+    return op.constant(np.asarray(value))
+
+
+def _weights(tensor: Tensor, *shape: int) -> Any:
+    """A constant that shares the tensor's memory."""
+    return op.constant(tensor.detach().contiguous().view(*shape).numpy(), shared_memory=True)
+
+
+def _to_nchw(x: Any) -> Any:
+    return op.convert(op.transpose(x, _constant([0, 3, 1, 2])), ov.Type.f32)
+
+
+def _channels(branch: nn.Module) -> int:
+    """Channels of a block's output."""
+    return max((m.out_channels for m in branch.modules() if isinstance(m, nn.Conv2d)), default=64)
+
+
+def _stem(net: DroppableResNet, x: Any) -> Any:
+    return _layer(net.maxpool, op.relu(_layer(net.bn1, _layer(net.conv1, x))))
+
+
+def _head(net: DroppableResNet, x: Any) -> Any:
+    if not isinstance(net.avgpool, nn.AdaptiveAvgPool2d) or net.avgpool.output_size not in (1, (1, 1)):
+        raise UnsupportedLayerError(f"{net.avgpool} before the head")
+    return _layer(net.fc, op.reduce_mean(x, _constant([2, 3]), False))
+
+
+def _pair(value: int | tuple[int, ...]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def _layer(layer: nn.Module, x: Any) -> Any:
+    """A torch layer in eval mode as OpenVINO nodes."""
+    match layer:
+        case nn.Identity() | nn.Dropout():
+            return x
+        case nn.Sequential():
+            for part in layer:
+                x = _layer(part, x)
+            return x
+        case Branch():
+            for i in range(1, layer.depth + 1):
+                x = _layer(layer.get_submodule(f"bn{i}"), _layer(layer.get_submodule(f"conv{i}"), x))
+                x = op.relu(x) if i < layer.depth else x
+            return x
+        case nn.Conv2d(padding_mode="zeros") if not isinstance(layer.padding, str):
+            return _convolution(layer, x)
+        case nn.Linear():
+            x = op.matmul(x, _weights(layer.weight, *layer.weight.shape), False, True)
+            return x if layer.bias is None else op.add(x, _weights(layer.bias, 1, -1))
+        case PadShortcut():
+            return _pad_shortcut(layer, x)
+        case nn.MaxPool2d(return_indices=False):
+            padding, rounding = _pair(layer.padding), "ceil_torch" if layer.ceil_mode else "floor"
+            strides, dilation = _pair(layer.stride), _pair(layer.dilation)
+            pool = ov.opset14.max_pool if layer.ceil_mode else op.max_pool
+            return pool(x, strides, dilation, padding, padding, _pair(layer.kernel_size), rounding).output(0)
+    raise UnsupportedLayerError(str(layer).splitlines()[0])
+
+
+def _convolution(conv: nn.Conv2d, x: Any) -> Any:
+    padding = _pair(conv.padding)  # type: ignore[arg-type]
+    geometry = (_pair(conv.stride), padding, padding, _pair(conv.dilation))
+    if conv.groups == 1:
+        x = op.convolution(x, _weights(conv.weight, *conv.weight.shape), *geometry)
+    else:
+        x = op.group_convolution(x, _weights(conv.weight, conv.groups, -1, *conv.weight.shape[1:]), *geometry)
+    return x if conv.bias is None else op.add(x, _weights(conv.bias, 1, -1, 1, 1))
+
+
+def _pad_shortcut(shortcut: PadShortcut, x: Any) -> Any:
+    size = [shortcut.stride, shortcut.stride]
+    if shortcut.stride > 1 and shortcut.kind == "pad_avgpool":
+        x = op.avg_pool(x, size, [0, 0], [0, 0], size, True, "ceil")
+    elif shortcut.stride > 1:
+        x = op.slice(x, _constant([0, 0]), _constant([2**31 - 1] * 2), _constant(size), _constant([2, 3]))
+    before, after = shortcut.channel_padding
+    return op.pad(
+        x, _constant([0, before, 0, 0]), _constant([0, after, 0, 0]), "constant", _constant(np.float32(0))
+    )

@@ -1,0 +1,114 @@
+"""The operating point: a threshold on the keep probabilities, chosen after training to meet a FLOPs budget.
+
+A higher threshold drops more blocks. Only finitely many thresholds differ on a set of images (its distinct keep
+probabilities), and keep probabilities don't depend on the threshold, so one run of the policy network is enough
+to find the best one exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from blockdrop.errors import UserError
+from blockdrop.flops import FlopTable
+
+KEEP_ALL = 1e-60
+"""A threshold above 0 that float32 and bfloat16 round to 0: every block runs, also where its probability is 0."""
+DROP_ALL = 1 - 1e-8
+"""A threshold below 1 that they round to 1: no block runs, unless its keep probability was rounded to 1, too."""
+
+
+def held_out_halves(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits images in two: one half to choose a threshold on, the other to report.
+
+    Images are sorted by class (those of a class stay in order) and dealt alternately. So each class, and the
+    whole, differs by at most one image between the halves; where images lie sorted by class already, those of
+    even index choose and those of odd index are reported.
+
+    Args:
+        labels: int64 (M,).
+    Returns:
+        ascending rows of the choosing half, ⌈M/2⌉ of them, and of the reported half, ⌊M/2⌋.
+
+    >>> [rows.tolist() for rows in held_out_halves(torch.tensor([1, 0, 1, 0, 0]))]
+    [[1, 2, 4], [0, 3]]
+    """
+    by_class = labels.argsort(stable=True)
+    return by_class[0::2].sort().values, by_class[1::2].sort().values
+
+
+def flops_by_threshold(keep_probs: Tensor, table: FlopTable) -> tuple[Tensor, Tensor]:
+    """What the images cost at every threshold that makes a difference.
+
+    Args:
+        keep_probs: float32 or bfloat16 (N, K).
+        table: costs of the K blocks, and of what always runs.
+    Returns:
+        thresholds, float64 (V,), ascending from `KEEP_ALL` to `DROP_ALL`, between them the distinct keep
+        probabilities; and FLOPs, int64 (V,), falling: the sum over all images, policy network included.
+    """
+    bounds = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    values, position = torch.cat([keep_probs.double().flatten(), bounds]).unique(return_inverse=True)
+    costs = torch.tensor(table.blocks).repeat(len(keep_probs))  # (N·K,)
+    cost_at = torch.zeros(len(values), dtype=torch.int64).index_add_(0, position[:-2], costs)  # (V,)
+    kept = cost_at.flip(0).cumsum(0).flip(0)  # of the blocks whose keep probability is at least the value
+    always = len(keep_probs) * (table.fixed + table.policy_network)
+    return values.clamp(KEEP_ALL, DROP_ALL), always + kept
+
+
+def threshold_for_budget(keep_probs: Tensor, table: FlopTable, budget: float) -> float:
+    """The lowest threshold under which the images cost at most `budget` on average, so the fullest use of it.
+
+    Integers are compared, and the budget is taken as the decimal number that it prints as, so the answer is
+    exact. It is one of the keep probabilities, or `KEEP_ALL` where the budget pays for all blocks, or
+    `DROP_ALL`. Where rounding differs a little (another machine, another batch size), what lies on the
+    threshold may drop below it, and cost less.
+
+    Args:
+        keep_probs: float32 or bfloat16 (N, K), of images that aren't reported afterwards.
+        table: costs, see `flops_by_threshold`.
+        budget: mean FLOPs per image, policy network included, as a fraction of the full network's.
+    Raises:
+        UserError: even the highest threshold costs more; the message names the least possible fraction.
+        ValueError: no images, or a budget that isn't a positive number.
+    """
+    if not (budget > 0 and math.isfinite(budget)) or len(keep_probs) == 0:
+        raise ValueError(f"budget {budget} for {len(keep_probs)} images: needs a positive number and an image")
+    thresholds, flops = flops_by_threshold(keep_probs, table)
+    full = len(keep_probs) * table.full
+    limit = min(math.floor(Fraction(str(budget)) * full), int(flops[0]))
+    if limit < flops[-1]:
+        least = math.ceil(Fraction(int(flops[-1]), full) * 10_000) / 10_000
+        raise UserError(
+            f"budget {budget}: can't be met; the least possible, with all blocks dropped that a threshold can "
+            f"drop, is {least:.4f} of the full network's FLOPs "
+            f"(policy network: {table.policy_network / table.full:.4f})"
+        )
+    return thresholds[(flops > limit).sum()].item()
+
+
+def curve_thresholds(
+    keep_probs: Tensor, table: FlopTable, points: int = 9, include: Iterable[float] = ()
+) -> list[float]:
+    """Thresholds whose costs spread evenly from all blocks to none, as far as these images allow.
+
+    Args:
+        keep_probs: float32 or bfloat16 (N, K).
+        table: costs, see `flops_by_threshold`.
+        points: steps of the even spread; fewer come back where several have the same cost.
+        include: thresholds that must be among them; they replace those of the same cost.
+    Returns:
+        distinct thresholds, ascending.
+    """
+    thresholds, flops = flops_by_threshold(keep_probs, table)
+    included = torch.tensor(list(include), dtype=torch.float64)
+    costs = set(flops[torch.searchsorted(thresholds, included).clamp(max=len(flops) - 1)].tolist())
+    targets = torch.linspace(flops[0].item(), flops[-1].item(), points, dtype=torch.float64)
+    rows = (flops > targets.unsqueeze(1)).sum(1).tolist()  # the lowest threshold within each target
+    spread = [thresholds[row].item() for row in rows if flops[row].item() not in costs]
+    return sorted({*included.tolist(), *spread})

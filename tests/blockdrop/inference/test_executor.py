@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18, resnext50_32x4d
+
+import blockdrop
+from agents.policy_network import PolicyNetwork
+from blockdrop.errors import UserError
+from blockdrop.inference import openvino_engine
+from blockdrop.inference.executor import ROWS_AT_ONCE
+from blockdrop.models.resnet import DroppableResNet
+from blockdrop.models.zoo import build_policy_network
+from tests.conftest import randomise_statistics
+
+needs_openvino = pytest.mark.skipif(not openvino_engine.is_installed(), reason="openvino is not installed")
+ENGINES = ["torch", pytest.param("openvino", marks=needs_openvino)]
+
+
+def make_policy_network(num_blocks: int, policy_net: str = "reference") -> PolicyNetwork:
+    network = build_policy_network(num_blocks, policy_net=policy_net)
+    randomise_statistics(network)
+    nn.init.normal_(network.logit.weight, std=0.5)
+    return network.eval()
+
+
+def assert_same_logits(logits: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def some_policies(images: int, blocks: int) -> Tensor:
+    """None, all, all but the first of each stage of R14, the first alone, and random ones; two thirds alike."""
+    policy = torch.rand(images, blocks) < 0.5
+    policy[images // 3 :] = policy[0]
+    for row, pattern in enumerate(([0], [1], [0, 1], [1, 0])[:images]):
+        policy[row] = torch.tensor(pattern).repeat(blocks)[:blocks].bool()
+    return policy
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("name", "shortcut"),
+    [
+        ("R14_C10", "pad_avgpool"),
+        ("R14_C10", "pad_stride"),
+        ("R14_C10", "projection"),
+        ("R18_C10", "pad_avgpool"),
+        ("R50_C10", "projection"),
+    ],
+)
+def test_the_executor_gives_the_logits_of_masked_execution(
+    make_resnet: Callable[..., DroppableResNet], name: str, shortcut: str, engine: Any
+) -> None:
+    resnet = make_resnet(name, shortcut=shortcut)
+    run = blockdrop.compile(resnet, engine=engine, compile_after=4)
+    for count in (1, 3, 2 * ROWS_AT_ONCE + 5):
+        images, policy = torch.randn(count, 3, 32, 32), some_policies(count, resnet.num_blocks)
+        with torch.no_grad():
+            expected = resnet(images, policy, execution="masked")
+        for _ in range(6):  # first through the torch engine, then more and more through programs
+            logits, ran = run(images, policy=policy)
+            assert_same_logits(logits, expected)
+            assert ran.equal(policy)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("make", [resnet18, resnext50_32x4d])
+def test_torchvisions_networks_for_large_images_run_too(make: Callable[[], nn.Module], engine: Any) -> None:
+    model = make()
+    randomise_statistics(model)
+    resnet = blockdrop.from_torchvision(model.eval())
+    images, policy = torch.randn(2, 3, 96, 64), some_policies(2, resnet.num_blocks)
+    run = blockdrop.compile(resnet, engine=engine, compile_after=1)
+    with torch.no_grad():
+        assert_same_logits(run(images, policy=policy)[0], resnet(images, policy, execution="masked"))
+        assert_same_logits(run(images)[0], model(images))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("policy_net", ["reference", "pooled4"])
+def test_the_policy_network_decides_unless_the_call_does(
+    make_resnet: Callable[..., DroppableResNet], engine: Any, policy_net: str
+) -> None:
+    resnet = make_resnet("R14_C10")
+    policy_network = make_policy_network(resnet.num_blocks, policy_net)
+    run = blockdrop.compile(resnet, policy_network, engine=engine, threshold=0.4)
+    for count in (1, 19):
+        images = torch.randn(count, 3, 32, 32)
+        with torch.no_grad():
+            expected, _ = policy_network(images)
+        torch.testing.assert_close(run.keep_probs(images), expected, rtol=1e-4, atol=1e-5)
+        assert run(images)[1].equal(expected >= 0.4)
+        assert run(images, threshold=0.7)[1].equal(expected >= 0.7)
+        nothing = torch.zeros(count, resnet.num_blocks, dtype=torch.bool)
+        assert run(images, policy=nothing)[1].equal(nothing)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_several_policies_of_an_image_at_once_give_what_each_gives_alone(
+    make_resnet: Callable[..., DroppableResNet], engine: Any
+) -> None:
+    resnet, images = make_resnet("R14_C10"), torch.randn(5, 3, 32, 32)
+    run = blockdrop.compile(resnet, engine=engine, compile_after=1)
+    policies = torch.stack([some_policies(5, 6), torch.rand(5, 6) < 0.5, torch.ones(5, 6, dtype=torch.bool)])
+    logits, _ = run(images, policy=policies)
+    assert logits.shape == (3, 5, 10)
+    for alone, policy in zip(logits, policies, strict=True):
+        assert_same_logits(alone, run(images, policy=policy)[0])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bfloat16_stays_near_float32(make_resnet: Callable[..., DroppableResNet], engine: Any) -> None:
+    resnet, images = make_resnet("R14_C10"), torch.randn(9, 3, 32, 32)
+    policy = some_policies(9, resnet.num_blocks)
+    run = blockdrop.compile(resnet, engine=engine, dtype=torch.bfloat16, compile_after=1)
+    logits, _ = run(images, policy=policy)
+    assert logits.dtype == torch.float32
+    with torch.no_grad():
+        expected = resnet(images, policy)
+    assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_executor_follows_the_networks_that_it_was_made_from(
+    make_resnet: Callable[..., DroppableResNet], engine: Any
+) -> None:
+    resnet, images = make_resnet("R8_C10"), torch.randn(4, 3, 32, 32)
+    policy_network = make_policy_network(resnet.num_blocks)
+    run = blockdrop.compile(resnet, policy_network, engine=engine, compile_after=1)
+    before, _ = run(images)
+    optimizer = torch.optim.Adam([*resnet.parameters(), *policy_network.parameters()], lr=0.05)
+    resnet.train()
+    (resnet(images).square().sum() + policy_network(images)[0].sum()).backward()
+    optimizer.step()
+    resnet.eval()
+    logits, policy = run(images)
+    assert not logits.allclose(before)
+    with torch.no_grad():
+        assert policy.equal(policy_network(images)[0] >= 0.5)
+        assert_same_logits(logits, resnet(images, policy))
+        resnet.load_state_dict(make_resnet("R8_C10").state_dict())
+        assert_same_logits(run(images, policy=policy)[0], resnet(images, policy))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_empty_non_contiguous_and_channels_last_batches(
+    make_resnet: Callable[..., DroppableResNet], engine: Any
+) -> None:
+    resnet = make_resnet("R8_C10")
+    run = blockdrop.compile(resnet, make_policy_network(resnet.num_blocks), engine=engine)
+    logits, policy = run(torch.zeros(0, 3, 32, 32))
+    assert logits.shape == (0, 10)
+    assert policy.shape == (0, resnet.num_blocks)
+    images = torch.randn(7, 3, 32, 32)
+    expected, _ = run(images)
+    assert_same_logits(run(images.to(memory_format=torch.channels_last))[0], expected)
+    apart = torch.randn(14, 3, 32, 64)
+    apart[::2, :, :, ::2] = images
+    assert_same_logits(run(apart[::2, :, :, ::2])[0], expected)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_input_is_left_as_it_is(make_resnet: Callable[..., DroppableResNet], engine: Any) -> None:
+    run = blockdrop.compile(make_resnet("R8_C10"), engine=engine, compile_after=1)
+    for count in (1, 20):
+        images = torch.randn(count, 3, 32, 32).to(memory_format=torch.channels_last)
+        copy = images.clone()
+        run(images)
+        assert images.equal(copy)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"images": torch.zeros(2, 3, 32, 32, dtype=torch.float64)}, "expected float32 \\(N, 3, H, W\\)"),
+        ({"images": torch.zeros(3, 32, 32)}, "expected float32 \\(N, 3, H, W\\)"),
+        ({"images": torch.zeros(2, 3, 32, 32), "policy": torch.ones(2, 4, dtype=torch.bool)}, "\\(2, 3\\)"),
+        ({"images": torch.zeros(2, 3, 32, 32), "policy": torch.ones(2, 3)}, "torch.bool"),
+        ({"images": torch.zeros(2, 3, 32, 32), "threshold": 1.0}, "above 0 and below 1"),
+        (
+            {"images": torch.zeros(2, 3, 32, 32), "threshold": 0.5, "policy": torch.ones(2, 3, dtype=torch.bool)},
+            "pass one of the two",
+        ),
+    ],
+)
+def test_wrong_input_is_named(
+    make_resnet: Callable[..., DroppableResNet], call: dict[str, Any], message: str
+) -> None:
+    run = blockdrop.compile(make_resnet("R8_C10"), engine="torch")
+    with pytest.raises(ValueError, match=message):
+        run(call.pop("images"), **call)
+
+
+def test_wrong_settings_are_named(make_resnet: Callable[..., DroppableResNet]) -> None:
+    resnet: Any = make_resnet("R8_C10")
+    with pytest.raises(ValueError, match=r"torch\.float16"):
+        blockdrop.compile(resnet, dtype=torch.float16)
+    with pytest.raises(UserError, match="choose auto, torch or openvino"):
+        blockdrop.compile(resnet, engine="tensorrt")  # type: ignore[arg-type]
+
+
+@needs_openvino
+def test_a_network_that_openvino_cannot_express_runs_in_torch(make_resnet: Callable[..., DroppableResNet]) -> None:
+    resnet, images = make_resnet("R8_C10"), torch.randn(3, 3, 32, 32)
+    resnet.fc = nn.Sequential(nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 10))
+    run = blockdrop.compile(resnet)
+    assert "GELU" in run.describe()
+    with torch.no_grad():
+        assert_same_logits(run(images)[0], resnet(images))
+    with pytest.raises(UserError, match="GELU"):
+        blockdrop.compile(resnet, engine="openvino")
+
+
+@needs_openvino
+def test_programs_stay_within_their_memory(make_resnet: Callable[..., DroppableResNet]) -> None:
+    resnet, images = make_resnet("R20_C10"), torch.randn(64, 3, 32, 32)
+    run = blockdrop.compile(resnet, engine="openvino", compile_after=1, cache_bytes=6_000_000)
+    programs = run._programs
+    assert programs is not None
+    for _ in range(4):
+        policy = torch.rand(64, resnet.num_blocks) < 0.5
+        logits, _ = run(images, policy=policy)
+        assert 0 < programs.num_bytes <= 6_000_000
+    with torch.no_grad():
+        assert_same_logits(logits, resnet(images, policy))
+
+
+@needs_openvino
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_warming_compiles_before_the_first_batch(
+    make_resnet: Callable[..., DroppableResNet], one_by_one: bool
+) -> None:
+    resnet = make_resnet("R14_C10")
+    run = blockdrop.compile(resnet, engine="openvino", compile_after=1000)
+    policy = some_policies(1 if one_by_one else 9, resnet.num_blocks)
+    run.warm(policy, batch_size=1 if one_by_one else 256)
+    assert run._programs is not None
+    ready = dict(run._programs.programs)
+    run(torch.randn(len(policy), 3, 32, 32), policy=policy)
+    assert ready
+    assert run._programs.programs.keys() == ready.keys()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_executors_in_two_threads_give_what_they_give_in_one(
+    make_resnet: Callable[..., DroppableResNet], engine: Any
+) -> None:
+    resnets = [make_resnet("R14_C10"), make_resnet("R14_C10")]
+    executors = [blockdrop.compile(resnet, engine=engine, compile_after=8) for resnet in resnets]
+    images, policy = torch.randn(24, 3, 32, 32), some_policies(24, 6)
+    with torch.no_grad():
+        expected = [resnet(images, policy) for resnet in resnets]
+    failures: list[BaseException] = []
+
+    def use(which: int, other: int) -> None:
+        try:
+            for turn in range(6):  # both threads use both executors
+                index = which if turn % 2 else other
+                assert_same_logits(executors[index](images, policy=policy)[0], expected[index])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=use, args=pair) for pair in ((0, 1), (1, 0))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_making_an_executor_leaves_torchs_thread_count_alone(make_resnet: Callable[..., DroppableResNet]) -> None:
+    before = torch.get_num_threads()
+    blockdrop.compile(make_resnet("R8_C10"), engine="torch")(torch.randn(40, 3, 32, 32))
+    assert torch.get_num_threads() == before

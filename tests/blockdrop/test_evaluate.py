@@ -1,0 +1,209 @@
+"""`evaluate` with a budget, a curve, and a checkpoint that remembers its threshold."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from blockdrop import build, evaluate, save_checkpoint
+from blockdrop.data import NORMALISATIONS, DataSource
+from blockdrop.inference.operating_point import KEEP_ALL, held_out_halves
+from blockdrop.measure import evaluate_images
+from blockdrop.models.checkpoints import load_checkpoint, read_checkpoint
+from tests.conftest import randomise_statistics, write_image_tree
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """An R14_Folder for two classes whose policy network decides image by image."""
+    resnet, policy_network = build("R14_Folder", num_classes=2, policy_net="pooled")
+    randomise_statistics(resnet)
+    randomise_statistics(policy_network)
+    torch.nn.init.normal_(policy_network.logit.weight, std=0.5)
+    save_checkpoint(
+        tmp_path / "start.t7",
+        model="R14_Folder",
+        resnet=resnet,
+        policy_network=policy_network,
+        policy_net="pooled",
+        normalisation=NORMALISATIONS["half"],
+        classes=["cat", "dog"],
+        epoch=7,
+        metrics={"accuracy": 0.5, "reward": 0.1, "decided": 6.0},
+        config={"lr": 0.1},
+    )
+    return tmp_path / "start.t7"
+
+
+@pytest.fixture
+def run(image_tree: Path, checkpoint: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs evaluate on the checkpoint and the image tree; speeds are measured in one round."""
+    monkeypatch.setattr("blockdrop.measure.SPEED_ROUNDS", 1)
+    monkeypatch.setattr("blockdrop.measure.SPEED_BATCHES", 1)
+
+    def run(*flags: object) -> tuple[int, str, str]:
+        common = ("--model", "R14_Folder", "--data_dir", image_tree, "--batch_size", 4)
+        return command(evaluate, *common, *(() if "--load" in flags else ("--load", checkpoint)), *flags)
+
+    return run
+
+
+def test_a_budget_is_met_on_one_half_and_reported_on_the_other(
+    tmp_path: Path, image_tree: Path, checkpoint: Path, run: Command
+) -> None:
+    flags = ("--budget", 0.7, "--curve", "--save", tmp_path / "point.t7", "--json", tmp_path / "e.json")
+    code, out, _ = run(*flags)
+    assert code == 0
+    assert "6 of the test images choose the threshold, the other 6 are reported" in out
+    numbers = json.loads((tmp_path / "e.json").read_text())
+    point = numbers["operating_point"]
+    assert (point["budget"], point["held_out_images"], numbers["images"]) == (0.7, 6, 6)
+    used = f"{point['flops_fraction']:.2%} on the images that chose the threshold"
+    assert f"FLOPs used, of a budget of 70.00%: {used}, {numbers['flops_mean'] / numbers['full_flops']:.2%}" in out
+
+    images = DataSource("Folder", image_tree).test
+    resnet, policy_network = build("R14_Folder", num_classes=2, policy_net="pooled")
+    load_checkpoint(checkpoint, resnet=resnet, policy_network=policy_network)
+    threshold = numbers["threshold"]
+    choosing, reported = (
+        evaluate_images(
+            resnet, policy_network, images.subset(rows), NORMALISATIONS["half"], batch_size=4, threshold=threshold
+        )
+        for rows in held_out_halves(images.labels)
+    )
+    full = numbers["full_flops"]
+    assert choosing.flops_per_image[0] / full == point["flops_fraction"] <= 0.7
+    assert choosing.keep_probs is not None
+    lower = choosing.keep_probs[choosing.keep_probs < threshold].max().item()
+    cheaper = evaluate_images(
+        resnet, policy_network, images.subset(held_out_halves(images.labels)[0]), NORMALISATIONS["half"],
+        batch_size=4, threshold=lower,
+    )  # fmt: skip
+    assert cheaper.flops_per_image[0] > 0.7 * full, "no lower threshold meets the budget"
+    assert numbers["accuracy"] == reported.accuracy
+    assert numbers["flops_mean"] == reported.flops_per_image[0]
+
+    curve = numbers["curve"]
+    assert [row["threshold"] for row in curve] == sorted(row["threshold"] for row in curve)
+    assert {0.5, threshold, KEEP_ALL} <= {row["threshold"] for row in curve}
+    assert 4 <= len(curve) <= 11
+    (own,) = [row for row in curve if row["threshold"] == threshold]
+    assert own.items() <= {**numbers, "flops_fraction": numbers["flops_mean"] / full}.items()
+    assert curve[0]["block_usage_mean"] == 6
+    assert curve[0]["accuracy"] == numbers["full_accuracy"]
+    assert curve[-1]["block_usage_mean"] == 0
+    costs = [row["flops_mean"] for row in curve]
+    assert costs == sorted(costs, reverse=True)
+    assert "< reported above" in out
+
+    before, after = read_checkpoint(checkpoint), read_checkpoint(tmp_path / "point.t7")
+    assert after.operating_point == {**point, "threshold": threshold, "curve": curve}
+    for part in ("resnet", "policy_network"):
+        old, new = getattr(before, part), getattr(after, part)
+        assert old.keys() == new.keys()
+        assert all(old[key].equal(new[key]) for key in old)
+    for name in ("model", "shortcut", "normalisation", "policy_net", "classes", "epoch", "metrics", "config"):
+        assert getattr(before, name) == getattr(after, name), name
+
+
+def test_a_stored_threshold_is_used_unless_a_flag_says_otherwise(tmp_path: Path, run: Command) -> None:
+    def threshold(*flags: object) -> tuple[float, str]:
+        code, out, _ = run(*flags, "--json", tmp_path / "e.json", "--overwrite")
+        assert code == 0
+        return json.loads((tmp_path / "e.json").read_text())["threshold"], out
+
+    assert threshold()[0] == 0.5
+    chosen, _ = threshold("--budget", 0.7, "--save", tmp_path / "point.t7")
+    assert chosen != 0.5
+    stored, out = threshold("--load", tmp_path / "point.t7")
+    assert stored == chosen
+    line = f"threshold {chosen:.9g}: the checkpoint's operating point, chosen for a budget of 0.7 on 6 test images"
+    assert line in out
+    given, out = threshold("--load", tmp_path / "point.t7", "--threshold", 0.25)
+    assert given == 0.25
+    assert "operating point" not in out
+
+    threshold("--load", tmp_path / "point.t7", "--curve", "--save", tmp_path / "copy.t7")
+    copied, point = (read_checkpoint(tmp_path / name).operating_point for name in ("copy.t7", "point.t7"))
+    assert copied is not None
+    assert point is not None
+    assert copied["curve"]
+    assert {**copied, "curve": []} == point, "saved again, it still says how it was chosen"
+    threshold("--threshold", 0.25, "--save", tmp_path / "hand.t7")
+    assert "threshold 0.25: the checkpoint's operating point\n" in threshold("--load", tmp_path / "hand.t7")[1]
+
+
+def test_a_budget_above_the_cost_of_all_blocks_keeps_them(tmp_path: Path, run: Command) -> None:
+    code, out, _ = run("--budget", 1.5, "--json", tmp_path / "e.json")
+    assert code == 0
+    assert "threshold 1e-60 meets the budget (the budget pays for all blocks)" in out
+    assert json.loads((tmp_path / "e.json").read_text())["usage_per_block"] == [1.0] * 6
+
+
+def test_a_checkpoint_in_two_files_of_other_dialects_is_saved_in_one(
+    tmp_path: Path, checkpoint: Path, run: Command
+) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save(content["resnet"], tmp_path / "resnet.pth")
+    torch.save({"agent": content["agent"], "epoch": 3, "acc": 0.75}, tmp_path / "policy.t7")
+    files = ("--load", tmp_path / "resnet.pth", tmp_path / "policy.t7", "--policy_net", "pooled")
+    assert run(*files, "--threshold", 0.25, "--save", tmp_path / "both.t7")[0] == 0
+    both = read_checkpoint(tmp_path / "both.t7")
+    assert (both.model, both.classes, both.epoch, both.policy_net) == ("R14_Folder", ["cat", "dog"], 3, "pooled")
+    assert torch.load(tmp_path / "both.t7", weights_only=True)["acc"] == 0.75
+    assert both.resnet is not None
+    assert both.policy_network is not None
+    assert all(both.resnet[key].equal(value) for key, value in content["resnet"].items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--budget", "0.5", "--threshold", "0.5"), "--threshold and --budget: pass one of them"),
+        (("--budget", "0"), "--budget 0.0: must be a positive number"),
+        (("--budget", "nan"), "--budget nan: must be a positive number"),
+        (("--threshold", "1"), "--threshold 1.0: must be above 0 and below 1"),
+        (("--budget", "0.01"), "budget 0.01: can't be met; the least possible, with all blocks dropped"),
+        (("--budget", "0.5", "--load", "{tmp}/resnet.t7"), "--budget: needs a policy network"),
+        (("--curve", "--load", "{tmp}/resnet.t7"), "--curve: needs a policy network"),
+        (("--save", "{tmp}/new.t7", "--load", "{tmp}/resnet.t7"), "--save: needs a policy network"),
+        (("--save", "{tmp}/start.t7"), "start.t7: exists; pass --overwrite to replace it"),
+        (("--save", "{tmp}/start.t7", "--overwrite"), "is the checkpoint that --load reads"),
+        (("--json", "{tmp}/start.t7", "--overwrite"), "is the checkpoint that --load reads"),
+        (("--save", "{tmp}/link.t7", "--overwrite"), "is the checkpoint that --load reads"),
+        (("--save", "{tmp}"), "not a file name"),
+        (("--save", "{tmp}/none/new.t7"), "no folder"),
+        (("--save", "{tmp}/new.t7", "--json", "{tmp}/new.t7"), "two files are needed"),
+        (("--load", "{tmp}/damaged.t7"), "damaged header"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_flags_end_with_one_line_and_leave_every_file_alone(
+    tmp_path: Path, checkpoint: Path, run: Command, flags: tuple[str, ...], message: str
+) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save(content["resnet"], tmp_path / "resnet.t7")
+    torch.save(content | {"operating_point": {"threshold": 2.0}}, tmp_path / "damaged.t7")
+    (tmp_path / "link.t7").symlink_to(checkpoint)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.t7")}
+    code, _, error = run(*(flag.replace("{tmp}", str(tmp_path)) for flag in flags))
+    assert code == 2
+    assert error.startswith("error: ")
+    assert message in error
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.t7")} == before
+
+
+def test_a_single_image_can_not_both_choose_and_be_reported(tmp_path: Path, command: Command) -> None:
+    tree = write_image_tree(tmp_path / "one", classes=("cat",), count=1)
+    resnet, policy_network = build("R8_Folder", num_classes=1)
+    content: dict[str, Any] = {"agent": policy_network.state_dict(), "resnet": resnet.state_dict()}
+    torch.save(content, tmp_path / "c.t7")
+    flags = ("--model", "R8_Folder", "--data_dir", tree, "--load", tmp_path / "c.t7", "--budget", 1)
+    code, _, error = command(evaluate, *flags)
+    assert code == 2
+    assert "needs at least two test images" in error

@@ -1,0 +1,329 @@
+"""Exported files: the same network, whatever runs it; one clear line for what can't be exported."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blockdrop import export, save_checkpoint
+from blockdrop.data import NORMALISATIONS
+from blockdrop.errors import CheckpointError, UserError
+from blockdrop.export import ExportConfig, load_safetensors
+from blockdrop.models.checkpoints import read_checkpoint
+from blockdrop.models.zoo import build
+from tests.conftest import randomise_statistics
+
+Command = Callable[..., tuple[int, str, str]]
+CLASSES = ["ant", "bee", "cat"]
+
+
+def write_checkpoint(path: Path, model: str = "R8_C10", policy: bool = True) -> Path:
+    """Three classes, a pooled4 policy network whose decisions differ between images."""
+    torch.manual_seed(1)
+    resnet, policy_network = build(model, num_classes=3, policy_net="pooled4")
+    randomise_statistics(resnet)
+    randomise_statistics(policy_network)
+    torch.nn.init.normal_(policy_network.logit.weight, std=1.0)
+    save_checkpoint(
+        path,
+        model=model,
+        resnet=resnet,
+        normalisation=NORMALISATIONS["cifar"],
+        policy_network=policy_network if policy else None,
+        policy_net="pooled4",
+        classes=CLASSES,
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> Path:
+    return write_checkpoint(folder / "net.t7")
+
+
+def networks_of(path: Path) -> export.Networks:
+    config = ExportConfig(model="R8_C10", load=(str(path),), format="onnx", output="unused.onnx")
+    return export.open_networks(config)
+
+
+def export_file(checkpoint: Path, output: Path, form: Any, threshold: float = 0.5) -> Path:
+    return export.main(
+        ExportConfig(model="R8_C10", load=(str(checkpoint),), format=form, output=str(output), threshold=threshold)
+    )
+
+
+@pytest.fixture(scope="module")
+def onnx_file(folder: Path, checkpoint: Path) -> Path:
+    for package in export.PACKAGES["onnx"]:
+        pytest.importorskip(package)
+    return export_file(checkpoint, folder / "net.onnx", "onnx", threshold=0.25)
+
+
+@pytest.fixture(scope="module")
+def aoti_file(folder: Path, checkpoint: Path) -> Path:
+    try:
+        return export_file(checkpoint, folder / "net.pt2", "aoti", threshold=0.25)
+    except UserError as error:
+        if "compiler" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def assert_same_as_torch(run: export.Runner, networks: export.Networks) -> None:
+    """Every policy that thresholds can give, on images of which some keep none, some or all blocks."""
+    assert networks.policy_network is not None
+    seen = set()
+    for image in torch.randn(4, 1, 3, 32, 32):
+        with torch.no_grad():
+            expected_probs, _ = networks.policy_network(image)
+        middles = expected_probs.flatten().sort().values.unfold(0, 2, 1).mean(1)
+        for threshold in (torch.tensor(0.0), *middles, torch.tensor(1.5)):
+            expected_policy = expected_probs >= threshold
+            with torch.no_grad():
+                expected = networks.resnet(image, expected_policy)
+            logits, policy, keep_probs = run(image, threshold)
+            torch.testing.assert_close(keep_probs, expected_probs, atol=1e-5, rtol=0)
+            assert policy.dtype == torch.bool
+            assert policy.equal(expected_policy)
+            torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+            seen.add(tuple(policy[0].tolist()))
+    assert {(False,) * 3, (True,) * 3} < seen
+    assert len(seen) > 3
+
+
+def test_onnx_gives_torchs_logits_under_every_threshold(onnx_file: Path, checkpoint: Path) -> None:
+    assert_same_as_torch(export.open_onnx(onnx_file), networks_of(checkpoint))
+
+
+def test_onnx_holds_one_condition_a_block_and_says_what_it_is(onnx_file: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(onnx_file)
+    onnx.checker.check_model(model, full_check=True)
+    conditions = [node for node in model.graph.node if node.op_type == "If"]
+    assert len(conditions) == 3
+    for node in conditions:
+        branches = {attribute.name: attribute.g for attribute in node.attribute}
+        assert sum(inner.op_type == "Conv" for inner in branches["then_branch"].node) == 2
+        assert len(branches["then_branch"].initializer) >= 3
+        assert [inner.op_type for inner in branches["else_branch"].node] == ["Identity"]
+    recorded = {entry.key: entry.value for entry in model.metadata_props}
+    assert recorded["model"] == "R8_C10"
+    assert recorded["shortcut"] == "pad_avgpool"
+    assert recorded["policy_net"] == "pooled4"
+    assert json.loads(recorded["threshold"]) == 0.25
+    assert json.loads(recorded["classes"]) == CLASSES
+    assert tuple(json.loads(recorded["normalisation"])["mean"]) == NORMALISATIONS["cifar"].mean
+    assert recorded["version"]
+
+
+def test_aoti_gives_torchs_logits_under_every_threshold(aoti_file: Path, checkpoint: Path) -> None:
+    assert_same_as_torch(export.open_aoti(aoti_file), networks_of(checkpoint))
+    package = torch._inductor.aoti_load_package(str(aoti_file))
+    assert package.get_metadata()["threshold"] == "0.25"
+
+
+@pytest.mark.parametrize("policy", [True, False], ids=["with policy", "backbone alone"])
+def test_safetensors_brings_the_same_weights_back(tmp_path: Path, command: Command, policy: bool) -> None:
+    pytest.importorskip("safetensors")
+    source = write_checkpoint(tmp_path / "net.t7", "R14_C10", policy)
+    flags = ("--model", "R14_C10", "--load", source, "--format", "safetensors")
+    code, out, _ = command(export, *flags, "--output", tmp_path / "net.safetensors")
+    assert code == 0
+    assert "all equal" in out
+    resnet, policy_network, metadata = load_safetensors(tmp_path / "net.safetensors")
+    written = read_checkpoint(source)
+    assert written.resnet is not None
+    assert all(value.equal(written.resnet[key]) for key, value in resnet.state_dict().items())
+    assert metadata["classes"] == CLASSES
+    assert (policy_network is None) == (not policy)
+    if policy_network is not None:
+        assert written.policy_network is not None
+        assert metadata["threshold"] == 0.5
+        assert policy_network.input_pool == 4
+        state = policy_network.state_dict()
+        assert all(value.equal(written.policy_network[key]) for key, value in state.items())
+
+
+def test_the_operating_points_threshold_is_the_default(checkpoint: Path, monkeypatch: Any) -> None:
+    def read(path: str) -> Any:
+        found = read_checkpoint(path)
+        found.operating_point = {"threshold": 0.37}
+        return found
+
+    monkeypatch.setattr(export, "read_checkpoint", read)
+    assert networks_of(checkpoint).threshold == 0.37
+
+
+def test_a_file_that_differs_from_torch_does_not_appear(
+    tmp_path: Path, checkpoint: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in export.PACKAGES["onnx"]:
+        pytest.importorskip(package)
+
+    class Wrong(export.BranchingNetwork):
+        def forward(self, image: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            logits, policy, keep_probs = super().forward(image, threshold)
+            return logits + 0.01, policy, keep_probs
+
+    monkeypatch.setattr(export, "BranchingNetwork", Wrong)
+    code, out, error = command(
+        export, "--model", "R8_C10", "--load", checkpoint, "--format", "onnx", "--output", tmp_path / "net.onnx"
+    )
+    assert code == 2
+    assert "latency" not in out
+    assert "the file's logits differ from torch's by" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_check_notices_another_policy_than_the_keep_probabilities_give(checkpoint: Path) -> None:
+    networks = networks_of(checkpoint)
+
+    def keeps_all(image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
+        assert networks.policy_network is not None
+        return networks.resnet(image), torch.ones(1, 3, dtype=torch.bool), networks.policy_network(image)[0]
+
+    with pytest.raises(UserError, match="isn't keep_probs >= "):
+        export.check_graph(keeps_all, networks)
+
+
+ONNX = ("--format", "onnx", "--output", "{tmp}/new.onnx")
+BAD_INPUT = [
+    (("--load", "{net}"), "--format"),
+    (("--load", "{net}", "--format", "onnx"), "--output"),
+    (ONNX, "--load: name a checkpoint"),
+    (("--load", "", *ONNX), "--load: an empty name"),
+    (("--load", "{net}", "--threshold", "1", *ONNX), "--threshold 1.0"),
+    (("--load", "{net}", "--model", "R33_C10", *ONNX), "no ResNet has depth 33"),
+    (("--load", "{net}", "--model", "R14_C10", *ONNX), "change --model"),
+    (("--load", "{net}", "--policy_net", "pooled", *ONNX), "policy_net=pooled4 is needed"),
+    (("--load", "{tmp}/none.t7", *ONNX), "no such checkpoint file"),
+    (("--load", "{tmp}/backbone.t7", *ONNX), "no policy network in it, so there is nothing to decide"),
+    (("--load", "{tmp}/backbone.t7", "--format", "aoti", "--output", "{tmp}/new.pt2"), "nothing to decide"),
+    (("--load", "{tmp}/policy.t7", *ONNX), "a policy network without its backbone"),
+    (("--load", "{net}", "--format", "onnx", "--output", "{tmp}/new.pt2"), "ends in .onnx"),
+    (("--load", "{net}", "--format", "aoti", "--output", "{tmp}/new"), "ends in .pt2"),
+    (("--load", "{net}", "--format", "onnx", "--output", "{tmp}/none/new.onnx"), "no folder"),
+    (("--load", "{net}", "--format", "onnx", "--output", "{tmp}/folder.onnx"), "a folder; name a file"),
+    (("--load", "{net}", "--format", "onnx", "--output", "{tmp}/old.onnx"), "exists; pass --overwrite"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_INPUT, ids=lambda value: str(value)[:40])
+def test_bad_input_ends_with_one_line_and_exit_code_2(
+    tmp_path: Path, checkpoint: Path, command: Command, flags: tuple[str, ...], message: str
+) -> None:
+    for package in export.PACKAGES["onnx"]:
+        pytest.importorskip(package)
+    write_checkpoint(tmp_path / "backbone.t7", policy=False)
+    torch.save({"agent": build("R8_C10")[1].state_dict()}, tmp_path / "policy.t7")
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "old.onnx").write_text("mine")
+    before = sorted(tmp_path.iterdir())
+    given = [flag.replace("{tmp}", str(tmp_path)).replace("{net}", str(checkpoint)) for flag in flags]
+    code, _, error = command(export, *([] if "--model" in given else ["--model", "R8_C10"]), *given)
+    assert code == 2
+    assert error.startswith("error: ")
+    assert message in error
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "old.onnx").read_text() == "mine"
+
+
+def test_overwrite_replaces_the_file_only_once_the_new_one_is_whole(
+    tmp_path: Path, checkpoint: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("safetensors")
+    output = tmp_path / "net.safetensors"
+    output.write_text("mine")
+    flags = (
+        "--model",
+        "R8_C10",
+        "--load",
+        checkpoint,
+        "--format",
+        "safetensors",
+        "--output",
+        output,
+        "--overwrite",
+    )
+
+    def full_disk(networks: Any, path: Path) -> None:
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "write_safetensors", full_disk)
+        code, _, error = command(export, *flags)
+    assert code == 2
+    assert "not writable (No space left on device)" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+    assert output.read_text() == "mine"
+    assert command(export, *flags)[0] == 0
+    assert load_safetensors(output)[0].num_blocks == 3
+
+
+def test_a_missing_package_is_named_with_its_mend(
+    tmp_path: Path, checkpoint: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(export, "import_module", missing)
+    code, _, error = command(
+        export, "--model", "R8_C10", "--load", checkpoint, "--format", "onnx", "--output", tmp_path / "net.onnx"
+    )
+    assert code == 2
+    assert error == "error: onnx is missing (No module named 'onnx'); pip install blockdrop[export]"
+
+
+def damaged_files(folder: Path) -> dict[str, str]:
+    """Damaged and foreign safetensors files by name, and what reading each must say."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    networks = networks_of(write_checkpoint(folder / "net.t7"))
+    export.write_safetensors(networks, folder / "net.safetensors")
+    content = (folder / "net.safetensors").read_bytes()
+    state, header = export._state(networks.resnet, networks.policy_network), networks.metadata()
+    (folder / "text").write_text("hello")
+    (folder / "short").write_bytes(content[: len(content) // 2])
+    without = {key: value for key, value in state.items() if key != "resnet.conv1.weight"}
+    variants: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {
+        "foreign": (state, {"format": "pt"}),
+        "incomplete": (without, header),
+        "nan": (state | {"resnet.fc.bias": torch.full((3,), torch.nan)}, header),
+        "stray": (state | {"teacher.fc.bias": torch.zeros(3)}, header),
+        "no head": ({key: value for key, value in state.items() if ".fc." not in key}, header),
+        "header": (state, header | {"normalisation": "{"}),
+        "no shortcut": (state, {key: value for key, value in header.items() if key != "shortcut"}),
+        "other model": (state, header | {"model": "R14_C10"}),
+        "no model": (state, header | {"model": "LeNet"}),
+    }
+    for name, (tensors, metadata) in variants.items():
+        safetensors.save_file(tensors, folder / name, metadata=metadata)
+    return {
+        "none": "no such file",
+        "text": "damaged, or not a safetensors file",
+        "short": "damaged, or not a safetensors file",
+        "foreign": "not written by blockdrop.export",
+        "incomplete": "conv1.weight is missing",
+        "nan": "resnet.fc.bias holds values that aren't finite",
+        "stray": "teacher.fc.bias belongs to no network",
+        "no head": "resnet.fc.weight is missing",
+        "header": "damaged header",
+        "no shortcut": "damaged header",
+        "other model": "holds a ResNet-8",
+        "no model": "damaged header",
+    }
+
+
+def test_damaged_and_foreign_safetensors_are_refused(tmp_path: Path) -> None:
+    for name, message in damaged_files(tmp_path).items():
+        with pytest.raises(CheckpointError, match=message):
+            load_safetensors(tmp_path / name)
