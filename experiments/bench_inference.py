@@ -204,17 +204,17 @@ def full_networks(
     if onnx is not None and dtype == torch.float32:
         runs["ONNX Runtime"] = onnxruntime_full(onnx, images)
     if openvino_is_installed():
-        runs["OpenVINO"] = functools.partial(openvino_network(folded, dtype), images)
+        runs["OpenVINO"] = functools.partial(openvino_network(folded, dtype, len(images)), images)
     return runs
 
 
-def openvino_network(folded: DroppableResNet, dtype: torch.dtype) -> Callable[[Tensor], object]:
-    """The full network converted by OpenVINO itself, performance hint LATENCY, any batch size."""
+def openvino_network(folded: DroppableResNet, dtype: torch.dtype, batch: int = -1) -> Callable[[Tensor], object]:
+    """The full network converted by OpenVINO itself, performance hint LATENCY; -1: for any batch size."""
     import openvino as ov
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = ov.convert_model(folded, example_input=torch.zeros(1, 3, 32, 32), input=[-1, 3, 32, 32])
+        model = ov.convert_model(folded, example_input=torch.zeros(1, 3, 32, 32), input=[batch, 3, 32, 32])
     precision = "bf16" if dtype == torch.bfloat16 else "f32"
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     settings["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
@@ -394,7 +394,7 @@ def _peak_of(kind: str, model: str, batch: int) -> float:
         last: Any = torch.channels_last
         run = functools.partial(resnet.folded().to(memory_format=last), images)
     elif kind == "OpenVINO":
-        run = functools.partial(openvino_network(resnet.folded(), torch.float32), images)
+        run = functools.partial(openvino_network(resnet.folded(), torch.float32, batch), images)
     else:
         engine: Any = kind.removeprefix("blockdrop ")
         executor = blockdrop.compile(resnet, policy_network, engine=engine)
@@ -569,7 +569,7 @@ def figure(rows: Sequence[Row]) -> Figure:
                 axis.scatter(
                     [row.flops_ratio for row in chosen],
                     [(row.efficiency or 0) * (row.flops_ratio or 0) for row in chosen],
-                    s=34, marker=markers.get(batch, "x"), facecolors="none", edgecolors=colour,
+                    s=34, marker=markers.get(batch, "P"), facecolors="none", edgecolors=colour,
                     label=f"{contender}, batch {batch}" if chosen else None,
                 )  # fmt: skip
         axis.set(xlabel="FLOPs of the full network ÷ FLOPs of the dynamic one", title=precision)

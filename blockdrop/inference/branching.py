@@ -3,14 +3,13 @@ a block."""
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
 from blockdrop.models.resnet import DroppableResNet
+from blockdrop.models.zoo import folded_policy_network
 
 
 class BranchingNetwork(nn.Module):
@@ -26,9 +25,7 @@ class BranchingNetwork(nn.Module):
     def __init__(self, resnet: DroppableResNet, policy_network: PolicyNetwork):
         super().__init__()
         self.resnet = resnet.folded()
-        self.policy_network = copy.deepcopy(policy_network).requires_grad_(False)
-        if isinstance(self.policy_network.features, DroppableResNet):
-            self.policy_network.features = self.policy_network.features.folded()
+        self.policy_network = folded_policy_network(policy_network)
         self.eval()
 
     def forward(self, image: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:

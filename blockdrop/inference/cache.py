@@ -40,6 +40,10 @@ class ProgramCache(Generic[Key, Program]):
         """Memory of all programs held."""
         return sum(program.num_bytes for program in self.programs.values())
 
+    def rows(self, key: Key) -> int:
+        """How many rows have asked for `key`, old ones counting less."""
+        return self._rows[key]
+
     def count(self, key: Key, rows: int) -> None:
         """Notes that so many rows asked for `key`."""
         self._rows[key] += rows

@@ -30,6 +30,7 @@ from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, pl
 from blockdrop.inference.torch_engine import TorchEngine
 from blockdrop.inference.workers import Workers
 from blockdrop.models.resnet import DroppableResNet, take_rows
+from blockdrop.models.zoo import folded_policy_network
 
 EngineName = Literal["auto", "torch", "openvino"]
 ROWS_AT_ONCE = 4
@@ -444,18 +445,21 @@ class Executor:
         assert self._programs is not None
         assert self._openvino is not None
         jobs = []
-        for key, wanted in copies.items():
+        for key in sorted(copies, key=self._programs.rows, reverse=True):
             program = self._programs.programs.get(key)
             if program is None:
                 if not self._programs.wants(key):
                     continue
                 kept = np.frombuffer(key.kept, dtype=bool).tolist()
                 program = self._openvino.block_program(key.blocks, kept, key.in_shape, key.batch, key.alone)
-            missing = wanted - program.copies
-            if missing > 0 and self._programs.room_for(key, missing * program.bytes_each):
-                self._programs.programs[key] = program
-                program.copies += missing
-                jobs += [program] * missing
+            missing = copies[key] - program.copies
+            if missing <= 0:
+                continue
+            if not self._programs.room_for(key, missing * program.bytes_each):
+                break  # what is used less won't find room either
+            self._programs.programs[key] = program
+            program.copies += missing
+            jobs += [program] * missing
         self._workers.run(Program.compile_copy, jobs)
 
     # ---- shapes and checks
@@ -519,14 +523,6 @@ def _segments(resnet: DroppableResNet) -> list[Range]:
     starts = np.cumsum([0, *resnet.stage_sizes]).tolist()
     cuts = [0, *(start + 1 for start in starts[1:-1]), starts[-1]]
     return [(first, last) for first, last in itertools.pairwise(cuts) if first < last]
-
-
-def folded_policy_network(policy_network: PolicyNetwork) -> PolicyNetwork:
-    """A copy for inference with BatchNorm folded into the trunk's convolutions; same keep probabilities."""
-    network = copy.deepcopy(policy_network).eval().requires_grad_(False)
-    if isinstance(network.features, DroppableResNet):
-        network.features = network.features.folded()
-    return network
 
 
 def _map_shape(x: Tensor) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ Graphs are built straight from the folded weights (a few milliseconds), without 
 from __future__ import annotations
 
 import functools
+import itertools
 import queue
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -116,6 +117,9 @@ class OpenVINOEngine:
     ):
         self.net, self.policy_network, self.dtype, self.threads = net, policy_network, dtype, threads
         self.core = ov.Core()
+        branches = [branch for branch, _ in net.branches()]
+        self._weights = [sum(p.numel() for p in branch.parameters()) for branch in branches]
+        self._channels = [_channels(branch) for branch in branches]
         self._type = ov.Type.bf16 if dtype == torch.bfloat16 else ov.Type.f32
         # Notices unsupported layers now and not in the middle of a batch.
         self._block_graph((0, net.num_blocks), [True] * net.num_blocks, (64, 64, 3), 1)
@@ -134,11 +138,8 @@ class OpenVINOEngine:
             batch: its batch size.
             alone: use all threads; otherwise one (workers run several programs side by side).
         """
-        branches = [branch for branch, _ in self.net.branches()[slice(*blocks)]]
-        weights = sum(
-            p.numel() for branch, keep in zip(branches, kept, strict=True) if keep for p in branch.parameters()
-        )
-        maps = MAPS_HELD * batch * int(np.prod(in_shape[:2])) * _channels(branches[0])
+        weights = sum(itertools.compress(self._weights[slice(*blocks)], kept))
+        maps = MAPS_HELD * batch * int(np.prod(in_shape[:2])) * self._channels[blocks[0]]
         itemsize = self.dtype.itemsize
         num_bytes = PROGRAM_BYTES + weights * (4 + itemsize) + maps * itemsize  # weights as given, and packed
         return self._program(lambda: self._block_graph(blocks, kept, in_shape, batch), num_bytes, alone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass
 
@@ -147,3 +148,11 @@ def build_policy_network(
     assert isinstance(head, nn.Linear)
     trunk.fc = nn.Identity()
     return PolicyNetwork(trunk, head.in_features, num_blocks, input_pool=pool)
+
+
+def folded_policy_network(policy_network: PolicyNetwork) -> PolicyNetwork:
+    """A copy for inference with BatchNorm folded into the trunk's convolutions; same keep probabilities."""
+    network = copy.deepcopy(policy_network).eval().requires_grad_(False)
+    if isinstance(network.features, DroppableResNet):
+        network.features = network.features.folded()
+    return network

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from blockdrop.errors import UserError
-from blockdrop.models.resnet import DroppableResNet
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -22,7 +21,7 @@ class Compute:
 
     device: torch.device
     dtype: torch.dtype
-    """bfloat16 = autocast in training, and a bfloat16 copy of what is frozen."""
+    """bfloat16 = autocast in training, and a bfloat16 executor of what is frozen."""
     channels_last: bool
 
     def __str__(self) -> str:
@@ -34,10 +33,6 @@ class Compute:
         """The module on the device, in the memory layout; parameters stay float32."""
         module = module.to(self.device)
         return module.to(memory_format=torch.channels_last) if self.channels_last else module
-
-    def frozen(self, resnet: DroppableResNet) -> DroppableResNet:
-        """A fast copy for inference: BatchNorm folded, in this number format, on this device."""
-        return self.place(resnet.folded().to(self.dtype))
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """bfloat16 autocast where the number format asks for it."""

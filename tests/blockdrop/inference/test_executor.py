@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -165,13 +166,42 @@ def test_empty_non_contiguous_and_channels_last_batches(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_the_networks_are_left_as_they_are(make_resnet: Callable[..., DroppableResNet], engine: Any) -> None:
+    resnet = make_resnet("R8_C10").train()
+    policy_network = make_policy_network(resnet.num_blocks).train()
+    before = copy.deepcopy((resnet.state_dict(), policy_network.state_dict()))
+    blockdrop.compile(resnet, policy_network, engine=engine, dtype=torch.bfloat16)(torch.randn(5, 3, 32, 32))
+    for network, state in zip((resnet, policy_network), before, strict=True):
+        assert network.training
+        assert all(value.equal(state[key]) for key, value in network.state_dict().items())
+        assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_layer_changed_alone_shows_in_the_next_batch_and_after_a_refresh_for_one_image(
+    make_resnet: Callable[..., DroppableResNet], engine: Any
+) -> None:
+    resnet, images = make_resnet("R20_C10"), torch.randn(2, 3, 32, 32)
+    run = blockdrop.compile(resnet, engine=engine)
+    run(images), run(images[:1])
+    for refresh in (False, True):
+        with torch.no_grad():
+            resnet.blocks[0][1].conv1.weight.mul_(2)  # type: ignore[index, union-attr, operator]
+            if refresh:
+                run.refresh()
+                assert_same_logits(run(images[:1])[0], resnet(images[:1]))
+            else:
+                assert_same_logits(run(images)[0], resnet(images))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_input_is_left_as_it_is(make_resnet: Callable[..., DroppableResNet], engine: Any) -> None:
     run = blockdrop.compile(make_resnet("R8_C10"), engine=engine, compile_after=1)
     for count in (1, 20):
         images = torch.randn(count, 3, 32, 32).to(memory_format=torch.channels_last)
-        copy = images.clone()
+        before = images.clone()
         run(images)
-        assert images.equal(copy)
+        assert images.equal(before)
 
 
 @pytest.mark.parametrize(
