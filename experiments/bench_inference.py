@@ -11,6 +11,7 @@ import copy
 import functools
 import gc
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
@@ -60,7 +61,7 @@ class BenchConfig:
     kept: tuple[float, ...] = (0.1, 0.3, 0.6, 1.0)
     """Fractions of the blocks that policies keep."""
     distinct: tuple[int, ...] = (1, 50, 500)
-    """Distinct policies, drawn at random; at most one per image."""
+    """Distinct policies, drawn at random: in the batch, at most one per image; at batch 1 one after another."""
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     """Number formats; bfloat16 is left out where the processor lacks it."""
     rounds: int = 5
@@ -102,7 +103,7 @@ class Row:
     kept_blocks: float | None = None
     """Mean blocks run per image; None for a full network."""
     distinct: int | None = None
-    """Distinct policies in the batch."""
+    """Distinct policies in the batch, or at batch 1 in turn."""
     flops_ratio: float | None = None
     """FLOPs of the full network ÷ FLOPs of the dynamic one."""
     efficiency: float | None = None
@@ -257,10 +258,15 @@ def draw_policies(images: int, blocks: int, kept: float, distinct: int, seed: in
     return torch.from_numpy(pool[generator.permutation(np.arange(images) % len(pool))])
 
 
-def dynamic(run: Executor, images: Tensor, policy: Tensor) -> Run:
-    """Policy network and network under a given policy."""
+def dynamic(run: Executor, images: Tensor, policies: Tensor) -> Run:
+    """Policy network and network under policies (M, K): those of the batch's images, or for one image in turn."""
+    turns = itertools.cycle(policies.split(len(images)))
 
-    return lambda: run(images, policy=lambda _: policy)
+    def call() -> object:
+        policy = next(turns)
+        return run(images, policy=lambda _: policy)
+
+    return call
 
 
 # ---- measuring
@@ -289,9 +295,7 @@ def measure_batch(
         runs[f"blockdrop {engine}, all blocks, no policy network"] = lambda run=static: run(images)  # type: ignore[misc]
         for kept in config.kept:
             for distinct in config.distinct:
-                if distinct > batch and distinct != min(config.distinct):
-                    continue
-                policy = draw_policies(batch, resnet.num_blocks, kept, distinct)
+                policy = draw_policies(max(batch, distinct * (batch == 1)), resnet.num_blocks, kept, distinct)
                 name = f"blockdrop {engine}, {kept:.0%} kept, {len(torch.unique(policy, dim=0))} policies"
                 if name in runs:
                     continue
