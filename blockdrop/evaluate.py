@@ -112,7 +112,7 @@ def main(config: EvaluateConfig) -> Evaluation:
     images = setup.data.test
     print(
         f"evaluate {config.model} on {len(images):,} test images of {setup.data.name}, {bench.compute}, "
-        f"engine {bench.dynamic.describe()}"
+        f"engine {bench.dynamic.engine}"
     )
     print(f"checkpoints: {', '.join(c.path for c in setup.checkpoints) or 'none, fresh weights'}")
     if not setup.has_policy:

@@ -7,13 +7,14 @@ straight-line program through it, all others through the torch engine, which nee
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import itertools
 import operator
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -126,7 +127,9 @@ class Executor:
         _check_threshold(threshold)
         self.resnet, self.policy_network = resnet, policy_network
         self.dtype, self.threshold = dtype, threshold
-        self.device = device or next(resnet.parameters()).device
+        self.device = torch.empty(
+            0, device=device or next(resnet.parameters()).device
+        ).device  # "cuda" to "cuda:0"
         self.num_blocks = resnet.num_blocks
         self.segments = _segments(resnet)
         self.threads = torch.get_num_threads() if self.device.type == "cpu" else 1
@@ -137,7 +140,8 @@ class Executor:
         networks = [resnet] if policy_network is None else [resnet, policy_network]
         self._watched = [tensor for network in networks for tensor in _what_changes(network)]
         self._sentinels = [tensor for network in networks for tensor in _sentinels(network)]
-        self._prepare()
+        with _plain_tensors():
+            self._prepare()
 
     def __call__(
         self,
@@ -166,7 +170,7 @@ class Executor:
             raise ValueError("policy and threshold: a policy is run as it is; pass one of the two")
         else:
             _check_threshold(threshold)
-        with self._lock, torch.no_grad():
+        with self._lock, _plain_tensors():
             self._refresh(single=len(images) == 1)
             if not isinstance(policy, Tensor):
                 keep_probs = self._keep_probs(images)
@@ -180,13 +184,13 @@ class Executor:
     def keep_probs(self, images: Tensor) -> Tensor:
         """The policy network alone: images (N, 3, H, W) to keep probabilities float32 (N, K); 1 without one."""
         self._check_images(images)
-        with self._lock, torch.no_grad():
+        with self._lock, _plain_tensors():
             self._refresh(single=len(images) == 1)
             return self._keep_probs(images)
 
     def refresh(self) -> None:
         """Prepares the networks anew if any of their weights has changed since the last call."""
-        with self._lock, torch.no_grad():
+        with self._lock, _plain_tensors():
             self._refresh()
 
     def warm(self, policy: Tensor, image_size: int = 32, batch_size: int = 256) -> None:
@@ -199,7 +203,7 @@ class Executor:
         """
         if self._programs is None:
             return
-        with self._lock, torch.no_grad():
+        with self._lock, _plain_tensors():
             self._refresh()
             in_shape = (image_size, image_size, 3)
             rows: Counter[ProgramKey] = Counter()
@@ -216,16 +220,10 @@ class Executor:
                 self._programs.count(key, max(count, self._programs.compile_after))
             self._compile({key: copies.get(key, 1) for key, _ in rows.most_common()})
 
-    def describe(self) -> str:
-        """What runs on what, in a line."""
-        parts = [self.engine_name, str(self.dtype).removeprefix("torch.")]
-        if self.device.type == "cpu":
-            parts.append(f"{self.threads} threads")
-        else:
-            parts.append(str(self.device))
-        if self.engine_reason:
-            parts.append(self.engine_reason)
-        return ", ".join(parts)
+    @property
+    def engine(self) -> str:
+        """Which engine runs it, and why not a faster one."""
+        return self.engine_name + (f" ({self.engine_reason})" if self.engine_reason else "")
 
     # ---- preparation
 
@@ -516,6 +514,13 @@ class _WholeNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         blocks = (0, len(self.engine.blocks))
         return self.engine.run(blocks, x, np.ones((len(x), blocks[1]), dtype=bool))
+
+
+@contextlib.contextmanager
+def _plain_tensors() -> Iterator[None]:
+    """No gradients, but no inference mode either: workers may not write to the inference tensors of a caller's."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _segments(resnet: DroppableResNet) -> list[Range]:

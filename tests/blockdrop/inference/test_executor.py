@@ -195,6 +195,24 @@ def test_a_layer_changed_alone_shows_in_the_next_batch_and_after_a_refresh_for_o
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_it_may_be_made_and_called_in_inference_mode(
+    make_resnet: Callable[..., DroppableResNet], engine: Any
+) -> None:
+    resnet = make_resnet("R8_C10")
+    policy_network = make_policy_network(resnet.num_blocks)
+    plain = blockdrop.compile(resnet, policy_network, engine=engine, compile_after=8)
+    images = torch.randn(40, 3, 32, 32)
+    expected, policy = plain(images)
+    with torch.inference_mode():
+        made_inside = blockdrop.compile(resnet, policy_network, engine=engine, compile_after=8)
+        for run in (plain, made_inside):
+            for batch in (images.clone(), images[:1].clone()):
+                logits, ran = run(batch)
+                assert_same_logits(logits, expected[: len(batch)])
+                assert ran.equal(policy[: len(batch)])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_input_is_left_as_it_is(make_resnet: Callable[..., DroppableResNet], engine: Any) -> None:
     run = blockdrop.compile(make_resnet("R8_C10"), engine=engine, compile_after=1)
     for count in (1, 20):
@@ -239,7 +257,7 @@ def test_a_network_that_openvino_cannot_express_runs_in_torch(make_resnet: Calla
     resnet, images = make_resnet("R8_C10"), torch.randn(3, 3, 32, 32)
     resnet.fc = nn.Sequential(nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 10))
     run = blockdrop.compile(resnet)
-    assert "GELU" in run.describe()
+    assert "GELU" in run.engine
     with torch.no_grad():
         assert_same_logits(run(images)[0], resnet(images))
     with pytest.raises(UserError, match="GELU"):
