@@ -178,7 +178,7 @@ class Executor:
                     policy = keep_probs >= threshold
                     return self._run(images, policy), policy
                 policy = policy(keep_probs)
-            self._check_policy(policy, images)
+            self.resnet.check_policy(policy, images)
             return self._run(images, policy), policy
 
     def keep_probs(self, images: Tensor) -> Tensor:
@@ -480,14 +480,6 @@ class Executor:
             )
         if images.device != self.device:
             raise ValueError(f"images: on {images.device}, the network is on {self.device}")
-
-    def _check_policy(self, policy: Tensor, images: Tensor) -> None:
-        expected = (len(images), self.num_blocks)
-        if policy.dtype != torch.bool or policy.dim() not in (2, 3) or policy.shape[-2:] != expected:
-            raise ValueError(
-                f"policy: got {policy.dtype} of shape {tuple(policy.shape)}; "
-                f"expected torch.bool of shape (N, K) = {expected} or (S, N, K)"
-            )
 
 
 class _PolicyRunner:

@@ -228,7 +228,7 @@ class DroppableResNet(nn.Module):
             for branch, ds in self.branches():
                 x = _run_block(x, branch, ds, BlockStep(None, None))
             return self.head(x)
-        self._check_policy(policy, images)
+        self.check_policy(policy, images)
         if execution == "masked":
             if policy.dim() == 3:
                 return torch.stack([self(images, p, execution) for p in policy])
@@ -248,7 +248,8 @@ class DroppableResNet(nn.Module):
             x = torch.where(keep.view(-1, 1, 1, 1), F.relu(shortcut + branch(x)), shortcut)
         return self.head(x)
 
-    def _check_policy(self, policy: Tensor, images: Tensor) -> None:
+    def check_policy(self, policy: Tensor, images: Tensor) -> None:
+        """Raises `ValueError` unless `policy` is bool (N, K) or (S, N, K) for images (N, 3, H, W)."""
         expected = (len(images), self.num_blocks)
         if policy.dtype != torch.bool or policy.dim() not in (2, 3) or policy.shape[-2:] != expected:
             raise ValueError(
