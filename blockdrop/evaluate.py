@@ -111,11 +111,13 @@ def main(config: EvaluateConfig) -> Evaluation:
     bench = Bench(config, setup)
     images = setup.data.test
     print(
-        f"evaluate {config.model} on {len(images):,} test images of {setup.data.name}, {bench.compute}, "
+        f"evaluate {setup.model} on {len(images):,} test images of {setup.data.name}, {bench.compute}, "
         f"engine {bench.dynamic.engine}"
     )
     print(f"checkpoints: {', '.join(c.path for c in setup.checkpoints) or 'none, fresh weights'}")
-    if not setup.has_policy:
+    if not setup.resnet.droppable:
+        print("a net without shortcuts: no block can be dropped")
+    elif not setup.has_policy:
         print("no policy network: every block is kept, and no policy network is counted")
     if setup.undecided:
         print(setup.undecided)
@@ -140,7 +142,9 @@ def main(config: EvaluateConfig) -> Evaluation:
 
     flops, flops_std = outcomes.flops_per_image
     numbers: dict[str, Any] = {
-        "model": config.model,
+        "model": setup.model,
+        "variant": setup.variant.numbers(),
+        "parameters": sum(p.numel() for p in setup.resnet.parameters()),
         "dataset": setup.data.name,
         "images": len(images),
         "checkpoints": [c.path for c in setup.checkpoints],
@@ -324,6 +328,7 @@ def save_with_operating_point(path: str, setup: Setup, point: dict[str, Any]) ->
     save_checkpoint(
         path,
         model=source.model or setup.model,
+        variant=setup.variant,
         resnet=setup.resnet,
         normalisation=setup.normalisation,
         policy_network=setup.policy_network,

@@ -27,8 +27,9 @@ from blockdrop.console import run_command
 from blockdrop.data import DATASETS, Normalisation
 from blockdrop.errors import CheckpointError, UserError
 from blockdrop.inference.branching import BranchingNetwork
+from blockdrop.models.backbone import Shortcut
 from blockdrop.models.checkpoints import FORMAT, Checkpoint, load_checkpoint, project_version, read_checkpoint
-from blockdrop.models.resnet import DroppableResNet, Shortcut
+from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.zoo import build, parse_model_name
 from blockdrop.training.config import PolicyNet, require
 

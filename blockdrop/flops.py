@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
-from blockdrop.models.resnet import DroppableResNet
+from blockdrop.models.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,59 @@ def count_module_flops(module: nn.Module, *inputs: Tensor) -> dict[nn.Module, in
     return counts
 
 
-def count_flops(
-    resnet: DroppableResNet, policy_network: PolicyNetwork | None = None, image_size: int = 32
-) -> FlopTable:
+@dataclass(frozen=True)
+class LayerCount:
+    """One layer of a network, counted for one image."""
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    """(C, H, W), or (C,) of linear layers."""
+    parameters: int
+    macs: int
+    """Multiply-accumulates; 0 for all but convolutions and linear layers."""
+
+
+def count_layers(net: nn.Module, image_size: int = 32) -> list[LayerCount]:
+    """Every layer that has parameters or moves channels, in running order, without computing anything."""
+    net = copy.deepcopy(net).eval().to("meta")
+    names = {module: name for name, module in net.named_modules()}
+    outputs: dict[nn.Module, tuple[int, ...]] = {}
+
+    def note(layer: nn.Module, _args: tuple[Tensor, ...], out: Tensor) -> None:
+        outputs[layer] = tuple(out.shape[1:])
+
+    leaves = [m for m in net.modules() if not list(m.children()) and not isinstance(m, nn.Identity)]
+    handles = [layer.register_forward_hook(note) for layer in leaves]
+    macs = count_module_flops(net, torch.empty(1, 3, image_size, image_size, device="meta"))
+    for handle in handles:
+        handle.remove()
+    return [
+        LayerCount(
+            names[layer],
+            type(layer).__name__,
+            shape,
+            sum(p.numel() for p in layer.parameters()),
+            macs.get(layer, 0) // 2,
+        )
+        for layer, shape in outputs.items()
+    ]
+
+
+def reference_stem_surplus(net: Backbone, image_size: int = 32) -> int:
+    """MACs by which the counts published with ShiftResNet exceed the true ones.
+
+    They take the first convolution for one from a single input channel to the last stage's width, on the image's
+    full size.
+    """
+    stem, head = net.conv1, net.fc
+    assert isinstance(stem, nn.Conv2d)
+    assert isinstance(head, nn.Linear)
+    positions = image_size**2 // (stem.stride[0] * stem.stride[1])
+    return positions * (stem.kernel_size[0] * stem.kernel_size[1] * head.in_features - stem.weight.numel())
+
+
+def count_flops(resnet: Backbone, policy_network: PolicyNetwork | None = None, image_size: int = 32) -> FlopTable:
     """Counts both networks on images of image_size × image_size pixels, without computing anything."""
     image = torch.empty(1, 3, image_size, image_size, device="meta")
     net = copy.deepcopy(resnet).eval().to("meta")
@@ -69,7 +119,7 @@ def count_flops(
 
 
 def flops_per_image(
-    resnet: DroppableResNet, policy_network: PolicyNetwork | None, policy: Tensor, image_size: int = 32
+    resnet: Backbone, policy_network: PolicyNetwork | None, policy: Tensor, image_size: int = 32
 ) -> Tensor:
     """FLOPs of each image under its policy, policy network included (None: not counted).
 

@@ -17,7 +17,7 @@ from blockdrop.console import progress
 from blockdrop.data import Images, Normalisation
 from blockdrop.flops import count_flops
 from blockdrop.inference.executor import EngineName, Executor, compile
-from blockdrop.models.resnet import DroppableResNet
+from blockdrop.models.backbone import Backbone
 from blockdrop.policy_stats import Outcomes
 from blockdrop.training.compute import Compute
 
@@ -26,7 +26,7 @@ SPEED_BATCHES, SPEED_IMAGES = 8, 128  # at least so many a round
 
 
 def evaluate_images(
-    resnet: DroppableResNet,
+    resnet: Backbone,
     policy_network: PolicyNetwork | None,
     images: Images,
     normalisation: Normalisation,
@@ -70,7 +70,7 @@ def evaluate_images(
 
 
 def executor(
-    resnet: DroppableResNet, policy_network: PolicyNetwork | None, compute: Compute, engine: EngineName = "auto"
+    resnet: Backbone, policy_network: PolicyNetwork | None, compute: Compute, engine: EngineName = "auto"
 ) -> Executor:
     """The fast executor on a command's device, in its number format."""
     return compile(resnet, policy_network, dtype=compute.dtype, device=compute.device, engine=engine)
@@ -107,6 +107,33 @@ def measure_speed(
         full.warm(torch.ones_like(keep_probs, dtype=torch.bool), batch.shape[-1], batch_size)
         for threshold in thresholds:
             dynamic.warm(map_policy(keep_probs, threshold), batch.shape[-1], batch_size)
+    seconds = seconds_in_turns(runs, batches, full.device)
+    full_speed, *speeds = (len(chosen) / found for found in seconds)
+    return full_speed, speeds
+
+
+def measure_passes(
+    runs: Sequence[Executor],
+    images: Images,
+    normalisation: Normalisation,
+    batch_size: int,
+    channels_last: bool = True,
+) -> list[float]:
+    """Seconds that each network takes for all images, which are in memory; each in turns, the median of rounds."""
+    device = runs[0].device
+    batches = [
+        batch for batch, _ in images.batches(batch_size, normalisation, device, channels_last=channels_last)
+    ]
+    for run in runs:
+        everything = torch.ones(len(images), run.num_blocks, dtype=torch.bool)
+        run.warm(everything, batches[0].shape[-1], batch_size)
+    return seconds_in_turns(runs, batches, device)
+
+
+def seconds_in_turns(
+    runs: Sequence[Callable[[Tensor], object]], batches: Sequence[Tensor], device: torch.device
+) -> list[float]:
+    """Median seconds that each of the runs takes for all batches, in `SPEED_ROUNDS` rounds in turns."""
     for run in runs:
         run(batches[0])
     seconds: list[list[float]] = [[] for _ in runs]
@@ -115,8 +142,7 @@ def measure_speed(
             start = time.perf_counter()
             for batch in batches:
                 run(batch)
-            if full.device.type == "cuda":
-                torch.cuda.synchronize(full.device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             found.append(time.perf_counter() - start)
-    full_speed, *speeds = (len(chosen) / median(found) for found in seconds)
-    return full_speed, speeds
+    return [median(found) for found in seconds]

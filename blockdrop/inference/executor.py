@@ -30,7 +30,8 @@ from blockdrop.inference.openvino_engine import OpenVINOEngine, Program, Unsuppo
 from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, plan_batch
 from blockdrop.inference.torch_engine import TorchEngine
 from blockdrop.inference.workers import Workers
-from blockdrop.models.resnet import DroppableResNet, take_rows
+from blockdrop.models.backbone import Backbone
+from blockdrop.models.resnet import take_rows
 from blockdrop.models.zoo import folded_policy_network
 
 EngineName = Literal["auto", "torch", "openvino"]
@@ -66,7 +67,7 @@ class _Piece(NamedTuple):
 
 
 def compile(
-    resnet: DroppableResNet,
+    resnet: Backbone,
     policy_network: PolicyNetwork | None = None,
     *,
     dtype: torch.dtype = torch.float32,
@@ -113,7 +114,7 @@ class Executor:
 
     def __init__(
         self,
-        resnet: DroppableResNet,
+        resnet: Backbone,
         policy_network: PolicyNetwork | None,
         dtype: torch.dtype,
         threshold: float,
@@ -249,7 +250,7 @@ class Executor:
         self._policy_programs: dict[tuple[tuple[int, ...], int, bool], Program] = {}
         self._known_shapes: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
 
-    def _make_openvino(self, net: DroppableResNet, trunk: PolicyNetwork | None) -> OpenVINOEngine | None:
+    def _make_openvino(self, net: Backbone, trunk: PolicyNetwork | None) -> OpenVINOEngine | None:
         wanted = self._wanted_engine
         if wanted not in ("auto", "torch", "openvino"):
             raise UserError(f"engine {wanted}: choose auto, torch or openvino")
@@ -490,7 +491,7 @@ class _PolicyRunner:
         self.network = copy.deepcopy(network).to(dtype).to(memory_format=channels_last)
         self.dtype = dtype
         trunk = self.network.features
-        if isinstance(trunk, DroppableResNet):
+        if isinstance(trunk, Backbone):
             self.network.features = _WholeNetwork(TorchEngine(trunk))
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -515,7 +516,7 @@ def _plain_tensors() -> Iterator[None]:
         yield
 
 
-def _segments(resnet: DroppableResNet) -> list[Range]:
+def _segments(resnet: Backbone) -> list[Range]:
     """A stage each, cut behind the stage's first block, where maps have become small."""
     starts = np.cumsum([0, *resnet.stage_sizes]).tolist()
     cuts = [0, *(start + 1 for start in starts[1:-1]), starts[-1]]
@@ -539,10 +540,10 @@ def _what_changes(network: nn.Module) -> list[Tensor]:
 def _sentinels(network: nn.Module) -> list[Tensor]:
     """Tensors of which one changes when a whole network, a whole stage, or all layers of a kind are trained."""
     parts: list[nn.Module] = [network]
-    if isinstance(network, DroppableResNet):
+    if isinstance(network, Backbone):
         parts = [network.conv1, network.bn1, network.fc, *network.ds]
         parts += [cast(nn.ModuleList, stage)[-1] for stage in network.blocks]
-    elif isinstance(network, PolicyNetwork) and isinstance(network.features, DroppableResNet):
+    elif isinstance(network, PolicyNetwork) and isinstance(network.features, Backbone):
         return [*_what_changes(network.logit), *_sentinels(network.features)]
     return [tensor for part in parts for tensor in _what_changes(part)]
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
 from blockdrop.inference.plan import Range
-from blockdrop.models.resnet import Branch, DroppableResNet, PadShortcut
+from blockdrop.models.backbone import Backbone, Branch, NoShortcut, PadShortcut
+from blockdrop.models.shift import Shift, ShiftBranch
 
 try:
     import openvino as ov
@@ -100,7 +101,7 @@ class OpenVINOEngine:
     """Makes programs of segments and of policy networks.
 
     Args:
-        net: a `DroppableResNet.folded()` copy, float32, on the CPU.
+        net: a `Backbone.folded()` copy, float32, on the CPU.
         policy_network: its trunk folded, float32, on the CPU; or None.
         dtype: torch.float32 or torch.bfloat16, of the arithmetic and of the maps between segments.
         threads: for programs that use the whole processor.
@@ -110,7 +111,7 @@ class OpenVINOEngine:
 
     def __init__(
         self,
-        net: DroppableResNet,
+        net: Backbone,
         policy_network: PolicyNetwork | None,
         dtype: torch.dtype,
         threads: int,
@@ -167,8 +168,10 @@ class OpenVINOEngine:
         if first == 0:
             x = _stem(self.net, x)
         for (branch, ds), keep in zip(self.net.branches()[first:last], kept, strict=True):
-            shortcut = x if ds is None else _layer(ds, x)
-            x = op.relu(op.add(shortcut, _layer(branch, x))) if keep else shortcut
+            if keep:
+                x = _block(self.net, branch, ds, x)
+            elif ds is not None:
+                x = _layer(ds, x)
         if last == self.net.num_blocks:
             x = _head(self.net, x)
         else:
@@ -179,7 +182,7 @@ class OpenVINOEngine:
         network = self.policy_network
         assert network is not None
         trunk = network.features
-        if not isinstance(trunk, DroppableResNet):
+        if not isinstance(trunk, Backbone):
             raise UnsupportedLayerError(type(trunk).__name__)
         inputs = op.parameter([batch, *in_shape], self._type)
         x = _to_nchw(inputs)
@@ -187,7 +190,7 @@ class OpenVINOEngine:
             x = op.avg_pool(x, [pool, pool], [0, 0], [0, 0], [pool, pool], True)
         x = _stem(trunk, x)
         for branch, ds in trunk.branches():
-            x = op.relu(op.add(x if ds is None else _layer(ds, x), _layer(branch, x)))
+            x = _block(trunk, branch, ds, x)
         x = op.sigmoid(_layer(network.logit, _head(trunk, x)))
         return ov.Model([x], [inputs], "policy network")
 
@@ -216,11 +219,18 @@ def _channels(branch: nn.Module) -> int:
     return max((m.out_channels for m in branch.modules() if isinstance(m, nn.Conv2d)), default=64)
 
 
-def _stem(net: DroppableResNet, x: Any) -> Any:
+def _stem(net: Backbone, x: Any) -> Any:
     return _layer(net.maxpool, op.relu(_layer(net.bn1, _layer(net.conv1, x))))
 
 
-def _head(net: DroppableResNet, x: Any) -> Any:
+def _block(net: Backbone, branch: nn.Module, ds: nn.Module | None, x: Any) -> Any:
+    total = _layer(branch, x)
+    if not isinstance(ds, NoShortcut):
+        total = op.add(x if ds is None else _layer(ds, x), total)
+    return op.relu(total) if net.relu_after_sum else total
+
+
+def _head(net: Backbone, x: Any) -> Any:
     if not isinstance(net.avgpool, nn.AdaptiveAvgPool2d) or net.avgpool.output_size not in (1, (1, 1)):
         raise UnsupportedLayerError(f"{net.avgpool} before the head")
     return _layer(net.fc, op.reduce_mean(x, _constant([2, 3]), False))
@@ -239,9 +249,14 @@ def _layer(layer: nn.Module, x: Any) -> Any:
             for part in layer:
                 x = _layer(part, x)
             return x
+        case ShiftBranch():
+            x = op.relu(_layer(layer.bn1, _layer(layer.conv1, x)))
+            return op.relu(_layer(layer.bn2, _layer(layer.conv2, _layer(layer.shift, x))))
+        case Shift():
+            return _convolution(layer.as_convolution(), x)
         case Branch():
-            for i in range(1, layer.depth + 1):
-                x = _layer(layer.get_submodule(f"bn{i}"), _layer(layer.get_submodule(f"conv{i}"), x))
+            for i, (conv, norm) in enumerate(layer.layers(), start=1):
+                x = _layer(norm, _layer(conv, x))
                 x = op.relu(x) if i < layer.depth else x
             return x
         case nn.Conv2d(padding_mode="zeros") if not isinstance(layer.padding, str):

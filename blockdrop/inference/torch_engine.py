@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from blockdrop.inference.plan import Range, block_ranges
-from blockdrop.models.resnet import Branch, DroppableResNet, put_rows, take_rows
+from blockdrop.models.backbone import Backbone, Branch, NoShortcut
+from blockdrop.models.resnet import put_rows, take_rows
 
 
 class _Conv:
@@ -82,14 +83,17 @@ class TorchEngine:
     """Runs segments of a folded network on rows that need not agree on their sub-policy.
 
     Args:
-        net: a `DroppableResNet.folded()` copy, on its device, in its number format and layout.
+        net: a `Backbone.folded()` copy, on its device, in its number format and layout.
     """
 
-    def __init__(self, net: DroppableResNet):
+    def __init__(self, net: Backbone):
         self.net = net
         plain_stem = isinstance(net.bn1, nn.Identity)
         self.stem = _prepare(net.conv1) if plain_stem else None
-        self.blocks = [(_chain(branch), ds) for branch, ds in net.branches()]
+        self.blocks: list[Callable[[Tensor, list[Range]], Tensor]] = [
+            _plain_block(branch) if isinstance(ds, NoShortcut) else _residual_block(branch, ds, net)
+            for branch, ds in net.branches()
+        ]
 
     def run(self, blocks: Range, x: Tensor, bits: NDArray[np.bool_]) -> Tensor:
         """Runs consecutive blocks, with the stem before the first and the head after the last one.
@@ -97,51 +101,65 @@ class TorchEngine:
         Args:
             blocks: first and last + 1.
             x: (m, C, H, W), written over.
-            bits: bool (m, blocks).
+            bits: bool (m, blocks); all True for blocks without shortcuts.
         Returns:
             (m, C', H', W'), or logits (m, classes) after the last block.
         """
         first, last = blocks
         if first == 0:
             x = self.net.stem(x) if self.stem is None else self.net.maxpool(self.stem.relu(x))
-        for (branch, ds), ranges in zip(self.blocks[first:last], block_ranges(bits), strict=True):
-            x = _run_block(x, branch, ds, ranges)
+        for block, ranges in zip(self.blocks[first:last], block_ranges(bits), strict=True):
+            x = block(x, ranges)
         return self.net.head(x) if last == len(self.blocks) else x
 
 
-AddBranch = Callable[[Tensor, Tensor], Any]
-"""(total, x): total ← relu(total + F(x))."""
+def _fused_convs(branch: nn.Module) -> list[_Conv]:
+    """A branch's convolutions, if it is nothing but them and ReLUs between; else none."""
+    if type(branch) is Branch and all(isinstance(norm, nn.Identity) for _, norm in branch.layers()):
+        return [_prepare(conv) for conv, _ in branch.layers()]
+    return []
 
 
-def _chain(branch: nn.Module) -> AddBranch:
-    convs: list[_Conv] = []
-    if isinstance(branch, Branch):
-        parts = [
-            (branch.get_submodule(f"conv{i}"), branch.get_submodule(f"bn{i}")) for i in range(1, branch.depth + 1)
-        ]
-        if all(isinstance(norm, nn.Identity) for _, norm in parts):
-            convs = [_prepare(conv) for conv, _ in parts]
-    if not convs:
-        return lambda total, x: F.relu(total.add_(branch(x)), inplace=True)
+def _plain_block(branch: nn.Module) -> Callable[[Tensor, list[Range]], Tensor]:
+    """(x, ranges) to relu(F(x)); every row runs, whatever the ranges."""
+    convs = _fused_convs(branch)
+
+    def run(x: Tensor, ranges: list[Range]) -> Tensor:
+        if not convs:
+            return F.relu(branch(x), inplace=True)
+        for conv in convs:
+            x = conv.relu(x)
+        return x
+
+    return run
+
+
+def _residual_block(
+    branch: nn.Module, ds: nn.Module | None, net: Backbone
+) -> Callable[[Tensor, list[Range]], Tensor]:
+    """(x, ranges) to the block's output, where rows in the ranges run the branch and the others don't."""
+    convs = _fused_convs(branch) if net.relu_after_sum else []
 
     def add_branch(total: Tensor, x: Tensor) -> None:
+        if not convs:
+            net.close(total.add_(branch(x)))
+            return
         for conv in convs[:-1]:
             x = conv.relu(x)
         convs[-1].add_relu_(total, x)
 
-    return add_branch
+    def run(x: Tensor, ranges: list[Range]) -> Tensor:
+        shortcut = x if ds is None else ds(x)
+        if not ranges:
+            return shortcut
+        if len(ranges) == 1:  # a slice of channels-last rows is contiguous, so the block runs in place
+            start, stop = ranges[0]
+            add_branch(shortcut[start:stop], x[start:stop])
+            return shortcut
+        rows = torch.from_numpy(np.concatenate([np.arange(*r) for r in ranges])).to(x.device, non_blocking=True)
+        taken = take_rows(x, rows)
+        total = taken if shortcut is x else take_rows(shortcut, rows)
+        add_branch(total, taken)
+        return put_rows(shortcut, rows, total)
 
-
-def _run_block(x: Tensor, add_branch: AddBranch, ds: nn.Module | None, ranges: list[Range]) -> Tensor:
-    shortcut = x if ds is None else ds(x)
-    if not ranges:
-        return shortcut
-    if len(ranges) == 1:  # a slice of channels-last rows is contiguous, so the block runs in place
-        start, stop = ranges[0]
-        add_branch(shortcut[start:stop], x[start:stop])
-        return shortcut
-    rows = torch.from_numpy(np.concatenate([np.arange(*r) for r in ranges])).to(x.device, non_blocking=True)
-    taken = take_rows(x, rows)
-    total = taken if shortcut is x else take_rows(shortcut, rows)
-    add_branch(total, taken)
-    return put_rows(shortcut, rows, total)
+    return run

@@ -24,13 +24,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
 from blockdrop.data import NORMALISATIONS, Normalisation
 from blockdrop.errors import CheckpointError, NumericalError
-from blockdrop.models.resnet import SHORTCUTS, DroppableResNet, Shortcut
-from blockdrop.models.zoo import CIFAR_DEPTHS, IMAGENET_LAYERS, POLICY_NETS, parse_model_name
+from blockdrop.models.backbone import SHORTCUTS, Backbone, Shortcut
+from blockdrop.models.compact import REDUCTION_MODES
+from blockdrop.models.zoo import CIFAR_DEPTHS, IMAGENET_LAYERS, POLICY_NETS, ModelSpec, Variant, parse_model_name
 
 FORMAT = "blockdrop"
 PRE_16_START = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
@@ -65,10 +67,11 @@ class Checkpoint:
     policy_network: State | None
     """Policy network weights, or None."""
     shortcut: Shortcut | None
-    """Recorded by our dialect, inferred for others; None without a backbone."""
+    """Recorded by our dialect, inferred for others; None without a backbone or without shortcuts."""
     normalisation: Normalisation | None
     """Recorded by our dialect, the dialect's custom for others; None without a backbone."""
     model: str | None = None
+    variant: Variant = Variant()  # noqa: RUF009
     policy_net: str = "reference"
     classes: list[str] | None = None
     epoch: int | None = None
@@ -77,6 +80,11 @@ class Checkpoint:
     version: str | None = None
     operating_point: dict[str, Any] | None = None
     """The threshold chosen after training, and how: see `check_operating_point`."""
+
+    @property
+    def architecture(self) -> str | None:
+        """Recorded family and depth, such as plain20; None for other dialects, which know ResNets only."""
+        return None if self.model is None else parse_model_name(self.model).architecture
 
     @property
     def num_classes(self) -> int | None:
@@ -134,9 +142,35 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return checkpoint
 
 
+def torchvision_checkpoint(spec: ModelSpec) -> Checkpoint:
+    """torchvision's best ImageNet weights of a ResNet, downloaded at first and kept in torch's hub folder.
+
+    Raises:
+        CheckpointError: there are none for this network, or they can't be fetched.
+    """
+    if spec.depth not in IMAGENET_LAYERS or not spec.droppable:
+        depths = ", ".join(map(str, IMAGENET_LAYERS))
+        raise CheckpointError(
+            f"torchvision has no weights for {spec.architecture}; it has ResNets of depth {depths}"
+        )
+    weights = torchvision.models.get_model_weights(f"resnet{spec.depth}").DEFAULT
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hash_start = re.search(r"-([0-9a-f]{8,})\.", path.name)
+        try:
+            torch.hub.download_url_to_file(weights.url, str(path), hash_start and hash_start[1], progress=False)
+        except (OSError, RuntimeError) as error:  # URLError is an OSError; another hash a RuntimeError
+            raise CheckpointError(
+                f"torchvision: {weights.url} can't be fetched ({str(error).splitlines()[0]}); fetch it by other "
+                "means and name the file"
+            ) from None
+    return read_checkpoint(path)
+
+
 def load_checkpoint(
     path: str | Path | Checkpoint,
-    resnet: DroppableResNet | None = None,
+    resnet: Backbone | None = None,
     policy_network: PolicyNetwork | None = None,
     ignore_head: bool = False,
 ) -> Checkpoint:
@@ -158,6 +192,9 @@ def load_checkpoint(
     if resnet is not None:
         if checkpoint.resnet is None:
             raise CheckpointError(f"{checkpoint.path}: holds a policy network but no backbone")
+        plain = checkpoint.model is not None and not parse_model_name(checkpoint.model).droppable
+        if plain or not resnet.droppable:
+            _check_same_plain_net(checkpoint, plain, resnet)
         if checkpoint.shortcut != resnet.shortcut:
             raise CheckpointError(
                 f"{checkpoint.path}: its shortcuts are of kind {checkpoint.shortcut}, the model's are "
@@ -199,7 +236,8 @@ def save_checkpoint(
     path: str | Path,
     *,
     model: str,
-    resnet: DroppableResNet,
+    variant: Variant = Variant(),  # noqa: B008
+    resnet: Backbone,
     normalisation: Normalisation,
     policy_network: PolicyNetwork | None = None,
     policy_net: str = "reference",
@@ -214,6 +252,7 @@ def save_checkpoint(
     Keys `agent`, `resnet`, `epoch`, `acc` and `reward` are where the BlockDrop reference looks for them.
 
     Args:
+        model, variant: what `build` or `build_static` make the network from.
         operating_point: see `check_operating_point`.
     Raises:
         ValueError: an operating point that couldn't be read back.
@@ -229,6 +268,7 @@ def save_checkpoint(
         "format": FORMAT,
         "version": project_version(),
         "model": model,
+        "variant": variant.numbers(),
         "shortcut": resnet.shortcut,
         "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
         "classes": classes,
@@ -424,7 +464,7 @@ def _ours(path: Path, content: Mapping[str, Any], resnet: State | None, policy: 
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError("normalisation")
         shortcut, policy_net = content["shortcut"], content.get("policy_net", "reference")
-        if shortcut not in SHORTCUTS or policy_net not in POLICY_NETS:
+        if shortcut not in (*SHORTCUTS, None) or policy_net not in POLICY_NETS:
             raise ValueError("shortcut or policy network")
         point = content.get("operating_point")
         return Checkpoint(
@@ -434,7 +474,8 @@ def _ours(path: Path, content: Mapping[str, Any], resnet: State | None, policy: 
             policy_network=policy,
             shortcut=shortcut,
             normalisation=Normalisation(mean, std),
-            model=str(content["model"]),
+            model=parse_model_name(str(content["model"])).name,
+            variant=_variant(content.get("variant", {})),
             policy_net=policy_net,
             classes=content.get("classes"),
             epoch=_integer(content.get("epoch")),
@@ -445,6 +486,15 @@ def _ours(path: Path, content: Mapping[str, Any], resnet: State | None, policy: 
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: a blockdrop checkpoint with a damaged header ({error})") from None
+
+
+def _variant(recorded: Any) -> Variant:
+    variant = Variant(**recorded)
+    if not all(isinstance(variant.numbers().get(name, 1.0), int | float) for name in ("expansion", "reduction")):
+        raise ValueError("variant")
+    if variant.reduction_mode not in (*REDUCTION_MODES, None):
+        raise ValueError("reduction mode")
+    return variant
 
 
 def _integer(value: Any) -> int | None:
@@ -471,7 +521,18 @@ def describe_depth(stage_sizes: tuple[int, ...], bottleneck: bool) -> str:
     return f"ResNet of {'+'.join(map(str, stage_sizes))} blocks"
 
 
-def _check_same_network(path: str, state: State, resnet: DroppableResNet) -> None:
+def _check_same_plain_net(checkpoint: Checkpoint, plain: bool, net: Backbone) -> None:
+    """Plain nets and ResNets have weights of the same names, so nothing else would notice a mix-up."""
+    if not plain:
+        raise CheckpointError(f"{checkpoint.path}: holds a ResNet, the model is a plain net; change --arch")
+    if net.droppable or (checkpoint.shortcut is None) != (net.shortcut is None):
+        raise CheckpointError(
+            f"{checkpoint.path}: holds a {checkpoint.architecture}, the model is another net; "
+            f"pass --arch {checkpoint.architecture}"
+        )
+
+
+def _check_same_network(path: str, state: State, resnet: Backbone) -> None:
     def name(weights: Mapping[str, Any]) -> str:
         return describe_depth(_stage_sizes(weights), "blocks.0.0.conv3.weight" in weights)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from blockdrop.errors import UserError
-from blockdrop.models.resnet import Shortcut
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.backbone import Shortcut
+from blockdrop.models.compact import ReductionMode
+from blockdrop.models.zoo import Variant, parse_model_name
 from blockdrop.training.compute import Compute, Precision, choose_compute
 
 PolicyNet = Literal["reference", "pooled", "pooled4"]
@@ -26,6 +27,14 @@ class ModelConfig:
 
     model: str = "R110_C10"
     """R<depth>_<dataset>: R20_Digits, R110_C10, R50_ImgNet, …; the README lists depths and data sets."""
+    arch: str | None = None
+    """Architecture in place of --model's, on the same data set: plain20, dsplain20, shiftresnet20, resnet20, …."""
+    expansion: float | None = None
+    """Of shift nets: inner channels of a block / its output channels; default: the checkpoint's, else 1."""
+    reduction: float | None = None
+    """Of ResNets and plain nets: by how much widths shrink; default: the checkpoint's, else 1."""
+    reduction_mode: ReductionMode | None = None
+    """block (inner widths / reduction), net (all widths / √reduction) or depthwise; default: block."""
     data_dir: str = "data/"
     """Image tree (train/<class>/…, test/ or val/), or the folder of torchvision's CIFAR files."""
     cv_dir: str = "cv/tmp/"
@@ -53,7 +62,8 @@ class ModelConfig:
 
     def check(self) -> None:
         """Raises `UserError` for a value out of range."""
-        parse_model_name(self.model)
+        parse_model_name(self.network)
+        Variant(self.expansion, self.reduction, self.reduction_mode)
         require(self.cv_dir != "", "--cv_dir: empty; name a folder")
         require(self.data_dir != "", "--data_dir: empty; name a folder")
         for flag in ("init", "load", "pretrained"):
@@ -61,6 +71,16 @@ class ModelConfig:
         require(self.batch_size >= 1, f"--batch_size {self.batch_size}: must be at least 1")
         require(self.workers >= 0, f"--workers {self.workers}: must be at least 0")
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: must be at least 0 and below 2^63")
+
+    @property
+    def network(self) -> str:
+        """Architecture and data set: --model, or --arch on --model's data set."""
+        return self.model if self.arch is None else f"{self.arch}_{parse_model_name(self.model).dataset}"
+
+    def variant(self, recorded: Variant = Variant()) -> Variant:  # noqa: B008
+        """The widths that the flags ask for, or where they don't, the recorded ones."""
+        flags = {name: getattr(self, name) for name in ("expansion", "reduction", "reduction_mode")}
+        return replace(recorded, **{name: value for name, value in flags.items() if value is not None})
 
     def compute(self) -> Compute:
         return choose_compute(self.device, self.precision, self.channels_last)
@@ -107,6 +127,34 @@ class TrainingConfig(ModelConfig):
 
 
 @dataclass(kw_only=True)
+class SupervisedConfig(TrainingConfig):
+    """Flags of the commands that train a network with SGD on labelled images."""
+
+    lr: float = 0.1
+    """Learning rate; under one_cycle its peak."""
+    wd: float = 5e-4
+    """Weight decay."""
+    batch_size: int = 128
+    """Images per batch."""
+    max_epochs: int = 200
+    """Epochs to train."""
+    epoch_step: int = 60
+    """Under step: multiply the learning rate by lr_decay_ratio every so many epochs."""
+    schedule: Literal["one_cycle", "step"] = "one_cycle"
+    """Learning rate: one_cycle (up for a quarter of the run, then down) or step."""
+    momentum: float = 0.9
+    """SGD momentum (Nesterov)."""
+
+    def check(self) -> None:
+        super().check()
+        require(0 < self.momentum < 1, f"--momentum {self.momentum}: must be in (0, 1)")
+
+    def step_factor(self, epoch: int) -> float:
+        """What the learning rate is multiplied by in `epoch` (from 0) under step."""
+        return self.lr_decay_ratio ** (epoch // self.epoch_step)
+
+
+@dataclass(kw_only=True)
 class PolicyTrainingConfig(TrainingConfig):
     """Flags of both commands that train a policy network."""
 
@@ -117,5 +165,7 @@ class PolicyTrainingConfig(TrainingConfig):
 
     def check(self) -> None:
         super().check()
+        spec = parse_model_name(self.network)
+        require(spec.droppable, f"{self.network}: {spec.architecture} has no blocks that a policy could drop")
         require(math.isfinite(self.penalty), f"--penalty {self.penalty}: must be a finite number")
         require(0.5 < self.alpha <= 1, f"--alpha {self.alpha}: must be above 0.5 and at most 1")

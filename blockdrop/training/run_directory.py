@@ -21,14 +21,17 @@ from blockdrop.models.checkpoints import project_version
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OWN_FILES = ("config.json", "metrics.jsonl", "ckpt_E_*.t7", "ckpt_E_*.t7.tmp", "events.out.tfevents.*")
+OWN_FILES = (
+    "config.json", "metrics.jsonl", "report.json", "profile.txt", "ckpt_E_*.t7", "ckpt_E_*.t7.tmp",
+    "events.out.tfevents.*",
+)  # fmt: skip
 
 
 class RunDirectory:
     """`--cv_dir`, opened for one run.
 
     Files: `config.json` (command, flags, versions), `metrics.jsonl` (one object per epoch and phase),
-    TensorBoard events, `ckpt_E_<epoch>_….t7`.
+    TensorBoard events, `ckpt_E_<epoch>_….t7`; of `distill` also `report.json` and `profile.txt`.
 
     A context manager: leaving it closes the files, whatever happened.
 

@@ -13,15 +13,16 @@ from agents.policy_network import PolicyNetwork
 from blockdrop.console import progress
 from blockdrop.data import DATASETS, NORMALISATIONS, Augment, DataSource, Normalisation
 from blockdrop.errors import CheckpointError
+from blockdrop.models.backbone import Backbone
 from blockdrop.models.checkpoints import (
     Checkpoint,
     load_checkpoint,
     load_policy_trunk,
     read_checkpoint,
     save_checkpoint,
+    torchvision_checkpoint,
 )
-from blockdrop.models.resnet import DroppableResNet
-from blockdrop.models.zoo import build, parse_model_name
+from blockdrop.models.zoo import Variant, build_backbone, build_policy_network, parse_model_name
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig, TrainingConfig, require
 from blockdrop.training.run_directory import RunDirectory, check_usable
@@ -32,7 +33,8 @@ class Setup:
     """Models and data of a run."""
 
     model: str
-    resnet: DroppableResNet
+    variant: Variant
+    resnet: Backbone
     policy_network: PolicyNetwork
     policy_net: str
     normalisation: Normalisation
@@ -63,7 +65,9 @@ class Setup:
         if self.has_policy:
             count = sum(p.numel() for p in self.policy_network.parameters())
             parameters += f" + {count:,} of the {self.policy_net} policy network"
-        print(f"{command} {self.model} ({parameters}, {self.resnet.shortcut} shortcuts) on {compute}")
+        shortcuts = f"{self.resnet.shortcut or 'no'} shortcuts"
+        widths = f", {self.variant}" if self.variant.numbers() else ""
+        print(f"{command} {self.model} ({parameters}, {shortcuts}{widths}) on {compute}")
         print(f"data: {self.data.name}, {len(self.data.train):,} training, {len(self.data.test):,} test images")
         print(f"weights from: {', '.join(c.path for c in self.checkpoints) or 'scratch'}")
         print(f"run directory: {run.path}")
@@ -90,6 +94,7 @@ class Setup:
         save_checkpoint(
             path,
             model=self.model,
+            variant=self.variant,
             resnet=self.resnet,
             normalisation=self.normalisation,
             policy_network=self.policy_network if self.has_policy else None,
@@ -107,13 +112,15 @@ def open_setup(config: ModelConfig, paths: tuple[str, ...], new_head: bool = Fal
 
     Args:
         config: checked flags.
-        paths: checkpoints of any dialect; each fills what it holds, later ones win.
+        paths: checkpoints of any dialect, or the word torchvision; each fills what it holds, later ones win.
         new_head: keep a fresh classifier head (fine-tuning for other classes).
     Raises:
         UserError: anything missing, damaged or not fitting together.
     """
-    spec = parse_model_name(config.model)
-    checkpoints = [read_checkpoint(path) for path in paths]
+    spec = parse_model_name(config.network)
+    checkpoints = [
+        torchvision_checkpoint(spec) if path == "torchvision" else read_checkpoint(path) for path in paths
+    ]
     backbones = [c for c in checkpoints if c.resnet is not None]
     policies = [c for c in checkpoints if c.policy_network is not None]
     data = DataSource(
@@ -125,13 +132,19 @@ def open_setup(config: ModelConfig, paths: tuple[str, ...], new_head: bool = Fal
     torch.manual_seed(config.seed)
     shortcut = config.shortcut or (backbones[-1].shortcut if backbones else None)
     policy_net = config.policy_net or (policies[-1].policy_net if policies else "reference")
-    resnet, policy_network = build(config.model, data.num_classes, shortcut, policy_net)
+    variant = config.variant(backbones[-1].variant if backbones else Variant())
+    resnet = build_backbone(spec, data.num_classes, shortcut, variant)
+    policy_network = build_policy_network(resnet.num_blocks, spec.large_images, policy_net)
     if backbones:
         backbone = backbones[-1]
         if backbone.dialect != "blockdrop" and "projection" not in (shortcut, backbone.shortcut):
             backbone.shortcut = shortcut  # the kind of zero padding was only inferred; the user knows better
         load_checkpoint(backbone, resnet=resnet, ignore_head=new_head)
     if policies:
+        require(
+            spec.droppable,
+            f"{policies[-1].path}: holds a policy network, but {spec.architecture} has no blocks to drop",
+        )
         load_checkpoint(policies[-1], policy_network=policy_network)
     if config.normalisation:
         normalisation = NORMALISATIONS[config.normalisation]
@@ -139,7 +152,7 @@ def open_setup(config: ModelConfig, paths: tuple[str, ...], new_head: bool = Fal
         recorded = backbones[-1].normalisation if backbones else None
         normalisation = recorded or DATASETS[spec.dataset].normalisation
     return Setup(
-        config.model, resnet, policy_network, policy_net, normalisation, data, spec.image_size,
+        config.network, variant, resnet, policy_network, policy_net, normalisation, data, spec.image_size,
         bool(backbones), bool(policies), checkpoints,
         policies[-1].metrics if policies else {},
     )  # fmt: skip

@@ -1,0 +1,147 @@
+"""Count parameters, multiply-accumulates (MACs) and FLOPs of any network of the zoo, beside the original's.
+
+FLOPs are 2 × MACs of convolutions and linear layers for one image. The original of a reduced, shift or plain net
+is the ResNet of its depth and kind of shortcuts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from blockdrop.console import run_command
+from blockdrop.errors import UserError
+from blockdrop.flops import LayerCount, count_flops, count_layers, reference_stem_surplus
+from blockdrop.models.backbone import Backbone, Shortcut
+from blockdrop.models.checkpoints import Checkpoint, load_checkpoint, read_checkpoint
+from blockdrop.models.compact import ReductionMode
+from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, build_policy_network, parse_model_name
+from blockdrop.training.config import require
+
+
+@dataclass(kw_only=True)
+class CountConfig:
+    """Flags of `python -m blockdrop.count`."""
+
+    model: str | None = None
+    """<architecture>_<dataset>: R110_C10, plain20_C100, …; default: the checkpoint's, else R110_C10."""
+    arch: str | None = None
+    """Architecture in place of --model's, on the same data set: shiftresnet20, resnet20, plain20, …."""
+    expansion: float | None = None
+    """Of shift nets: inner channels of a block / its output channels; default: 1."""
+    reduction: float | None = None
+    """Of ResNets and plain nets: by how much widths shrink; default: 1."""
+    reduction_mode: ReductionMode | None = None
+    """block (inner widths / reduction), net (all widths / √reduction) or depthwise; default: block."""
+    shortcut: Shortcut | None = None
+    """pad_avgpool, pad_stride or projection; default: the checkpoint's, else the architecture's."""
+    num_classes: int | None = None
+    """Default: the checkpoint's, else the data set's."""
+    image_size: int | None = None
+    """Side of the square images in pixels; default: the data set's."""
+    load: str | None = None
+    """Count this checkpoint's network (and its policy network) instead of fresh ones."""
+    convention: Literal["true", "reference"] = "true"
+    """reference: MACs as published with ShiftResNet, with the first convolution miscounted."""
+    layers: bool = False
+    """Also print a table of all layers."""
+    json: str | None = None
+    """Write all numbers to this new file."""
+
+    def check(self) -> None:
+        """Raises `UserError` for a value out of range."""
+        Variant(self.expansion, self.reduction, self.reduction_mode)
+        for name in ("num_classes", "image_size"):
+            value = getattr(self, name)
+            require(value is None or 1 <= value <= 100_000, f"--{name} {value}: must be between 1 and 100,000")
+        if self.json is not None:
+            require(not os.path.exists(self.json), f"--json {self.json}: exists; name another file")
+            require(
+                os.path.isdir(Path(self.json).parent), f"--json {self.json}: no folder {Path(self.json).parent}"
+            )
+
+
+def main(config: CountConfig) -> dict[str, Any]:
+    """Prints the counts; returns what `--json` writes."""
+    config.check()
+    checkpoint = None if config.load is None else read_checkpoint(config.load)
+    require(
+        checkpoint is None or checkpoint.resnet is not None, f"--load {config.load}: holds no backbone to count"
+    )
+    name = config.model or (checkpoint.model if checkpoint is not None else None) or "R110_C10"
+    if config.arch is not None:
+        name = f"{config.arch}_{parse_model_name(name).dataset}"
+    spec = parse_model_name(name)
+    image_size = config.image_size or spec.image_size
+    new, original = open_networks(config, spec, checkpoint)
+    surplus = config.convention == "reference"
+    numbers: dict[str, Any] = {"model": name, "image_size": image_size, "convention": config.convention}
+    print(f"{name}, {new.num_blocks} blocks, {image_size} × {image_size} px", end="")
+    print(", MACs by the reference's convention" if surplus else "")
+    for kind, count in (("Parameters", count_parameters), ("MACs", count_macs), ("FLOPs", count_macs)):
+        values = [count(net, image_size, surplus) * (2 if kind == "FLOPs" else 1) for net in (new, original)]
+        print(f"{kind}: (new) {values[0]} (original) {values[1]} (reduction) {values[1] / values[0]:.2f}")
+        numbers[kind.lower()] = dict(zip(("new", "original"), values, strict=True))
+    if checkpoint is not None and checkpoint.policy_network is not None:
+        policy_network = build_policy_network(new.num_blocks, spec.large_images, checkpoint.policy_net)
+        load_checkpoint(checkpoint, policy_network=policy_network)
+        parameters = sum(p.numel() for p in policy_network.parameters())
+        flops = count_flops(new, policy_network, image_size).policy_network
+        print(f"Policy network ({checkpoint.policy_net}): {parameters} parameters, {flops} FLOPs")
+        numbers["policy_network"] = {"parameters": parameters, "flops": flops}
+    if config.layers:
+        rows = count_layers(new, image_size)
+        print_layers(rows)
+        numbers["layers"] = [asdict(row) for row in rows]
+    if config.json is not None:
+        try:
+            Path(config.json).write_text(json.dumps(numbers, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--json {config.json}: not writable ({error.strerror})") from None
+        print(f"numbers: {config.json}")
+    return numbers
+
+
+def open_networks(
+    config: CountConfig, spec: ModelSpec, checkpoint: Checkpoint | None
+) -> tuple[Backbone, Backbone]:
+    """The network asked for, with the checkpoint's weights if there is one, and its original."""
+    recorded = Variant() if checkpoint is None else checkpoint.variant
+    flags = {name: getattr(config, name) for name in ("expansion", "reduction", "reduction_mode")}
+    variant = replace(recorded, **{name: value for name, value in flags.items() if value is not None})
+    classes = config.num_classes or (checkpoint.num_classes if checkpoint is not None else None)
+    shortcut = config.shortcut or (checkpoint.shortcut if checkpoint is not None else None)
+    new = build_backbone(spec, classes, shortcut, variant)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, resnet=new)
+    family = "R" if spec.family in ("R", "plain", "exactplain") else "resnet"
+    original = replace(spec, family=family, name=f"{family}{spec.depth}_{spec.dataset}")
+    return new, build_backbone(original, classes, new.shortcut)
+
+
+def count_parameters(net: Backbone, image_size: int, reference: bool) -> int:
+    """All weights and biases, BatchNorm's included."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def count_macs(net: Backbone, image_size: int, reference: bool) -> int:
+    """Multiply-accumulates for one image; by the reference's convention if `reference`."""
+    return count_flops(net, None, image_size).full // 2 + reference * reference_stem_surplus(net, image_size)
+
+
+def print_layers(rows: list[LayerCount]) -> None:
+    """A line per layer, and their sums."""
+    width = max(len(row.name) for row in rows)
+    print(f"{'layer':{width}}  {'kind':12}  {'output':>12}  {'parameters':>10}  {'MACs':>13}")
+    for row in rows:
+        output = "×".join(map(str, row.output))
+        print(f"{row.name:{width}}  {row.kind:12}  {output:>12}  {row.parameters:>10,}  {row.macs:>13,}")
+    parameters, macs = sum(row.parameters for row in rows), sum(row.macs for row in rows)
+    print(f"{'total':{width}}  {'':12}  {'':>12}  {parameters:>10,}  {macs:>13,}")
+
+
+if __name__ == "__main__":
+    run_command(main, CountConfig, __doc__)

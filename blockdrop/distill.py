@@ -1,0 +1,405 @@
+"""Make a static net out of a trained ResNet, and compare the two.
+
+stagewise: a plain net drawn to the teacher's feature maps stage by stage, then fine-tuned with labels.
+kd: any student drawn to the teacher's logits (Hinton).
+jointrd: a plain net that learns through the teacher's shortcuts (joint residual distillation).
+exact: the plain net that has the teacher's logits, without training.
+
+The last lines compare teacher and student: accuracy, and seconds for all test images, with BatchNorm folded.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from blockdrop.console import run_command
+from blockdrop.distillation.hinton import HintonLoss, hinton_objective
+from blockdrop.distillation.jointrd import JointRD
+from blockdrop.distillation.report import Contender, compare, print_table, profile_inference
+from blockdrop.distillation.stagewise import (
+    Hybrid,
+    check_same_stages,
+    stage_objective,
+    stage_parameters,
+    train_only,
+)
+from blockdrop.errors import UserError
+from blockdrop.inference.executor import EngineName
+from blockdrop.models.backbone import Backbone
+from blockdrop.models.compact import ReductionMode
+from blockdrop.models.plain import DiracConv2d, PlainNet, fold_dirac, remove_shortcuts, use_dirac
+from blockdrop.models.zoo import Variant, build_backbone, parse_model_name
+from blockdrop.training.compute import Compute
+from blockdrop.training.config import SupervisedConfig, require
+from blockdrop.training.run_directory import RunDirectory, check_usable
+from blockdrop.training.setup import Setup, open_setup
+from blockdrop.training.supervised import Objective, TestAndSave, cross_entropy_objective, fit
+
+SAME_LOGITS = 1e-3
+CHECKED_IMAGES = 1024
+
+
+@dataclass(kw_only=True)
+class DistillConfig(SupervisedConfig):
+    """Flags of `python -m blockdrop.distill`. --model, --arch, --expansion, … are about the teacher."""
+
+    method: Literal["stagewise", "kd", "jointrd", "exact"]
+    """stagewise, kd, jointrd or exact."""
+    load: tuple[str, ...] = ()
+    """The teacher: checkpoints of any dialect, or run directories."""
+    student: str | None = None
+    """Architecture of the student: R8, plain20, shiftresnet20, …; default: the teacher's without shortcuts."""
+    student_init: tuple[str, ...] = ()
+    """Checkpoint that the student starts from; or the word torchvision."""
+    student_expansion: float | None = None
+    """As --expansion, of the student."""
+    student_reduction: float | None = None
+    """As --reduction, of the student."""
+    student_reduction_mode: ReductionMode | None = None
+    """As --reduction_mode, of the student."""
+    max_epochs: int = 200
+    """Epochs to train, those of the stages included."""
+    stage_epochs: int | None = None
+    """stagewise: epochs for each stage; the rest fine-tunes with labels. Default: a fifth of max_epochs."""
+    finetune_lr: float | None = None
+    """stagewise: learning rate of the fine-tuning; default: lr."""
+    milestones: tuple[int, ...] = ()
+    """Under step: multiply the learning rate by lr_decay_ratio at these epochs instead of every epoch_step."""
+    temperature: float | None = None
+    """T of the softened logits; default: 10, for jointrd KL 4."""
+    alpha: float | None = None
+    """kd: weight of the cross-entropy, default 0.2. jointrd KL: weight of the KL term, default 0.9."""
+    beta: float | None = None
+    """kd: weight of the KL term, default 0.8."""
+    scale_kl: bool = True
+    """kd: multiply the KL term by T², as Hinton et al. do."""
+    with_baseline: bool = False
+    """kd: also train the student alone, from the same start for the same epochs, in cv_dir/baseline."""
+    procedure: Literal["RES_NMT", "CNN_NMT", "TA", "KD", "KL"] = "TA"
+    """jointrd: TA joint; KD final features only; KL logits only; RES_NMT teacher alone; CNN_NMT student alone."""
+    feature_weight: float | None = None
+    """jointrd: weight of the distance of the final features; default: 1e-3 at 32 px, 1e-4 at 224 px."""
+    side_floor: float | None = None
+    """jointrd TA: weight of the side paths after its decay; default: 0.5 at 32 px, 5e-3 at 224 px."""
+    side_epochs: int = 60
+    """jointrd TA: epochs over which the side paths' weight falls from 1."""
+    dirac: bool = False
+    """jointrd: Dirac-parametrised convolutions in the student's blocks, folded in its checkpoints."""
+    report_batch_size: int = 1024
+    """Images per batch of the last lines' comparison."""
+    engine: EngineName = "auto"
+    """What runs the comparison: torch, openvino, or auto (see evaluate)."""
+
+    def check(self) -> None:
+        super().check()
+        for flag, name in (("student_init", "--student_init"), ("load", "--load")):
+            require("" not in getattr(self, flag), f"{name}: an empty name; name a checkpoint")
+        for name in ("temperature", "alpha", "beta", "feature_weight"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value < 1e6, f"--{name} {value}: must be zero or a positive number")
+        require(self.temperature != 0, "--temperature 0: must be positive")
+        require(
+            self.side_floor is None or 0 <= self.side_floor <= 1, f"--side_floor {self.side_floor}: not in [0, 1]"
+        )
+        require(self.side_epochs >= 1, f"--side_epochs {self.side_epochs}: must be at least 1")
+        require(self.report_batch_size >= 1, f"--report_batch_size {self.report_batch_size}: must be at least 1")
+        require(
+            list(self.milestones) == sorted(set(self.milestones)) and min(self.milestones, default=1) >= 1,
+            f"--milestones {' '.join(map(str, self.milestones))}: must be rising epoch numbers",
+        )
+        for name, method in (
+            ("with_baseline", "kd"),
+            ("dirac", "jointrd"),
+            ("stage_epochs", "stagewise"),
+            ("finetune_lr", "stagewise"),
+        ):
+            require(not getattr(self, name) or self.method == method, f"--{name}: only --method {method} knows it")
+        require(
+            self.finetune_lr is None or 0 < self.finetune_lr < 1e6, f"--finetune_lr {self.finetune_lr}: positive"
+        )
+        require(
+            self.stage_epochs is None or self.stage_epochs >= 1, f"--stage_epochs {self.stage_epochs}: at least 1"
+        )
+        require(
+            len(self.load) > 0 or not self.needs_teacher,
+            "--load: name a trained teacher (python -m blockdrop.pretrain makes one)",
+        )
+        if self.method == "exact":
+            require(self.student is None, f"--student {self.student}: --method exact makes its own")
+        elif self.method == "kd":
+            require(self.student is not None, "--student: name the student's architecture, for example R8")
+        spec = parse_model_name(self.student_name)
+        require(
+            not self.dirac or not spec.droppable,
+            f"--dirac: for plain students; {spec.architecture} has shortcuts",
+        )
+        Variant(self.student_expansion, self.student_reduction, self.student_reduction_mode)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether anything is asked of a trained teacher."""
+        return self.method != "jointrd" or self.procedure in ("TA", "KD", "KL")
+
+    @property
+    def student_name(self) -> str:
+        """Architecture and data set of the student."""
+        teacher = parse_model_name(self.network)
+        family = {"jointrd": "dsplain", "exact": "exactplain"}.get(self.method, "plain")
+        architecture = self.student or f"{family}{teacher.depth}"
+        if self.method == "jointrd" and self.procedure == "RES_NMT":
+            architecture = teacher.architecture
+        return f"{architecture}_{teacher.dataset}"
+
+    def step_factor(self, epoch: int) -> float:
+        if not self.milestones:
+            return super().step_factor(epoch)
+        return self.lr_decay_ratio ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+@dataclass
+class Distillation:
+    """What every method works with."""
+
+    config: DistillConfig
+    compute: Compute
+    run: RunDirectory
+    setup: Setup
+    """Of the student, with the data."""
+    teacher: Backbone
+    """Trained (but in procedures that need none), in eval mode."""
+    student: Backbone
+
+    @property
+    def frozen_teacher(self) -> Backbone:
+        """A copy that runs fast and never changes."""
+        return self.compute.place(self.teacher.folded())
+
+    def fit(self, objective: Objective, parameters: Any, network: Callable[[], Backbone], mode: nn.Module) -> None:
+        """Trains for `--max_epochs` epochs.
+
+        Args:
+            network: gives what is tested and saved.
+            mode: what goes into train mode.
+        """
+        tests = TestAndSave(self.config, self.setup, self.compute, self.run, network)
+        how = (self.config, self.setup, self.compute, self.run)
+        fit(*how, objective, parameters, mode.train, tests, self.config.max_epochs)
+
+
+def main(config: DistillConfig) -> dict[str, Any]:
+    """Opens teacher, student and data, distils, and compares; returns what report.json holds."""
+    config.check()
+    compute = config.compute()
+    check_usable(config.cv_dir, config.overwrite, (*config.load, *config.student_init))
+    if config.with_baseline:
+        check_usable(Path(config.cv_dir) / "baseline", config.overwrite, (*config.load, *config.student_init))
+    teacher_setup = open_setup(config, config.load)
+    require(
+        teacher_setup.has_backbone or not config.needs_teacher,
+        f"--load {' '.join(config.load)}: no trained backbone in it",
+    )
+    setup = open_student(config, teacher_setup)
+    len(setup.data.train), len(setup.data.test)  # reads them
+    method = {"stagewise": stagewise, "kd": kd, "jointrd": jointrd, "exact": exact}[config.method]
+    with RunDirectory(config.cv_dir, "distill", config, config.overwrite) as run:
+        setup.announce(f"distill --method {config.method}", compute, run)
+        if teacher_setup.has_backbone:
+            count = sum(p.numel() for p in teacher_setup.resnet.parameters())
+            print(f"teacher: {teacher_setup.model} ({count:,} parameters) from {' '.join(config.load)}")
+        job = Distillation(config, compute, run, setup, teacher_setup.resnet.eval(), compute.place(setup.resnet))
+        contenders = method(job)
+        if teacher_setup.has_backbone:
+            contenders = [Contender("teacher", teacher_setup.model, teacher_setup.resnet), *contenders]
+        rows = compare(
+            contenders, setup, replace(compute, dtype=torch.float32), config.engine, config.report_batch_size
+        )
+        print_table(rows, config.report_batch_size)
+        report = {
+            "method": config.method,
+            "dataset": setup.data.name,
+            "images": len(setup.data.test),
+            "batch_size": config.report_batch_size,
+            "networks": rows,
+        }
+        (run.path / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        if config.method == "kd":
+            tables = profile_inference(contenders, setup.image_size)
+            print(tables)
+            (run.path / "profile.txt").write_text(tables + "\n")
+        run.finish({"accuracy": rows[-1]["accuracy"], "seconds": rows[-1]["seconds"]})
+        print(f"report: {run.path / 'report.json'}")
+    return report
+
+
+def open_student(config: DistillConfig, teacher: Setup) -> Setup:
+    """The student, fresh or from `--student_init`, with the teacher's data and normalisation.
+
+    Raises:
+        UserError: it doesn't suit the teacher or the method.
+    """
+    spec = parse_model_name(config.student_name)
+    require(
+        spec.image_size == teacher.image_size,
+        f"--student {config.student}: for {spec.image_size} px images, the teacher's have {teacher.image_size}",
+    )
+    wanted = Variant(config.student_expansion, config.student_reduction, config.student_reduction_mode)
+    if config.student is None and not wanted.numbers():
+        wanted = teacher.variant
+    shortcut = teacher.resnet.shortcut if spec.family == "dsplain" else None
+    torch.manual_seed(config.seed)
+    if config.student_init:
+        flags = replace(
+            config, model=config.student_name, arch=None, expansion=wanted.expansion, reduction=wanted.reduction,
+            reduction_mode=wanted.reduction_mode, shortcut=None,
+        )  # fmt: skip
+        opened = open_setup(flags, config.student_init)
+        student, wanted = opened.resnet, opened.variant
+    else:
+        student = build_backbone(spec, teacher.data.num_classes, shortcut, wanted)
+    if config.method in ("stagewise", "jointrd") and config.needs_teacher:
+        check_same_stages(student, teacher.resnet, teacher.image_size)
+    return replace(
+        teacher, model=config.student_name, variant=wanted, resnet=student, has_policy=False, checkpoints=[]
+    )
+
+
+def stagewise(job: Distillation) -> list[Contender]:
+    """Every stage drawn to the teacher's, the earlier ones frozen; then fine-tuning with labels."""
+    config, student, teacher = job.config, job.student, job.frozen_teacher
+    stages = len(student.blocks)
+    stage_epochs = config.stage_epochs or max(1, config.max_epochs // 5)
+    rest = config.max_epochs - stages * stage_epochs
+    require(
+        rest >= 0,
+        f"--max_epochs {config.max_epochs}: {stages} stages of {stage_epochs} epochs take {stages * stage_epochs}",
+    )
+    student.fc.load_state_dict(teacher.fc.state_dict())  # reads maps of the same meaning
+    how = (config, job.setup, job.compute, job.run)
+    images = job.setup.data.test
+    for stage in range(stages):
+
+        def end_epoch(epoch: int, last: bool, stage: int = stage) -> str:
+            if not last:
+                return ""
+            hybrid = Hybrid(student, teacher, stage + 1).eval()
+            accuracy = hybrid.accuracy(images, job.setup.normalisation, job.compute)
+            job.run.log(epoch, "stages", {"stage": stage + 1, "hybrid_accuracy": accuracy})
+            return f", test accuracy with the teacher's later stages {accuracy:.4f}"
+
+        print(f"stage {stage + 1} of {stages}: the student's map against the teacher's")
+        fit(
+            *how,
+            stage_objective(student, teacher, stage),
+            stage_parameters(student, stage),
+            begin_epoch=lambda stage=stage: train_only(student, stage),  # type: ignore[misc]
+            end_epoch=end_epoch,
+            epochs=stage_epochs,
+            first_epoch=stage * stage_epochs,
+            phase=f"stage{stage + 1}",
+        )
+    tests = TestAndSave(*how, lambda: student)
+    if rest == 0:
+        print(f"no epochs left for fine-tuning{tests(config.max_epochs - 1, True)}")
+    else:
+        print("fine-tuning the whole student with labels")
+        fit(
+            *how,
+            cross_entropy_objective(student),
+            student.parameters(),
+            begin_epoch=student.train,
+            end_epoch=tests,
+            epochs=rest,
+            first_epoch=stages * stage_epochs,
+            lr=config.finetune_lr,
+        )
+    return [Contender("student", job.setup.model, student)]
+
+
+def kd(job: Distillation) -> list[Contender]:
+    """The student drawn to the teacher's logits; with `--with_baseline` also the student alone."""
+    config, student = job.config, job.student
+    contenders = []
+    if config.with_baseline:
+        alone = copy.deepcopy(student)
+        print("the student alone")
+        with RunDirectory(Path(config.cv_dir) / "baseline", "distill", config, config.overwrite) as run:
+            baseline = replace(job, run=run, student=alone)
+            baseline.fit(cross_entropy_objective(alone), alone.parameters(), lambda: alone, alone)
+        contenders = [Contender("alone", job.setup.model, alone)]
+        print("the student with the teacher")
+    loss = HintonLoss(
+        0.2 if config.alpha is None else config.alpha,
+        0.8 if config.beta is None else config.beta,
+        config.temperature or 10.0,
+        config.scale_kl,
+    )
+    job.fit(hinton_objective(student, job.frozen_teacher, loss), student.parameters(), lambda: student, student)
+    return [*contenders, Contender("distilled", job.setup.model, student)]
+
+
+def jointrd(job: Distillation) -> list[Contender]:
+    """One of the five procedures of joint residual distillation."""
+    config, student = job.config, job.student
+    if config.dirac:
+        if not isinstance(student, PlainNet):
+            raise UserError("--dirac: for plain students")
+        use_dirac(student)
+    small = job.setup.image_size <= 64
+    trained: nn.Module = student
+    if config.procedure in ("RES_NMT", "CNN_NMT"):
+        objective = cross_entropy_objective(student)
+    elif config.procedure == "KL":
+        weight = 0.9 if config.alpha is None else config.alpha
+        require(weight <= 1, f"--alpha {weight}: the KL term's share of the loss, at most 1")
+        loss = HintonLoss(1 - weight, weight, config.temperature or 4.0)
+        objective = hinton_objective(student, job.frozen_teacher, loss)
+    else:
+        weight = (1e-3 if small else 1e-4) if config.feature_weight is None else config.feature_weight
+        floor = (0.5 if small else 5e-3) if config.side_floor is None else config.side_floor
+        joint = JointRD(student, job.teacher, weight, floor, config.side_epochs, config.procedure == "TA")
+        trained = objective = job.compute.place(joint)
+
+    def deployable() -> Backbone:
+        return fold_dirac(student) if isinstance(student, PlainNet) else student
+
+    dirac = {p for m in student.modules() if isinstance(m, DiracConv2d) for p in (m.alpha, m.beta)}
+    decayed = [p for p in trained.parameters() if p not in dirac]
+    groups: list[dict[str, Any]] = [{"params": decayed}]
+    if dirac:
+        kept = [p for p in trained.parameters() if p in dirac]
+        groups.append({"params": kept, "weight_decay": 0.0})
+    job.fit(objective, groups, deployable, trained)
+    return [Contender("student", job.setup.model, deployable())]
+
+
+def exact(job: Distillation) -> list[Contender]:
+    """The equivalent plain net, compared with the teacher on test images and saved."""
+    plain = remove_shortcuts(job.teacher, job.setup.image_size)
+    batch, _ = next(iter(job.setup.data.test.batches(CHECKED_IMAGES, job.setup.normalisation)))
+    with torch.no_grad():
+        expected = torch.cat([job.teacher(images) for images in batch.split(128)])
+        difference = max(
+            (plain(images) - logits).abs().max().item()
+            for images, logits in zip(batch.split(128), expected.split(128), strict=True)
+        )
+    print(
+        f"largest difference of any logit on {len(batch):,} test images: {difference:.1e} "
+        f"(logits reach {expected.abs().max():.1f})"
+    )
+    if not difference <= SAME_LOGITS * max(1.0, expected.abs().max().item()):
+        raise UserError(f"exact removal: logits differ by {difference:.1e}; badly scaled weights")
+    tests = TestAndSave(job.config, job.setup, job.compute, job.run, lambda: plain)
+    print(f"exact plain net{tests(0, True)}")
+    return [Contender("student", job.setup.model, plain)]
+
+
+if __name__ == "__main__":
+    run_command(main, DistillConfig, __doc__)

@@ -1,0 +1,1 @@
+"""Static students of residual teachers: stagewise, Hinton's, and joint residual distillation."""
