@@ -2,16 +2,20 @@
 
 from blockdrop.flops import flops_per_image
 from blockdrop.inference.executor import compile
-from blockdrop.models.checkpoints import load_checkpoint, save_checkpoint
+from blockdrop.models.checkpoints import load_checkpoint, load_network, save_checkpoint
+from blockdrop.models.plain import remove_shortcuts
 from blockdrop.models.resnet import DroppableResNet, from_torchvision
-from blockdrop.models.zoo import build
+from blockdrop.models.zoo import build, build_static
 
 __all__ = [
     "DroppableResNet",
     "build",
+    "build_static",
     "compile",
     "flops_per_image",
     "from_torchvision",
     "load_checkpoint",
+    "load_network",
+    "remove_shortcuts",
     "save_checkpoint",
 ]

@@ -136,7 +136,8 @@ def main(config: EvaluateConfig) -> Evaluation:
 
     outcomes = bench.outcomes(images, threshold)
     full = bench.full_outcomes(images) if setup.has_policy else outcomes
-    full_speed, (speed,) = bench.speeds(images, [threshold])
+    full_speed, speeds = bench.speeds(images, [threshold] if setup.has_policy else [])
+    speed = speeds[0] if speeds else full_speed
     print_report(bench, point, outcomes, full, full_speed, speed)
     curve = trace_curve(bench, images, threshold, outcomes, speed) if config.curve else []
 
@@ -186,7 +187,9 @@ class Bench:
         self.policy_network = setup.policy_network if setup.has_policy else None
         self.table = count_flops(setup.resnet, self.policy_network, setup.image_size)
         self.dynamic = executor(setup.resnet, self.policy_network, self.compute, config.engine)
-        self.full = executor(setup.resnet, None, self.compute, config.engine)
+        self.full = self.dynamic  # without a policy network they are the same
+        if setup.has_policy:
+            self.full = executor(setup.resnet, None, self.compute, config.engine)
 
     def outcomes(self, images: Images, threshold: float) -> Outcomes:
         """Of the dynamic network."""
@@ -255,6 +258,11 @@ def print_report(
     table = bench.table
     flops = outcomes.flops_per_image[0]
     print(outcomes.four_lines())
+    if bench.policy_network is None:
+        parameters = sum(p.numel() for p in bench.setup.resnet.parameters())
+        print(f"every block runs: {table.full:,} FLOPs/img, {parameters:,} parameters")
+        print(f"images/s at batch {bench.batch_size}: {speed:.0f}")
+        return
     print(f"full network: accuracy {full.accuracy:.4f}, {table.full:,} FLOPs/img")
     print(
         f"FLOPs saved: {1 - flops / table.full:.1%} (policy network included: {table.policy_network:,} FLOPs, "

@@ -32,7 +32,15 @@ from blockdrop.data import NORMALISATIONS, Normalisation
 from blockdrop.errors import CheckpointError, NumericalError
 from blockdrop.models.backbone import SHORTCUTS, Backbone, Shortcut
 from blockdrop.models.compact import REDUCTION_MODES
-from blockdrop.models.zoo import CIFAR_DEPTHS, IMAGENET_LAYERS, POLICY_NETS, ModelSpec, Variant, parse_model_name
+from blockdrop.models.zoo import (
+    CIFAR_DEPTHS,
+    IMAGENET_LAYERS,
+    POLICY_NETS,
+    ModelSpec,
+    Variant,
+    build_backbone,
+    parse_model_name,
+)
 
 FORMAT = "blockdrop"
 PRE_16_START = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
@@ -214,6 +222,24 @@ def load_checkpoint(
     for module, state in filled:
         module.load_state_dict(state)
     return checkpoint
+
+
+def load_network(path: str | Path) -> tuple[Backbone, Checkpoint]:
+    """The backbone of a checkpoint of ours, whichever architecture it records, in eval mode; and the checkpoint.
+
+    Raises:
+        CheckpointError: unreadable, no backbone in it, or another dialect, which doesn't record the architecture
+            (`build` and `load_checkpoint` read those).
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.model is None or checkpoint.resnet is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: doesn't say which network it holds; use build and load_checkpoint"
+        )
+    spec = parse_model_name(checkpoint.model)
+    network = build_backbone(spec, checkpoint.num_classes, checkpoint.shortcut, checkpoint.variant)
+    load_checkpoint(checkpoint, resnet=network)
+    return network.eval(), checkpoint
 
 
 def load_policy_trunk(path: str | Path, policy_network: PolicyNetwork) -> None:

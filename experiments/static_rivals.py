@@ -1,0 +1,214 @@
+"""Static ways to make a ResNet cheaper, trained and measured by the same ruler on CIFAR-10.
+
+Trains what is missing, one run after the other, then compares: test accuracy of every seed, FLOPs, parameters, and
+seconds over the test set, all networks in turns. A run that has its last checkpoint isn't repeated; one that was
+cut off is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from blockdrop import distill, pretrain
+from blockdrop.console import run_command
+from blockdrop.data import DataSource
+from blockdrop.errors import CheckpointError
+from blockdrop.flops import count_flops
+from blockdrop.inference.executor import EngineName
+from blockdrop.measure import executor, measure_passes
+from blockdrop.models.checkpoints import load_network
+from blockdrop.training.compute import choose_compute
+from blockdrop.training.config import require
+
+BATCH_SIZE = 1024
+
+
+@dataclass(kw_only=True)
+class RivalsConfig:
+    """Flags of `python -m experiments.static_rivals`."""
+
+    data_dir: str = "data/"
+    """CIFAR-10: image tree or torchvision's files."""
+    init: str | None = None
+    """Weights that ResNet-20, the teacher of plain-20, is fine-tuned from; default: from scratch."""
+    teacher32: str | None = None
+    """Checkpoint of ResNet-32, the teacher of ResNet-8."""
+    cv_dir: str = "cv/static"
+    """Folder of the run directories, <name>-s<seed>."""
+    seeds: tuple[int, ...] = (0, 1)
+    """A run of each rival for each seed."""
+    epochs: int = 15
+    """Of every run."""
+    only: tuple[str, ...] = ()
+    """Names of the rivals to train; default: all that are missing."""
+    train: bool = True
+    """Whether to train what is missing; --no_train compares what there is."""
+    engines: tuple[EngineName, ...] = ("openvino", "torch")
+    """What measures the seconds."""
+    json: str | None = None
+    """Write all numbers to this file."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A row of the table."""
+
+    name: str
+    title: str
+    train: Callable[[RivalsConfig, dict[str, Any]], Any]
+    """Runs the command; gets the flags that all share."""
+
+
+def pretrained(**flags: Any) -> Callable[[RivalsConfig, dict[str, Any]], Any]:
+    return lambda config, shared: pretrain.main(pretrain.PretrainConfig(**{"model": "R20_C10", **shared, **flags}))
+
+
+def fine_tuned(config: RivalsConfig, shared: dict[str, Any]) -> Any:
+    flags = {**shared, "lr": 0.05, "init": (config.init,)} if config.init else shared
+    return pretrain.main(pretrain.PretrainConfig(model="R20_C10", **flags))
+
+
+def student_of_20(**flags: Any) -> Callable[[RivalsConfig, dict[str, Any]], Any]:
+    def train(config: RivalsConfig, shared: dict[str, Any]) -> Any:
+        teacher = str(Path(config.cv_dir, "r20-s0"))
+        return distill.main(distill.DistillConfig(model="R20_C10", load=(teacher,), **{**shared, **flags}))
+
+    return train
+
+
+def student_of_32(config: RivalsConfig, shared: dict[str, Any]) -> Any:
+    require(config.teacher32 is not None, "--teacher32: name a trained ResNet-32")
+    flags: dict[str, Any] = {"method": "kd", "student": "R8", "temperature": 4.0, "load": (config.teacher32,)}
+    return distill.main(distill.DistillConfig(model="R32_C10", **flags, **shared))
+
+
+RIVALS = (
+    Rival("r20", "ResNet-20, the teacher", fine_tuned),
+    Rival("plain20", "plain-20, alone", pretrained(arch="plain20")),
+    Rival("stagewise", "plain-20, stagewise", student_of_20(method="stagewise", stage_epochs=2, finetune_lr=0.05)),
+    Rival("jointrd", "plain-20, jointrd", student_of_20(method="jointrd", student="plain20", side_epochs=5)),
+    Rival("r8", "ResNet-8, alone", pretrained(model="R8_C10")),
+    Rival("kd", "ResNet-8, kd from ResNet-32", student_of_32),
+    Rival("shift", "ShiftResNet-20, e = 3", pretrained(arch="shiftresnet20", expansion=3.0)),
+    Rival("block", "ResNet-20, blocks / 2.8", pretrained(arch="resnet20", reduction=2.8, reduction_mode="block")),
+)
+
+
+def main(config: RivalsConfig) -> list[dict[str, Any]]:
+    """Trains what is missing and compares; returns the rows."""
+    names = [rival.name for rival in RIVALS]
+    for name in config.only:
+        require(name in names, f"--only {name}: choose {', '.join(names)}")
+    if config.train:
+        for seed in config.seeds:
+            for rival in RIVALS:
+                folder = Path(config.cv_dir, f"{rival.name}-s{seed}")
+                if rival.name in (config.only or names) and finished(folder, config.epochs) is None:
+                    print(f"\n=== {rival.title}, seed {seed}")
+                    shared = {
+                        "data_dir": config.data_dir,
+                        "cv_dir": str(folder),
+                        "seed": seed,
+                        "max_epochs": config.epochs,
+                        "overwrite": True,
+                        "test_every": 5,
+                        "lr": 0.1,
+                    }
+                    rival.train(config, shared)
+    rows = collect(config)
+    require(len(rows) > 0, f"--cv_dir {config.cv_dir}: no finished run in it")
+    print(markdown(rows, config.engines))
+    if config.json is not None:
+        Path(config.json).write_text(json.dumps(rows, indent=2) + "\n")
+    return rows
+
+
+def finished(folder: Path, epochs: int) -> dict[str, Any] | None:
+    """The last test's metrics and the minutes of training, of a run that came to its end."""
+    try:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return None
+    tests = [line for line in lines if line["phase"] == "test" and line["epoch"] == epochs - 1]
+    if not tests:
+        return None
+    times = [line["images_per_second"] for line in lines if "images_per_second" in line]
+    return {"accuracy": tests[-1]["accuracy"], "images_per_second": times}
+
+
+def collect(config: RivalsConfig) -> list[dict[str, Any]]:
+    """A row per rival that has a finished run: accuracies, sizes, and seconds of its first seed's network."""
+    rows, networks = [], []
+    source = DataSource("C10", config.data_dir, cache_dir=config.cv_dir)
+    for rival in RIVALS:
+        folders = [Path(config.cv_dir, f"{rival.name}-s{seed}") for seed in config.seeds]
+        runs = [(folder, found) for folder in folders if (found := finished(folder, config.epochs)) is not None]
+        if not runs:
+            continue
+        try:
+            network, checkpoint = load_network(runs[0][0])
+        except CheckpointError as error:
+            print(f"left out: {error}")
+            continue
+        accuracies = [found["accuracy"] for _, found in runs]
+        minutes = [sum(len(source.train) / 60 / speed for speed in f["images_per_second"]) for _, f in runs]
+        rows.append(
+            {
+                "name": rival.name,
+                "title": rival.title,
+                "accuracies": accuracies,
+                "accuracy": mean(accuracies),
+                "spread": max(accuracies) - min(accuracies),
+                "minutes": mean(minutes),
+                "parameters": sum(p.numel() for p in network.parameters()),
+                "flops": count_flops(network).full,
+                "seconds": {},
+            }
+        )
+        networks.append((network, checkpoint.normalisation))
+    compute = choose_compute("cpu", "float32")
+    for engine in config.engines:
+        runs_of_engine = [executor(network, None, compute, engine) for network, _ in networks]
+        if networks:
+            normalisation = networks[0][1]
+            assert normalisation is not None
+            seconds = measure_passes(runs_of_engine, source.test, normalisation, BATCH_SIZE)
+            for row, value in zip(rows, seconds, strict=True):
+                row["seconds"][engine] = value
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]], engines: tuple[str, ...]) -> str:
+    """The rows as a table for people."""
+    first = rows[0]
+    lines = [
+        f"seconds: {len(engines)} engines, test set at batch {BATCH_SIZE}, float32, {torch.get_num_threads()} "
+        "threads, BatchNorm folded, all networks in turns; × of the first row",
+        "",
+        "| network | accuracy %, each seed | mean | spread | parameters | MFLOPs | "
+        + " | ".join(f"s ({engine})" for engine in engines)
+        + " | minutes |",
+        "| --- | --- | ---: | ---: | ---: | ---: |" + " ---: |" * (len(engines) + 1),
+    ]
+    for row in rows:
+        seconds = " | ".join(
+            f"{row['seconds'][engine]:.3f} ({row['seconds'][engine] / first['seconds'][engine]:.2f} ×)"
+            for engine in engines
+        )
+        each = ", ".join(f"{100 * accuracy:.2f}" for accuracy in row["accuracies"])
+        lines.append(
+            f"| {row['title']} | {each} | {100 * row['accuracy']:.2f} | {100 * row['spread']:.2f} | "
+            f"{row['parameters']:,} | {row['flops'] / 1e6:.1f} | {seconds} | {row['minutes']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main, RivalsConfig, __doc__)
