@@ -6,19 +6,16 @@ is the ResNet of its depth and kind of shortcuts.
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from blockdrop.console import run_command
-from blockdrop.errors import UserError
 from blockdrop.flops import LayerCount, count_flops, count_layers, reference_stem_surplus
 from blockdrop.models.backbone import Backbone, Shortcut
-from blockdrop.models.checkpoints import Checkpoint, load_checkpoint, read_checkpoint
+from blockdrop.models.checkpoints import Checkpoint, check_family, load_checkpoint, read_checkpoint
 from blockdrop.models.compact import ReductionMode
 from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, build_policy_network, parse_model_name
+from blockdrop.output import check_writable, write_json
 from blockdrop.training.config import require
 
 
@@ -49,7 +46,9 @@ class CountConfig:
     layers: bool = False
     """Also print a table of all layers."""
     json: str | None = None
-    """Write all numbers to this new file."""
+    """Write all numbers to this file."""
+    overwrite: bool = False
+    """Replace the file of --json if there is one."""
 
     def check(self) -> None:
         """Raises `UserError` for a value out of range."""
@@ -58,10 +57,7 @@ class CountConfig:
             value = getattr(self, name)
             require(value is None or 1 <= value <= 100_000, f"--{name} {value}: must be between 1 and 100,000")
         if self.json is not None:
-            require(not os.path.exists(self.json), f"--json {self.json}: exists; name another file")
-            require(
-                os.path.isdir(Path(self.json).parent), f"--json {self.json}: no folder {Path(self.json).parent}"
-            )
+            check_writable("--json", self.json, self.overwrite)
 
 
 def main(config: CountConfig) -> dict[str, Any]:
@@ -97,10 +93,7 @@ def main(config: CountConfig) -> dict[str, Any]:
         print_layers(rows)
         numbers["layers"] = [asdict(row) for row in rows]
     if config.json is not None:
-        try:
-            Path(config.json).write_text(json.dumps(numbers, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"--json {config.json}: not writable ({error.strerror})") from None
+        write_json("--json", config.json, numbers)
         print(f"numbers: {config.json}")
     return numbers
 
@@ -109,6 +102,8 @@ def open_networks(
     config: CountConfig, spec: ModelSpec, checkpoint: Checkpoint | None
 ) -> tuple[Backbone, Backbone]:
     """The network asked for, with the checkpoint's weights if there is one, and its original."""
+    if checkpoint is not None:
+        check_family(checkpoint, spec.family)
     recorded = Variant() if checkpoint is None else checkpoint.variant
     flags = {name: getattr(config, name) for name in ("expansion", "reduction", "reduction_mode")}
     variant = replace(recorded, **{name: value for name, value in flags.items() if value is not None})

@@ -11,9 +11,8 @@ The last lines compare teacher and student: accuracy, and seconds for all test i
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from torch import nn
 
 from blockdrop.console import run_command
 from blockdrop.distillation.hinton import HintonLoss, hinton_objective
-from blockdrop.distillation.jointrd import JointRD
+from blockdrop.distillation.jointrd import JointRD, check_joint
 from blockdrop.distillation.report import Contender, compare, print_table, profile_inference
 from blockdrop.distillation.stagewise import (
     Hybrid,
@@ -33,10 +32,11 @@ from blockdrop.distillation.stagewise import (
 )
 from blockdrop.errors import UserError
 from blockdrop.inference.executor import EngineName
-from blockdrop.models.backbone import Backbone
+from blockdrop.models.backbone import Backbone, DiracConv2d
 from blockdrop.models.compact import ReductionMode
-from blockdrop.models.plain import DiracConv2d, PlainNet, fold_dirac, remove_shortcuts, use_dirac
+from blockdrop.models.plain import PlainNet, fold_dirac, remove_shortcuts, use_dirac
 from blockdrop.models.zoo import Variant, build_backbone, parse_model_name
+from blockdrop.output import write_json, write_text
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import SupervisedConfig, require
 from blockdrop.training.run_directory import RunDirectory, check_usable
@@ -45,6 +45,30 @@ from blockdrop.training.supervised import Objective, TestAndSave, cross_entropy_
 
 SAME_LOGITS = 1e-3
 CHECKED_IMAGES = 1024
+
+
+PROCEDURES = ("RES_NMT", "CNN_NMT", "TA", "KD", "KL")
+WITH_STUDENT = ("stagewise", "kd", "CNN_NMT", "TA", "KD", "KL")
+WAYS_OF_FLAGS: dict[str, tuple[str, ...]] = {
+    "student": WITH_STUDENT,
+    "student_init": WITH_STUDENT,
+    "student_expansion": WITH_STUDENT,
+    "student_reduction": WITH_STUDENT,
+    "student_reduction_mode": WITH_STUDENT,
+    "stage_epochs": ("stagewise",),
+    "finetune_lr": ("stagewise",),
+    "temperature": ("kd", "KL"),
+    "alpha": ("kd", "KL"),
+    "beta": ("kd",),
+    "scale_kl": ("kd",),
+    "with_baseline": ("kd",),
+    "procedure": PROCEDURES,
+    "feature_weight": ("TA", "KD"),
+    "side_floor": ("TA",),
+    "side_epochs": ("TA",),
+    "dirac": ("CNN_NMT", "TA", "KD", "KL"),
+}
+"""Which methods, or procedures of jointrd, know a flag; all know those that aren't listed."""
 
 
 @dataclass(kw_only=True)
@@ -100,42 +124,40 @@ class DistillConfig(SupervisedConfig):
 
     def check(self) -> None:
         super().check()
-        for flag, name in (("student_init", "--student_init"), ("load", "--load")):
-            require("" not in getattr(self, flag), f"{name}: an empty name; name a checkpoint")
+        require("" not in self.student_init, "--student_init: an empty name; name a checkpoint")
         for name in ("temperature", "alpha", "beta", "feature_weight"):
             value = getattr(self, name)
             require(value is None or 0 <= value < 1e6, f"--{name} {value}: must be zero or a positive number")
         require(self.temperature != 0, "--temperature 0: must be positive")
-        require(
-            self.side_floor is None or 0 <= self.side_floor <= 1, f"--side_floor {self.side_floor}: not in [0, 1]"
-        )
-        require(self.side_epochs >= 1, f"--side_epochs {self.side_epochs}: must be at least 1")
-        require(self.report_batch_size >= 1, f"--report_batch_size {self.report_batch_size}: must be at least 1")
+        floor, lr = self.side_floor, self.finetune_lr
+        require(floor is None or 0 <= floor <= 1, f"--side_floor {floor}: must be in [0, 1]")
+        require(lr is None or 0 < lr < 1e6, f"--finetune_lr {lr}: must be a positive number")
+        for name in ("side_epochs", "report_batch_size", "stage_epochs"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name} {value}: must be at least 1")
         require(
             list(self.milestones) == sorted(set(self.milestones)) and min(self.milestones, default=1) >= 1,
             f"--milestones {' '.join(map(str, self.milestones))}: must be rising epoch numbers",
         )
-        for name, method in (
-            ("with_baseline", "kd"),
-            ("dirac", "jointrd"),
-            ("stage_epochs", "stagewise"),
-            ("finetune_lr", "stagewise"),
-        ):
-            require(not getattr(self, name) or self.method == method, f"--{name}: only --method {method} knows it")
+        require(not self.milestones or self.schedule == "step", "--milestones: only --schedule step knows it")
+        for flag in fields(self):
+            ways = WAYS_OF_FLAGS.get(flag.name, (self.way,))
+            require(
+                self.way in ways or getattr(self, flag.name) == flag.default,
+                f"--{flag.name}: means nothing to {self.way}, only to {', '.join(ways)}",
+            )
         require(
-            self.finetune_lr is None or 0 < self.finetune_lr < 1e6, f"--finetune_lr {self.finetune_lr}: positive"
-        )
-        require(
-            self.stage_epochs is None or self.stage_epochs >= 1, f"--stage_epochs {self.stage_epochs}: at least 1"
+            self.way != "KL" or self.alpha is None or self.alpha <= 1,
+            f"--alpha {self.alpha}: the KL term's share of the loss, at most 1",
         )
         require(
             len(self.load) > 0 or not self.needs_teacher,
             "--load: name a trained teacher (python -m blockdrop.pretrain makes one)",
         )
-        if self.method == "exact":
-            require(self.student is None, f"--student {self.student}: --method exact makes its own")
-        elif self.method == "kd":
-            require(self.student is not None, "--student: name the student's architecture, for example R8")
+        require(
+            self.way != "kd" or self.student is not None,
+            "--student: name the student's architecture, for example R8",
+        )
         spec = parse_model_name(self.student_name)
         require(
             not self.dirac or not spec.droppable,
@@ -144,9 +166,14 @@ class DistillConfig(SupervisedConfig):
         Variant(self.student_expansion, self.student_reduction, self.student_reduction_mode)
 
     @property
+    def way(self) -> str:
+        """The method, or of jointrd the procedure."""
+        return self.procedure if self.method == "jointrd" else self.method
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether anything is asked of a trained teacher."""
-        return self.method != "jointrd" or self.procedure in ("TA", "KD", "KL")
+        return self.way not in ("RES_NMT", "CNN_NMT")
 
     @property
     def student_name(self) -> str:
@@ -154,7 +181,7 @@ class DistillConfig(SupervisedConfig):
         teacher = parse_model_name(self.network)
         family = {"jointrd": "dsplain", "exact": "exactplain"}.get(self.method, "plain")
         architecture = self.student or f"{family}{teacher.depth}"
-        if self.method == "jointrd" and self.procedure == "RES_NMT":
+        if self.way == "RES_NMT":
             architecture = teacher.architecture
         return f"{architecture}_{teacher.dataset}"
 
@@ -207,6 +234,7 @@ def main(config: DistillConfig) -> dict[str, Any]:
         f"--load {' '.join(config.load)}: no trained backbone in it",
     )
     setup = open_student(config, teacher_setup)
+    check_method(config, setup.resnet, teacher_setup.resnet)
     len(setup.data.train), len(setup.data.test)  # reads them
     method = {"stagewise": stagewise, "kd": kd, "jointrd": jointrd, "exact": exact}[config.method]
     with RunDirectory(config.cv_dir, "distill", config, config.overwrite) as run:
@@ -229,11 +257,11 @@ def main(config: DistillConfig) -> dict[str, Any]:
             "batch_size": config.report_batch_size,
             "networks": rows,
         }
-        (run.path / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_json("--cv_dir", run.path / "report.json", report)
         if config.method == "kd":
             tables = profile_inference(contenders, setup.image_size)
             print(tables)
-            (run.path / "profile.txt").write_text(tables + "\n")
+            write_text("--cv_dir", run.path / "profile.txt", tables + "\n")
         run.finish({"accuracy": rows[-1]["accuracy"], "seconds": rows[-1]["seconds"]})
         print(f"report: {run.path / 'report.json'}")
     return report
@@ -250,37 +278,64 @@ def open_student(config: DistillConfig, teacher: Setup) -> Setup:
         spec.image_size == teacher.image_size,
         f"--student {config.student}: for {spec.image_size} px images, the teacher's have {teacher.image_size}",
     )
+    if config.way == "exact":
+        plain = remove_shortcuts(teacher.resnet, teacher.image_size)
+        return replace(teacher, model=config.student_name, resnet=plain, has_policy=False)
     wanted = Variant(config.student_expansion, config.student_reduction, config.student_reduction_mode)
     if config.student is None and not wanted.numbers():
-        wanted = teacher.variant
-    shortcut = teacher.resnet.shortcut if spec.family == "dsplain" else None
-    torch.manual_seed(config.seed)
+        wanted = teacher.variant if spec.droppable else replace(teacher.variant, expansion=None)
     if config.student_init:
-        flags = replace(
-            config, model=config.student_name, arch=None, expansion=wanted.expansion, reduction=wanted.reduction,
-            reduction_mode=wanted.reduction_mode, shortcut=None,
-        )  # fmt: skip
-        opened = open_setup(flags, config.student_init)
-        student, wanted = opened.resnet, opened.variant
+        own = replace(
+            config,
+            model=config.student_name,
+            arch=None,
+            shortcut=None,
+            expansion=wanted.expansion,
+            reduction=wanted.reduction,
+            reduction_mode=wanted.reduction_mode,
+        )
+        opened = open_setup(own, config.student_init)
+        student, wanted, checkpoints = opened.resnet, opened.variant, opened.checkpoints
     else:
-        student = build_backbone(spec, teacher.data.num_classes, shortcut, wanted)
-    if config.method in ("stagewise", "jointrd") and config.needs_teacher:
-        check_same_stages(student, teacher.resnet, teacher.image_size)
+        torch.manual_seed(config.seed)
+        like_teacher = spec.family == "dsplain" or spec.name == teacher.model
+        shortcut = teacher.resnet.shortcut if like_teacher else None
+        student, checkpoints = build_backbone(spec, teacher.data.num_classes, shortcut, wanted), []
     return replace(
-        teacher, model=config.student_name, variant=wanted, resnet=student, has_policy=False, checkpoints=[]
+        teacher,
+        model=config.student_name,
+        variant=wanted,
+        resnet=student,
+        has_policy=False,
+        checkpoints=checkpoints,
     )
+
+
+def check_method(config: DistillConfig, student: Backbone, teacher: Backbone) -> None:
+    """Raises `UserError` if the method can't work with these two networks and so many epochs."""
+    if config.way in ("stagewise", "TA", "KD"):
+        check_same_stages(student, teacher, parse_model_name(config.student_name).image_size)
+    if config.way in ("TA", "KD"):
+        check_joint(student, teacher)
+    if config.way == "stagewise":
+        stages, stage_epochs = len(student.blocks), stage_epochs_of(config)
+        require(
+            config.max_epochs >= stages * stage_epochs,
+            f"--max_epochs {config.max_epochs}: {stages} stages of {stage_epochs} epochs take "
+            f"{stages * stage_epochs}",
+        )
+
+
+def stage_epochs_of(config: DistillConfig) -> int:
+    """Epochs for each stage of stagewise."""
+    return config.stage_epochs or max(1, config.max_epochs // 5)
 
 
 def stagewise(job: Distillation) -> list[Contender]:
     """Every stage drawn to the teacher's, the earlier ones frozen; then fine-tuning with labels."""
     config, student, teacher = job.config, job.student, job.frozen_teacher
     stages = len(student.blocks)
-    stage_epochs = config.stage_epochs or max(1, config.max_epochs // 5)
-    rest = config.max_epochs - stages * stage_epochs
-    require(
-        rest >= 0,
-        f"--max_epochs {config.max_epochs}: {stages} stages of {stage_epochs} epochs take {stages * stage_epochs}",
-    )
+    stage_epochs = stage_epochs_of(config)
     student.fc.load_state_dict(teacher.fc.state_dict())  # reads maps of the same meaning
     how = (config, job.setup, job.compute, job.run)
     images = job.setup.data.test
@@ -306,9 +361,8 @@ def stagewise(job: Distillation) -> list[Contender]:
             phase=f"stage{stage + 1}",
         )
     tests = TestAndSave(*how, lambda: student)
-    if rest == 0:
-        print(f"no epochs left for fine-tuning{tests(config.max_epochs - 1, True)}")
-    else:
+    print(f"the student with the teacher's head{tests(stages * stage_epochs - 1, True)}")
+    if rest := config.max_epochs - stages * stage_epochs:
         print("fine-tuning the whole student with labels")
         fit(
             *how,
@@ -358,7 +412,6 @@ def jointrd(job: Distillation) -> list[Contender]:
         objective = cross_entropy_objective(student)
     elif config.procedure == "KL":
         weight = 0.9 if config.alpha is None else config.alpha
-        require(weight <= 1, f"--alpha {weight}: the KL term's share of the loss, at most 1")
         loss = HintonLoss(1 - weight, weight, config.temperature or 4.0)
         objective = hinton_objective(student, job.frozen_teacher, loss)
     else:
@@ -371,7 +424,7 @@ def jointrd(job: Distillation) -> list[Contender]:
         return fold_dirac(student) if isinstance(student, PlainNet) else student
 
     dirac = {p for m in student.modules() if isinstance(m, DiracConv2d) for p in (m.alpha, m.beta)}
-    decayed = [p for p in trained.parameters() if p not in dirac]
+    decayed = [p for p in trained.parameters() if p.requires_grad and p not in dirac]
     groups: list[dict[str, Any]] = [{"params": decayed}]
     if dirac:
         kept = [p for p in trained.parameters() if p in dirac]
@@ -381,8 +434,8 @@ def jointrd(job: Distillation) -> list[Contender]:
 
 
 def exact(job: Distillation) -> list[Contender]:
-    """The equivalent plain net, compared with the teacher on test images and saved."""
-    plain = remove_shortcuts(job.teacher, job.setup.image_size)
+    """The equivalent plain net: compared with the teacher on test images and saved."""
+    plain = job.student
     batch, _ = next(iter(job.setup.data.test.batches(CHECKED_IMAGES, job.setup.normalisation)))
     with torch.no_grad():
         expected = torch.cat([job.teacher(images) for images in batch.split(128)])

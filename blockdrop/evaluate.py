@@ -1,4 +1,4 @@
-"""Accuracy, block usage, FLOPs and speed of a dynamic network beside the full one.
+"""Accuracy, block usage, FLOPs and speed of a dynamic network beside the full one, or of a static net.
 
 Without a policy network (no checkpoint, or a backbone alone) every block is kept and no policy network runs
 or is counted.
@@ -9,18 +9,15 @@ half: the training images were trained on, and images that chose would flatter t
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from agents.estimators import map_policy
 from agents.policy_network import PolicyNetwork
 from blockdrop.console import run_command
 from blockdrop.data import Images
-from blockdrop.errors import UserError
 from blockdrop.flops import count_flops
 from blockdrop.inference.executor import EngineName, Executor
 from blockdrop.inference.operating_point import (
@@ -32,6 +29,7 @@ from blockdrop.inference.operating_point import (
 )
 from blockdrop.measure import evaluate_images, executor, measure_speed
 from blockdrop.models.checkpoints import Checkpoint, check_operating_point, project_version, save_checkpoint
+from blockdrop.output import check_writable, write_json
 from blockdrop.policy_stats import Outcomes
 from blockdrop.training.compute import Precision
 from blockdrop.training.config import ModelConfig, require
@@ -76,18 +74,11 @@ class EvaluateConfig(ModelConfig):
         )
         for flag, file in (("--json", self.json), ("--save", self.save)):
             if file is not None:
-                _check_writable(flag, Path(file), self.overwrite)
+                check_writable(flag, file, self.overwrite)
         require(
             self.json is None or self.save is None or os.path.abspath(self.json) != os.path.abspath(self.save),
             f"--json and --save {self.save}: two files are needed",
         )
-
-
-def _check_writable(flag: str, path: Path, overwrite: bool) -> None:
-    require(not os.path.isdir(path) and 0 < len(path.name) < 250, f"{flag} {path}: not a file name")
-    require(overwrite or not os.path.exists(path), f"{flag} {path}: exists; pass --overwrite to replace it")
-    require(os.path.isdir(path.parent), f"{flag} {path}: no folder {path.parent}")
-    require(os.access(path.parent, os.W_OK), f"{flag} {path}: {path.parent} is not writable")
 
 
 @dataclass(frozen=True)
@@ -173,7 +164,8 @@ def main(config: EvaluateConfig) -> Evaluation:
         "config": asdict(config),
     }
     if config.json is not None:
-        write_json(config.json, numbers)
+        write_json("--json", config.json, numbers)
+        print(f"numbers: {config.json}")
     if config.save is not None:
         save_with_operating_point(config.save, setup, {**point, "curve": curve or point["curve"]})
     return Evaluation(setup, outcomes, full, numbers)
@@ -316,18 +308,6 @@ def trace_curve(
             }
         )
     return curve
-
-
-def write_json(path: str, numbers: dict[str, Any]) -> None:
-    """Writes the numbers, whole or not at all."""
-    temporary = Path(f"{path}.tmp")
-    try:
-        temporary.write_text(json.dumps(numbers, indent=2) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"--json {path}: not writable ({error.strerror})") from None
-    print(f"numbers: {path}")
 
 
 def save_with_operating_point(path: str, setup: Setup, point: dict[str, Any]) -> None:

@@ -27,16 +27,23 @@ from blockdrop.console import run_command
 from blockdrop.data import DATASETS, Normalisation
 from blockdrop.errors import CheckpointError, UserError
 from blockdrop.inference.branching import BranchingNetwork
-from blockdrop.models.backbone import Shortcut
-from blockdrop.models.checkpoints import FORMAT, Checkpoint, load_checkpoint, project_version, read_checkpoint
-from blockdrop.models.resnet import DroppableResNet
-from blockdrop.models.zoo import build, parse_model_name
+from blockdrop.models.backbone import Backbone, Shortcut
+from blockdrop.models.checkpoints import (
+    FORMAT,
+    Checkpoint,
+    load_checkpoint,
+    project_version,
+    read_checkpoint,
+    read_variant,
+)
+from blockdrop.models.zoo import Variant, build_backbone, build_policy_network, parse_model_name
 from blockdrop.training.config import PolicyNet, require
 
 Format = Literal["onnx", "aoti", "safetensors"]
 Runner = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 """image (1, 3, H, W) and threshold () to logits (1, classes), policy (1, K) and keep probabilities (1, K)."""
 SUFFIXES = {"onnx": ".onnx", "aoti": ".pt2", "safetensors": ".safetensors"}
+JSON_KEYS = ("normalisation", "classes", "threshold", "variant")  # of the metadata; the others are plain text
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "aoti": (), "safetensors": ("safetensors",)}
 INPUTS, OUTPUTS = ["image", "threshold"], ["logits", "policy", "keep_probs"]
 TOLERANCE = 1e-4
@@ -96,7 +103,8 @@ class Networks:
     """What a checkpoint holds, ready to export."""
 
     model: str
-    resnet: DroppableResNet
+    variant: Variant
+    resnet: Backbone
     policy_network: PolicyNetwork | None
     policy_net: str
     normalisation: Normalisation
@@ -104,12 +112,13 @@ class Networks:
     threshold: float
 
     def metadata(self) -> dict[str, str]:
-        """What a file says of itself: plain text, or JSON (normalisation, classes, threshold)."""
+        """What a file says of itself: plain text, or JSON (`JSON_KEYS`)."""
         values: dict[str, Any] = {
             "format": FORMAT,
             "version": project_version(),
             "model": self.model,
-            "shortcut": self.resnet.shortcut,
+            "variant": self.variant.numbers(),
+            "shortcut": self.resnet.shortcut or "none",
             "normalisation": {"mean": self.normalisation.mean, "std": self.normalisation.std},
             "classes": self.classes,
         }
@@ -185,7 +194,9 @@ def open_networks(config: ExportConfig) -> Networks:
     if backbone.dialect != FORMAT and "projection" not in (shortcut, backbone.shortcut):
         backbone.shortcut = shortcut  # the kind of zero padding was only inferred; the user knows better
     policy_net = config.policy_net or (policy.policy_net if policy else "reference")
-    resnet, policy_network = build(config.model, backbone.num_classes, shortcut, policy_net)
+    spec = parse_model_name(config.model)
+    resnet = build_backbone(spec, backbone.num_classes, shortcut, backbone.variant)
+    policy_network = build_policy_network(resnet.num_blocks, spec.large_images, policy_net)
     load_checkpoint(backbone, resnet=resnet)
     if policy is not None:
         load_checkpoint(policy, policy_network=policy_network)
@@ -195,6 +206,7 @@ def open_networks(config: ExportConfig) -> Networks:
     recorded = (getattr(policy, "operating_point", None) or {}).get("threshold", 0.5)
     return Networks(
         config.model,
+        backbone.variant,
         resnet.eval(),
         policy_network.eval() if policy else None,
         policy_net,
@@ -295,11 +307,11 @@ def write_safetensors(networks: Networks, path: Path) -> None:
     save_file(_state(networks.resnet, networks.policy_network), path, metadata=networks.metadata())
 
 
-def load_safetensors(path: str | Path) -> tuple[DroppableResNet, PolicyNetwork | None, dict[str, Any]]:
+def load_safetensors(path: str | Path) -> tuple[Backbone, PolicyNetwork | None, dict[str, Any]]:
     """Reads what `--format safetensors` wrote, into networks in eval mode.
 
     Returns:
-        backbone; policy network, if there is one; and the metadata: format, version, model, shortcut,
+        backbone; policy network, if there is one; and the metadata: format, version, model, variant, shortcut,
         normalisation (mean, std), classes, and with a policy network policy_net and threshold.
     Raises:
         CheckpointError: missing, damaged, or not written by this project.
@@ -326,27 +338,32 @@ def load_safetensors(path: str | Path) -> tuple[DroppableResNet, PolicyNetwork |
         parts[part][name] = value
     try:
         metadata: dict[str, Any] = {
-            key: json.loads(value) if key in ("normalisation", "classes", "threshold") else value
-            for key, value in header.items()
+            key: json.loads(value) if key in JSON_KEYS else value for key, value in header.items()
         }
         checkpoint = Checkpoint(
             path=str(path),
             dialect=FORMAT,
             resnet=parts["resnet"],
             policy_network=parts["policy_network"] or None,
-            shortcut=metadata["shortcut"],
+            shortcut=None if metadata["shortcut"] == "none" else metadata["shortcut"],
+            variant=read_variant(metadata.get("variant", {})),
             normalisation=Normalisation(*(tuple(metadata["normalisation"][key]) for key in ("mean", "std"))),
             model=metadata["model"],
             policy_net=metadata.get("policy_net", "reference"),
         )
         if checkpoint.num_classes is None:
             raise CheckpointError(f"{path}: resnet.fc.weight is missing")
-        networks = build(metadata["model"], checkpoint.num_classes, checkpoint.shortcut, checkpoint.policy_net)
+        spec = parse_model_name(metadata["model"])
+        resnet = build_backbone(spec, checkpoint.num_classes, checkpoint.shortcut, checkpoint.variant).eval()
+        policy_network = None
+        if checkpoint.policy_network is not None:
+            policy_network = build_policy_network(
+                resnet.num_blocks, spec.large_images, checkpoint.policy_net
+            ).eval()
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged header ({error})") from None
-    resnet, policy_network = networks[0].eval(), networks[1].eval() if checkpoint.policy_network else None
     load_checkpoint(checkpoint, resnet, policy_network)
     return resnet, policy_network, metadata
 
@@ -421,7 +438,7 @@ def _check_weights(networks: Networks, path: Path) -> None:
     print(f"check: {len(found)} tensors read back, all equal")
 
 
-def _state(resnet: DroppableResNet, policy_network: PolicyNetwork | None) -> dict[str, Tensor]:
+def _state(resnet: Backbone, policy_network: PolicyNetwork | None) -> dict[str, Tensor]:
     parts = {"resnet": resnet, "policy_network": policy_network}
     return {
         f"{part}.{key}": value.contiguous()

@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -113,21 +114,44 @@ def measure_speed(
 
 
 def measure_passes(
-    runs: Sequence[Executor],
+    networks: Sequence[Backbone],
     images: Images,
     normalisation: Normalisation,
+    compute: Compute,
     batch_size: int,
-    channels_last: bool = True,
-) -> list[float]:
-    """Seconds that each network takes for all images, which are in memory; each in turns, the median of rounds."""
-    device = runs[0].device
+    engines: Sequence[EngineName | Literal["eager"]],
+) -> list[dict[str, float]]:
+    """Seconds that each network takes for all images, with all its blocks, by each engine.
+
+    The images are in memory, BatchNorm is folded; all take turns, and the median of several rounds counts.
+
+    Args:
+        engines: the executor's, or "eager": torch as it is, one operation after the other.
+    """
     batches = [
-        batch for batch, _ in images.batches(batch_size, normalisation, device, channels_last=channels_last)
+        batch
+        for batch, _ in images.batches(
+            batch_size, normalisation, compute.device, channels_last=compute.channels_last
+        )
     ]
-    for run in runs:
-        everything = torch.ones(len(images), run.num_blocks, dtype=torch.bool)
-        run.warm(everything, batches[0].shape[-1], batch_size)
-    return seconds_in_turns(runs, batches, device)
+    runs: list[Callable[[Tensor], object]] = []
+    for network in networks:
+        for engine in engines:
+            if engine == "eager":
+                folded = compute.place(network.folded()).to(compute.dtype)
+                runs.append(functools.partial(_run_eagerly, folded, compute.dtype))
+                continue
+            run = executor(network, None, compute, engine)
+            everything = torch.ones(batch_size, network.num_blocks, dtype=torch.bool)
+            run.warm(everything, batches[0].shape[-1], batch_size)
+            runs.append(run)
+    seconds = iter(seconds_in_turns(runs, batches, compute.device))
+    return [{engine: next(seconds) for engine in engines} for _ in networks]
+
+
+@torch.no_grad()
+def _run_eagerly(network: Backbone, dtype: torch.dtype, images: Tensor) -> Tensor:
+    return network(images.to(dtype))
 
 
 def seconds_in_turns(

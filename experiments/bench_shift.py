@@ -6,11 +6,9 @@ train, hence their gradient too; the shift has none.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from blockdrop.console import run_command
 from blockdrop.models.shift import Shift
+from blockdrop.output import check_writable, write_json
 from blockdrop.training.config import require
 
 MAPS = ((48, 32), (96, 32), (96, 16), (192, 16), (192, 8))
@@ -39,6 +38,8 @@ class BenchShiftConfig:
 
 def main(config: BenchShiftConfig) -> list[dict[str, Any]]:
     """Prints a row per map, number format and memory layout; returns them."""
+    if config.json is not None:
+        check_writable("--json", config.json, overwrite=True)
     require(config.batch_size >= 1 and config.rounds >= 1, "--batch_size and --rounds: must be at least 1")
     threads = torch.get_num_threads()
     print(f"batch {config.batch_size}, {threads} threads, milliseconds (shift / depthwise = ratio)")
@@ -49,7 +50,7 @@ def main(config: BenchShiftConfig) -> list[dict[str, Any]]:
                 rows.append(compare(config, channels, side, dtype, layout))
                 print(line(rows[-1]), flush=True)
     if config.json is not None:
-        Path(config.json).write_text(json.dumps(rows, indent=2) + "\n")
+        write_json("--json", config.json, rows)
     return rows
 
 

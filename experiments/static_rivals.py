@@ -12,18 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from blockdrop import distill, pretrain
 from blockdrop.console import run_command
-from blockdrop.data import DataSource
+from blockdrop.data import NORMALISATIONS, DataSource
 from blockdrop.errors import CheckpointError
 from blockdrop.flops import count_flops
-from blockdrop.inference.executor import EngineName
-from blockdrop.measure import executor, measure_passes
+from blockdrop.measure import measure_passes
 from blockdrop.models.checkpoints import load_network
+from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import require
 
@@ -50,8 +50,8 @@ class RivalsConfig:
     """Names of the rivals to train; default: all that are missing."""
     train: bool = True
     """Whether to train what is missing; --no_train compares what there is."""
-    engines: tuple[EngineName, ...] = ("openvino", "torch")
-    """What measures the seconds."""
+    engines: tuple[Literal["openvino", "torch", "eager"], ...] = ("openvino", "torch", "eager")
+    """What measures the seconds; see evaluate's --engine, and eager torch."""
     json: str | None = None
     """Write all numbers to this file."""
 
@@ -103,6 +103,8 @@ RIVALS = (
 
 def main(config: RivalsConfig) -> list[dict[str, Any]]:
     """Trains what is missing and compares; returns the rows."""
+    if config.json is not None:
+        check_writable("--json", config.json, overwrite=True)
     names = [rival.name for rival in RIVALS]
     for name in config.only:
         require(name in names, f"--only {name}: choose {', '.join(names)}")
@@ -126,7 +128,7 @@ def main(config: RivalsConfig) -> list[dict[str, Any]]:
     require(len(rows) > 0, f"--cv_dir {config.cv_dir}: no finished run in it")
     print(markdown(rows, config.engines))
     if config.json is not None:
-        Path(config.json).write_text(json.dumps(rows, indent=2) + "\n")
+        write_json("--json", config.json, rows)
     return rows
 
 
@@ -146,6 +148,7 @@ def finished(folder: Path, epochs: int) -> dict[str, Any] | None:
 def collect(config: RivalsConfig) -> list[dict[str, Any]]:
     """A row per rival that has a finished run: accuracies, sizes, and seconds of its first seed's network."""
     rows, networks = [], []
+    normalisation = NORMALISATIONS["cifar"]
     source = DataSource("C10", config.data_dir, cache_dir=config.cv_dir)
     for rival in RIVALS:
         folders = [Path(config.cv_dir, f"{rival.name}-s{seed}") for seed in config.seeds]
@@ -172,16 +175,12 @@ def collect(config: RivalsConfig) -> list[dict[str, Any]]:
                 "seconds": {},
             }
         )
-        networks.append((network, checkpoint.normalisation))
-    compute = choose_compute("cpu", "float32")
-    for engine in config.engines:
-        runs_of_engine = [executor(network, None, compute, engine) for network, _ in networks]
-        if networks:
-            normalisation = networks[0][1]
-            assert normalisation is not None
-            seconds = measure_passes(runs_of_engine, source.test, normalisation, BATCH_SIZE)
-            for row, value in zip(rows, seconds, strict=True):
-                row["seconds"][engine] = value
+        networks.append(network)
+        normalisation = checkpoint.normalisation or normalisation  # no matter to the clock
+    if networks:
+        how = (source.test, normalisation, choose_compute("cpu", "float32"), BATCH_SIZE, config.engines)
+        for row, seconds in zip(rows, measure_passes(networks, *how), strict=True):
+            row["seconds"] = seconds
     return rows
 
 
@@ -189,8 +188,8 @@ def markdown(rows: list[dict[str, Any]], engines: tuple[str, ...]) -> str:
     """The rows as a table for people."""
     first = rows[0]
     lines = [
-        f"seconds: {len(engines)} engines, test set at batch {BATCH_SIZE}, float32, {torch.get_num_threads()} "
-        "threads, BatchNorm folded, all networks in turns; × of the first row",
+        f"seconds: all test images at batch {BATCH_SIZE}, float32, {torch.get_num_threads()} threads, BatchNorm "
+        "folded, all networks in turns; × of the first row",
         "",
         "| network | accuracy %, each seed | mean | spread | parameters | MFLOPs | "
         + " | ".join(f"s ({engine})" for engine in engines)

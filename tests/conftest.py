@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from blockdrop.console import run_command
+from blockdrop.models.backbone import Backbone
 from blockdrop.models.resnet import DroppableResNet
-from blockdrop.models.zoo import build
+from blockdrop.models.zoo import build, build_static
 
 SHARED = Path(os.environ.get("BLOCKDROP_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -43,6 +44,18 @@ def make_resnet() -> Callable[..., DroppableResNet]:
         resnet, _ = build(name, **options)
         randomise_statistics(resnet)
         return resnet.eval()
+
+    return make
+
+
+@pytest.fixture
+def make_static() -> Callable[..., Backbone]:
+    """Any network of the zoo in eval mode, with BatchNorm statistics that matter."""
+
+    def make(name: str, **options: Any) -> Backbone:
+        net = build_static(name, **options)
+        randomise_statistics(net)
+        return net.eval()
 
     return make
 

@@ -69,9 +69,11 @@ class JointRD(nn.Module):
         side_epochs: epochs of the decay.
         side_paths: False = features of the student alone (procedure KD).
     Raises:
-        UserError: the last block of the teacher has no BatchNorm to take margins from.
+        UserError: see `check_joint`.
     """
 
+    student: Backbone
+    teacher: Backbone
     margins: Tensor
 
     def __init__(
@@ -84,11 +86,9 @@ class JointRD(nn.Module):
         side_paths: bool = True,
     ):
         super().__init__()
-        norm = _last_norm(teacher)
+        norm = check_joint(student, teacher)
         self.student = student
-        self.frozen = (
-            teacher.folded(),
-        )  # in a tuple: no part of this module, hence never trained, moved or saved
+        self.teacher = teacher.folded()
         self.feature_weight, self.side_floor, self.side_epochs = feature_weight, side_floor, side_epochs
         self.stages = range(len(student.blocks) - 1) if side_paths else range(0)
         self.connectors = nn.ModuleList(
@@ -96,10 +96,11 @@ class JointRD(nn.Module):
         )
         self.register_buffer("margins", relu_margins(norm))
 
-    @property
-    def teacher(self) -> Backbone:
-        """The frozen copy that runs."""
-        return self.frozen[0]
+    def train(self, mode: bool = True) -> JointRD:
+        """Student and connectors into train mode; the teacher stays in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
 
     def forward(self, images: Tensor, labels: Tensor, epoch: int) -> Step:
         """The loss of images (N, 3, H, W) and labels (N,) in an epoch, and its terms."""
@@ -142,8 +143,15 @@ def features(net: Backbone, x: Tensor, first_stage: int = 0) -> Tensor:
     return net.stage_sum(x, last)
 
 
-def _last_norm(net: Backbone) -> nn.BatchNorm2d:
-    branch, _ = net.branches()[-1]
+def check_joint(student: Backbone, teacher: Backbone) -> nn.BatchNorm2d:
+    """The teacher's last BatchNorm, whose statistics give the margins.
+
+    Raises:
+        UserError: there is none, or a network's blocks don't end with a ReLU, whose inputs are compared.
+    """
+    if not (student.relu_after_sum and teacher.relu_after_sum):
+        raise UserError("jointrd: compares maps before the blocks' closing ReLU, which shift nets don't have")
+    branch, _ = teacher.branches()[-1]
     norm = branch.layers()[-1][1] if isinstance(branch, Branch) else None
     if not isinstance(norm, nn.BatchNorm2d):
         raise UserError("jointrd: the teacher's last block has no BatchNorm, whose statistics give the margins")

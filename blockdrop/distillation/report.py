@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -31,18 +32,18 @@ class Contender(NamedTuple):
 def compare(
     contenders: Sequence[Contender], setup: Setup, compute: Compute, engine: EngineName, batch_size: int
 ) -> list[dict[str, Any]]:
-    """A row per network: role, model, accuracy, parameters, flops, seconds.
+    """A row per network: role, model, accuracy, parameters, flops, seconds, engine, eager_seconds.
 
-    Seconds are for all test images in batches of `batch_size`, already in memory, with BatchNorm folded; the
-    networks take turns and the median of several rounds counts.
+    Seconds are for all test images in batches of `batch_size` (see `measure_passes`), of the engine asked for and
+    of eager torch, where a shortcut's addition isn't fused into a convolution.
     """
-    runs = [executor(c.network, None, compute, engine) for c in contenders]
     how = (setup.data.test, setup.normalisation, compute)
+    runs = [executor(c.network, None, compute, engine) for c in contenders]
     accuracies = [
         evaluate_images(c.network, None, *how, image_size=setup.image_size, run=run).accuracy
         for c, run in zip(contenders, runs, strict=True)
     ]
-    seconds = measure_passes(runs, *how[:2], batch_size, compute.channels_last)
+    seconds = measure_passes([c.network for c in contenders], *how, batch_size, (engine, "eager"))
     return [
         {
             "role": c.role,
@@ -50,28 +51,32 @@ def compare(
             "accuracy": accuracy,
             "parameters": sum(p.numel() for p in c.network.parameters()),
             "flops": count_flops(c.network, None, setup.image_size).full,
-            "seconds": time,
+            "seconds": times[engine],
             "engine": run.engine_name,
+            "eager_seconds": times["eager"],
         }
-        for c, run, accuracy, time in zip(contenders, runs, accuracies, seconds, strict=True)
+        for c, run, accuracy, times in zip(contenders, runs, accuracies, seconds, strict=True)
     ]
 
 
 def print_table(rows: Sequence[dict[str, Any]], batch_size: int) -> None:
     """The rows as a table, times also relative to the first."""
     width = max(len(f"{row['role']} {row['model']}") for row in rows)
-    print(f"all test images at batch {batch_size}, BatchNorm folded, {rows[0]['engine']}, in turns:")
-    print(f"    {'':{width}}  accuracy  parameters       FLOPs/img  seconds")
+    engine = f"s, {rows[0]['engine']}"
+    print(f"all test images at batch {batch_size}, BatchNorm folded, in turns:")
+    print(f"    {'':{width}}  accuracy  parameters       FLOPs/img  {engine:>15}  {'s, eager torch':>15}")
     for row in rows:
         name = f"{row['role']} {row['model']}"
+        times = [f"{row[key]:.3f} ({row[key] / rows[0][key]:.2f} ×)" for key in ("seconds", "eager_seconds")]
         print(
             f"    {name:{width}}  {row['accuracy']:>8.4f}  {row['parameters']:>10,}  {row['flops']:>14,}  "
-            f"{row['seconds']:>7.3f} ({row['seconds'] / rows[0]['seconds']:.2f} ×)"
+            f"{times[0]:>15}  {times[1]:>15}"
         )
 
 
 def profile_inference(contenders: Sequence[Contender], image_size: int) -> str:
     """torch.profiler's tables of one inference (one image, BatchNorm folded, CPU) of each network."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it complains of every machine without a GPU
     tables = []
     for contender in contenders:
         network = copy.deepcopy(contender.network).cpu().folded()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
-from blockdrop.models.resnet import DroppableResNet
+from blockdrop.models.backbone import Backbone
 from blockdrop.models.zoo import folded_policy_network
 
 
@@ -19,10 +19,10 @@ class BranchingNetwork(nn.Module):
     in Python, `DroppableResNet` is faster and takes batches.
 
     Args:
-        resnet, policy_network: left as they are; copies with folded BatchNorm run.
+        resnet, policy_network: left as they are, the ResNet droppable; copies with folded BatchNorm run.
     """
 
-    def __init__(self, resnet: DroppableResNet, policy_network: PolicyNetwork):
+    def __init__(self, resnet: Backbone, policy_network: PolicyNetwork):
         super().__init__()
         self.resnet = resnet.folded()
         self.policy_network = folded_policy_network(policy_network)
@@ -42,13 +42,13 @@ class BranchingNetwork(nn.Module):
         for i, (branch, ds) in enumerate(self.resnet.branches()):
             # Compared anew for each block, not read from `policy`: AOTInductor (torch 2.14) keeps one scalar for a
             # buffer, so that all conditions that are elements of one tensor would follow the first of them.
-            x = _run_or_drop(keep_probs[0, i] >= threshold, x, branch, ds)
+            x = _run_or_drop(keep_probs[0, i] >= threshold, x, branch, ds, self.resnet.relu_after_sum)
         return self.resnet.head(x), keep_probs >= threshold, keep_probs
 
 
-def _run_or_drop(keep: Tensor, x: Tensor, branch: nn.Module, ds: nn.Module | None) -> Tensor:
+def _run_or_drop(keep: Tensor, x: Tensor, branch: nn.Module, ds: nn.Module | None, relu: bool) -> Tensor:
     def run(x: Tensor, shortcut: Tensor) -> Tensor:
-        return F.relu(shortcut + branch(x))
+        return F.relu(shortcut + branch(x)) if relu else shortcut + branch(x)
 
     def drop(x: Tensor, shortcut: Tensor) -> Tensor:
         return shortcut.clone()  # a branch of torch.cond may not return its input

@@ -77,11 +77,11 @@ def compile(
     cache_bytes: int = CACHE_BYTES,
     compile_after: int = COMPILE_AFTER,
 ) -> Executor:
-    """The fast executor of a trained dynamic network, for inference.
+    """The fast executor of a trained network, dynamic or static, for inference.
 
     Args:
-        resnet, policy_network: left as they are. Without a policy network every block runs unless a call
-            brings a policy.
+        resnet, policy_network: left as they are; any network of the zoo. Without a policy network every block runs
+            unless a call brings a policy, which a plain net refuses if it drops blocks.
         dtype: torch.float32, or torch.bfloat16 where the processor has it.
         threshold: run a block where its keep probability is at least this.
         engine: "openvino" compiles a program for each frequent sub-policy (CPUs, `pip install
@@ -91,7 +91,8 @@ def compile(
         cache_bytes: memory that programs may take, estimated.
         compile_after: rows of a sub-policy that run without a program before one is compiled.
     Raises:
-        UserError: engine not installed, or unable to run this network on this device.
+        UserError: engine not installed, or unable to run this network on this device; a policy network for a plain
+            net.
         ValueError: another dtype, a threshold outside (0, 1).
 
     >>> import blockdrop
@@ -126,6 +127,8 @@ class Executor:
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"dtype: got {dtype}; choose torch.float32 or torch.bfloat16")
         _check_threshold(threshold)
+        if policy_network is not None and not resnet.droppable:
+            raise UserError(f"a {type(resnet).__name__} has no blocks that a policy network could drop")
         self.resnet, self.policy_network = resnet, policy_network
         self.dtype, self.threshold = dtype, threshold
         self.device = torch.empty(

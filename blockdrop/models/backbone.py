@@ -103,6 +103,48 @@ class PadShortcut(nn.Module):
         return f"{self.kind}, stride={self.stride}, channel_padding={self.channel_padding}"
 
 
+def _geometry(conv: Any) -> tuple[Any, ...]:
+    shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    return *shape, conv.groups, conv.bias is not None
+
+
+class DiracConv2d(nn.Conv2d):
+    """A convolution of effective weight α · δ + β · W, with α and β per output channel; δ is the identity
+    (Zagoruyko and Komodakis 2017, arXiv:1706.00388).
+
+    `folded` gives the plain convolution for deployment. α and β are to be left out of weight decay.
+
+    Args:
+        conv: geometry and initial W.
+        alpha, beta: initial values.
+    """
+
+    delta: Tensor
+
+    def __init__(self, conv: nn.Conv2d, alpha: float = 1.0, beta: float = 0.1):
+        super().__init__(*_geometry(conv))
+        self.to(conv.weight)
+        self.load_state_dict(conv.state_dict())
+        self.alpha = nn.Parameter(torch.full_like(conv.weight[:, 0, 0, 0], alpha))
+        self.beta = nn.Parameter(torch.full_like(conv.weight[:, 0, 0, 0], beta))
+        self.register_buffer("delta", nn.init.dirac_(torch.empty_like(conv.weight), conv.groups), persistent=False)
+
+    def effective_weight(self) -> Tensor:
+        """(C_out, C_in / groups, k, k)."""
+        return self.alpha.view(-1, 1, 1, 1) * self.delta + self.beta.view(-1, 1, 1, 1) * self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `nn.Conv2d`."""
+        return self._conv_forward(x, self.effective_weight(), self.bias)
+
+    def folded(self) -> nn.Conv2d:
+        """The plain convolution of the same outputs."""
+        conv = nn.Conv2d(*_geometry(self)).to(self.weight).train(self.training)
+        state = {"weight": self.effective_weight().detach()}
+        conv.load_state_dict(state if self.bias is None else state | {"bias": self.bias})
+        return conv
+
+
 class NoShortcut(nn.Module):
     """Stands where a plain net has no shortcut at all: its block computes y = relu(F(x))."""
 
@@ -240,6 +282,8 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def _fold(conv: nn.Module, norm: nn.Module) -> tuple[nn.Module, nn.Module]:
+    if isinstance(conv, DiracConv2d):
+        conv = conv.folded()
     if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
         return fuse_conv_bn_eval(conv, norm), nn.Identity()
     return conv, norm

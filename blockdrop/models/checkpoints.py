@@ -17,6 +17,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -164,13 +165,14 @@ def torchvision_checkpoint(spec: ModelSpec) -> Checkpoint:
     weights = torchvision.models.get_model_weights(f"resnet{spec.depth}").DEFAULT
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         hash_start = re.search(r"-([0-9a-f]{8,})\.", path.name)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(weights.url, str(path), hash_start and hash_start[1], progress=False)
-        except (OSError, RuntimeError) as error:  # URLError is an OSError; another hash a RuntimeError
+        except (OSError, RuntimeError, HTTPException) as error:  # another hash is a RuntimeError
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise CheckpointError(
-                f"torchvision: {weights.url} can't be fetched ({str(error).splitlines()[0]}); fetch it by other "
+                f"torchvision: {weights.url} can't be fetched to {path.parent} ({reason}); fetch it by other "
                 "means and name the file"
             ) from None
     return read_checkpoint(path)
@@ -200,9 +202,7 @@ def load_checkpoint(
     if resnet is not None:
         if checkpoint.resnet is None:
             raise CheckpointError(f"{checkpoint.path}: holds a policy network but no backbone")
-        plain = checkpoint.model is not None and not parse_model_name(checkpoint.model).droppable
-        if plain or not resnet.droppable:
-            _check_same_plain_net(checkpoint, plain, resnet)
+        check_family(checkpoint, _family(resnet))
         if checkpoint.shortcut != resnet.shortcut:
             raise CheckpointError(
                 f"{checkpoint.path}: its shortcuts are of kind {checkpoint.shortcut}, the model's are "
@@ -501,7 +501,7 @@ def _ours(path: Path, content: Mapping[str, Any], resnet: State | None, policy: 
             shortcut=shortcut,
             normalisation=Normalisation(mean, std),
             model=parse_model_name(str(content["model"])).name,
-            variant=_variant(content.get("variant", {})),
+            variant=read_variant(content.get("variant", {})),
             policy_net=policy_net,
             classes=content.get("classes"),
             epoch=_integer(content.get("epoch")),
@@ -514,10 +514,19 @@ def _ours(path: Path, content: Mapping[str, Any], resnet: State | None, policy: 
         raise CheckpointError(f"{path}: a blockdrop checkpoint with a damaged header ({error})") from None
 
 
-def _variant(recorded: Any) -> Variant:
+def read_variant(recorded: Any) -> Variant:
+    """A variant from plain values.
+
+    Raises:
+        TypeError, ValueError: they aren't one.
+    """
+    if not isinstance(recorded, Mapping):
+        raise ValueError("the variant is no dict")
+    for name, value in recorded.items():
+        wanted = (str,) if name == "reduction_mode" else (int, float)
+        if type(value) not in wanted:
+            raise ValueError(f"variant: {name} is no {wanted[-1].__name__}")
     variant = Variant(**recorded)
-    if not all(isinstance(variant.numbers().get(name, 1.0), int | float) for name in ("expansion", "reduction")):
-        raise ValueError("variant")
     if variant.reduction_mode not in (*REDUCTION_MODES, None):
         raise ValueError("reduction mode")
     return variant
@@ -547,15 +556,25 @@ def describe_depth(stage_sizes: tuple[int, ...], bottleneck: bool) -> str:
     return f"ResNet of {'+'.join(map(str, stage_sizes))} blocks"
 
 
-def _check_same_plain_net(checkpoint: Checkpoint, plain: bool, net: Backbone) -> None:
-    """Plain nets and ResNets have weights of the same names, so nothing else would notice a mix-up."""
-    if not plain:
-        raise CheckpointError(f"{checkpoint.path}: holds a ResNet, the model is a plain net; change --arch")
-    if net.droppable or (checkpoint.shortcut is None) != (net.shortcut is None):
-        raise CheckpointError(
-            f"{checkpoint.path}: holds a {checkpoint.architecture}, the model is another net; "
-            f"pass --arch {checkpoint.architecture}"
-        )
+def check_family(checkpoint: Checkpoint, family: str) -> None:
+    """Raises `CheckpointError` unless the backbone is of this family (see `FAMILIES`).
+
+    Networks of several families have weights of the same names and shapes, so nothing else would notice a mix-up.
+    """
+    wanted = "resnet" if family == "R" else family
+    held = "resnet" if checkpoint.model is None else parse_model_name(checkpoint.model).family
+    if wanted != ("resnet" if held == "R" else held):
+        name = checkpoint.architecture or "a ResNet"
+        mend = f"pass --arch {name}" if checkpoint.architecture else "change --arch"
+        raise CheckpointError(f"{checkpoint.path}: holds {name}, the model is of the {wanted} family; {mend}")
+
+
+def _family(net: Backbone) -> str:
+    if net.droppable:
+        return "resnet" if net.relu_after_sum else "shiftresnet"
+    if isinstance(net.bn1, nn.Identity):
+        return "exactplain"
+    return "plain" if net.shortcut is None else "dsplain"
 
 
 def _check_same_network(path: str, state: State, resnet: Backbone) -> None:

@@ -2,7 +2,7 @@
 
 - `make_plain`: no shortcut at all, or just the downsampling ones (JointRD: Li et al., "Residual Distillation:
   Towards Portable Deep Neural Networks without Shortcuts", NeurIPS 2020).
-- `DiracConv2d`: convolutions that start near the identity (Zagoruyko and Komodakis 2017, arXiv:1706.00388).
+- `use_dirac`: convolutions that start near the identity (Zagoruyko and Komodakis 2017, arXiv:1706.00388).
 - `remove_shortcuts`: the plain net with the same logits as a trained ResNet (the RM operation: Meng et al. 2021,
   RMNet, arXiv:2111.00687).
 """
@@ -22,6 +22,7 @@ from blockdrop.models.backbone import (
     Backbone,
     Branch,
     BranchMaker,
+    DiracConv2d,
     NoShortcut,
     PadShortcut,
     Shortcut,
@@ -65,46 +66,6 @@ def make_plain(
     branch = branch or (bottleneck_branch if bottleneck else basic_branch)
     parts = backbone_parts(layers, widths, num_classes, branch, make_ds, expansion, large_images)
     return initialise(PlainNet(**parts, shortcut=shortcut, inner_shortcut=NoShortcut()))
-
-
-def _geometry(conv: Any) -> tuple[Any, ...]:
-    shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-    return *shape, conv.groups, conv.bias is not None
-
-
-class DiracConv2d(nn.Conv2d):
-    """A convolution of effective weight α · δ + β · W, with α and β per output channel; δ is the identity.
-
-    `folded` gives the plain convolution for deployment. α and β are to be left out of weight decay.
-
-    Args:
-        conv: geometry and initial W.
-        alpha, beta: initial values.
-    """
-
-    delta: Tensor
-
-    def __init__(self, conv: nn.Conv2d, alpha: float = 1.0, beta: float = 0.1):
-        super().__init__(*_geometry(conv))
-        self.load_state_dict(conv.state_dict())
-        self.alpha = nn.Parameter(torch.full((conv.out_channels,), alpha))
-        self.beta = nn.Parameter(torch.full((conv.out_channels,), beta))
-        self.register_buffer("delta", nn.init.dirac_(torch.empty_like(conv.weight), conv.groups), persistent=False)
-
-    def effective_weight(self) -> Tensor:
-        """(C_out, C_in / groups, k, k)."""
-        return self.alpha.view(-1, 1, 1, 1) * self.delta + self.beta.view(-1, 1, 1, 1) * self.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As `nn.Conv2d`."""
-        return self._conv_forward(x, self.effective_weight(), self.bias)
-
-    def folded(self) -> nn.Conv2d:
-        """The plain convolution of the same outputs."""
-        conv = nn.Conv2d(*_geometry(self)).to(self.weight)
-        state = {"weight": self.effective_weight().detach()}
-        conv.load_state_dict(state if self.bias is None else state | {"bias": self.bias})
-        return conv
 
 
 def use_dirac(net: PlainNet, alpha: float = 1.0, beta: float = 0.1) -> None:

@@ -59,8 +59,8 @@ class Variant:
     def __post_init__(self) -> None:
         for name in ("expansion", "reduction"):
             value = getattr(self, name)
-            if value is not None and not 0 < value <= 100:
-                raise UserError(f"--{name} {value}: must be above 0 and at most 100")
+            if value is not None and not 0.01 <= value <= 100:
+                raise UserError(f"--{name} {value}: must be between 0.01 and 100")
 
     def numbers(self) -> dict[str, float | str]:
         """What isn't as usual, for checkpoints."""

@@ -99,6 +99,7 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             step.loss.backward()
             optimizer.step()
+            lr_used = optimizer.param_groups[0]["lr"]
             if one_cycle is not None:
                 one_cycle.step()
             sums["loss"] += step.loss.item() * len(labels)
@@ -108,9 +109,7 @@ def fit(
                 sums["accuracy"] += (step.logits.argmax(1) == labels).sum().item()
         seconds = time.perf_counter() - start
         means = {name: total / count for name, total in sums.items()}
-        run.log(
-            epoch, phase, {**means, "lr": optimizer.param_groups[0]["lr"], "images_per_second": count / seconds}
-        )
+        run.log(epoch, phase, {**means, "lr": lr_used, "images_per_second": count / seconds})
         shown = ", ".join(f"{'train accuracy' if k == 'accuracy' else k} {v:.4f}" for k, v in means.items())
         last = epoch == first_epoch + epochs - 1
         print(f"epoch {epoch}: {shown}, {seconds:.1f} s, {count / seconds:.0f} images/s{end_epoch(epoch, last)}")

@@ -13,7 +13,17 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from blockdrop import build, cl_train, evaluate, finetune, load_checkpoint, pretrain
+from blockdrop import (
+    build,
+    build_static,
+    cl_train,
+    evaluate,
+    finetune,
+    load_checkpoint,
+    pretrain,
+    save_checkpoint,
+)
+from blockdrop.data import NORMALISATIONS
 from blockdrop.models.checkpoints import read_checkpoint
 from tests.conftest import write_image_tree
 
@@ -140,6 +150,52 @@ def test_fine_tuning_for_other_classes_keeps_all_but_the_head(
     load_checkpoint(tmp_path / "p", resnet=resnet)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "flags", "fields"),
+    [
+        ("plain8", (), {}),
+        ("shiftresnet8", ("--expansion", 2), {"expansion": 2.0}),
+        (
+            "resnet8",
+            ("--reduction", 2, "--reduction_mode", "depthwise"),
+            {"reduction": 2.0, "reduction_mode": "depthwise"},
+        ),
+    ],
+)
+def test_a_static_net_is_trained_and_evaluated(
+    tmp_path: Path, image_tree: Path, command: Command, architecture: str, flags: Any, fields: dict[str, Any]
+) -> None:
+    common = ("--model", "R14_Folder", "--arch", architecture, "--data_dir", image_tree, "--batch_size", 5)
+    trained = (*common, *flags, "--max_epochs", 1, "--cv_dir", tmp_path / "p")
+    code, out, _ = command(pretrain, *trained)
+    assert code == 0
+    assert out.startswith(f"pretrain {architecture}_Folder (")
+    found = read_checkpoint(tmp_path / "p")
+    assert (found.model, found.architecture, found.variant.numbers()) == (
+        f"{architecture}_Folder", architecture, fields,
+    )  # fmt: skip
+    code, out, _ = command(evaluate, *common, "--load", tmp_path / "p", "--json", tmp_path / "e.json")
+    assert code == 0, "the widths are the checkpoint's"
+    numbers = json.loads((tmp_path / "e.json").read_text())
+    assert numbers["accuracy"] == found.metrics["accuracy"]
+    assert numbers["variant"] == fields
+
+
+def test_a_policy_may_drop_the_blocks_of_a_shift_net(tmp_path: Path, image_tree: Path, command: Command) -> None:
+    common = ("--model", "R8_Folder", "--arch", "shiftresnet8", "--data_dir", image_tree, "--batch_size", 5)
+    short = (*common, "--max_epochs", 1)
+    assert command(pretrain, *short, "--expansion", 2, "--cv_dir", tmp_path / "p")[0] == 0
+    assert command(cl_train, *short, "--load", tmp_path / "p", "--cv_dir", tmp_path / "c")[0] == 0
+    assert command(finetune, *short, "--pretrained", tmp_path / "c", "--cv_dir", tmp_path / "f")[0] == 0
+    code, _, _ = command(evaluate, *common, "--load", tmp_path / "f", "--json", tmp_path / "e.json")
+    assert code == 0
+    numbers, tuned = json.loads((tmp_path / "e.json").read_text()), read_checkpoint(tmp_path / "f")
+    assert numbers["accuracy"] == tuned.metrics["accuracy"]
+    assert numbers["flops_mean"] == tuned.metrics["flops"]
+    assert numbers["policy_network_flops"] > 0
+    assert tuned.variant.numbers() == {"expansion": 2.0}
+
+
 @pytest.mark.parametrize("module", [pretrain, cl_train, finetune])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     tmp_path: Path, image_tree: Path, command: Command, module: Any, monkeypatch: pytest.MonkeyPatch
@@ -252,6 +308,38 @@ BAD_INPUT = [
     (evaluate, ("--model", "R14_Digits", "--load", "{tmp}/two.t7"), "made for 2 classes"),
     (evaluate, ("--model", "R14_Digits", "--load", "{tmp}/ten.t7"), "holds a ResNet-8 (3 blocks)"),
     (cl_train, ("--model", "R8_Digits", "--load", "{tmp}/missing.t7"), "no such checkpoint file"),
+    (cl_train, ("--model", "R8_Digits", "--arch", "plain8"), "plain8_Digits: plain8 has no blocks that a policy"),
+    (
+        cl_train,
+        ("--model", "R8_Digits", "--arch", "plain8", "--load", "{tmp}/plain.t7"),
+        "plain8_Digits: plain8 has no blocks that a policy could drop",
+    ),
+    (
+        finetune,
+        ("--model", "R8_Digits", "--arch", "plain8", "--pretrained", "{tmp}/plain.t7"),
+        "plain8_Digits: plain8 has no blocks that a policy could drop",
+    ),
+    (finetune, ("--model", "R8_Digits", "--arch", "dsplain8"), "dsplain8 has no blocks that a policy could drop"),
+    (cl_train, ("--model", "R8_Digits", "--load", "{tmp}/plain.t7"), "pass --arch plain8"),
+    (pretrain, ("--model", "R8_Digits", "--init", "{tmp}/plain.t7"), "pass --arch plain8"),
+    (pretrain, ("--model", "R8_Digits", "--arch", "vgg8"), "vgg8_Digits: unknown architecture vgg"),
+    (pretrain, ("--model", "R8_Digits", "--arch", "shiftresnet18"), "shift nets have 3 stages"),
+    (pretrain, ("--model", "R8_Digits", "--arch", "plain8_C10"), "plain8_C10_Digits: unknown data set C10_Digits"),
+    (pretrain, ("--model", "R8_Digits", "--expansion", "2"), "--expansion 2.0: for shift nets"),
+    (pretrain, ("--model", "R8_Digits", "--reduction", "70"), "--reduction 70.0: leaves nothing of a width of 16"),
+    (pretrain, ("--model", "R8_Digits", "--reduction", "-1"), "--reduction -1.0: must be "),
+    (pretrain, ("--model", "R8_Digits", "--reduction_mode", "half"), "invalid choice 'half'"),
+    (
+        pretrain,
+        ("--model", "R8_Digits", "--arch", "shiftresnet8", "--expansion", "0.01"),
+        "--expansion 0.01: leaves blocks of 16 channels no inner channel",
+    ),
+    (
+        pretrain,
+        ("--model", "R8_Digits", "--arch", "shiftresnet8", "--reduction", "2"),
+        "--reduction: shiftresnet8 takes --expansion",
+    ),
+    (pretrain, ("--model", "R8_Digits", "--momentum", "0"), "--momentum 0.0: must be in (0, 1)"),
     (pretrain, ("--model", "R8_Digits", "--cv_dir", "{tmp}/file/run"), "not writable"),
     (pretrain, ("--model", "R8_Digits", "--cv_dir", "{tmp}/used"), "already holds a run"),
     (pretrain, ("--model", "R8_Digits", "--batch_size", "0"), "--batch_size 0"),
@@ -302,6 +390,9 @@ def bad_inputs(tmp_path: Path) -> Path:
         (tmp_path / "bad" / part / "dog" / "0001.png").write_bytes(b"broken")
     torch.save(build("R8_Folder", num_classes=2)[0].state_dict(), tmp_path / "two.t7")
     torch.save(build("R8_Digits")[0].state_dict(), tmp_path / "ten.t7")
+    plain = build_static("plain8_Digits")
+    how = {"normalisation": NORMALISATIONS["half"], "epoch": 1}
+    save_checkpoint(tmp_path / "plain.t7", model="plain8_Digits", resnet=plain, **how)
     content = (tmp_path / "ten.t7").read_bytes()
     (tmp_path / "truncated.t7").write_bytes(content[: len(content) // 2])
     flipped = bytearray(content)

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from blockdrop import build, evaluate, save_checkpoint
+from blockdrop import build, build_static, evaluate, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource
+from blockdrop.flops import count_flops
 from blockdrop.inference.operating_point import KEEP_ALL, held_out_halves
 from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints import load_checkpoint, read_checkpoint
+from blockdrop.models.zoo import Variant
 from tests.conftest import randomise_statistics, write_image_tree
 
 Command = Callable[..., tuple[int, str, str]]
@@ -207,3 +209,127 @@ def test_a_single_image_can_not_both_choose_and_be_reported(tmp_path: Path, comm
     code, _, error = command(evaluate, *flags)
     assert code == 2
     assert "needs at least two test images" in error
+
+
+# ---- static nets
+
+STATIC: dict[str, dict[str, Any]] = {
+    "plain8": {},
+    "dsplain8": {"shortcut": "projection"},
+    "exactplain8": {},
+    "shiftresnet8": {"expansion": 2.0},
+}
+
+
+def save_static(path: Path, architecture: str) -> Path:
+    """A checkpoint of a static net for two classes, as pretrain and distill write them."""
+    options = STATIC[architecture]
+    net = build_static(f"{architecture}_Folder", 2, **options)
+    randomise_statistics(net)
+    save_checkpoint(
+        path / f"{architecture}.t7",
+        model=f"{architecture}_Folder",
+        variant=Variant(**{name: value for name, value in options.items() if name != "shortcut"}),
+        resnet=net,
+        normalisation=NORMALISATIONS["half"],
+        classes=["cat", "dog"],
+        epoch=1,
+        metrics={"accuracy": 0.5},
+    )
+    return path / f"{architecture}.t7"
+
+
+@pytest.mark.parametrize("architecture", ["plain8", "dsplain8", "shiftresnet8"])
+def test_a_static_net_writes_the_fields_of_a_dynamic_one(
+    tmp_path: Path, image_tree: Path, run: Command, architecture: str
+) -> None:
+    assert run("--json", tmp_path / "dynamic.json")[0] == 0
+    flags = ("--arch", architecture, "--load", save_static(tmp_path, architecture))
+    code, out, _ = run(*flags, "--json", tmp_path / "static.json")
+    assert code == 0
+    dynamic, numbers = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("dynamic", "static"))
+    assert numbers.keys() == dynamic.keys()
+    assert numbers["operating_point"].keys() == dynamic["operating_point"].keys()
+    assert numbers["model"] == f"{architecture}_Folder"
+
+    assert "    Block Usage: 3.000 ± 0.000\n" in out
+    assert (numbers["block_usage_mean"], numbers["block_usage_std"], numbers["num_blocks"]) == (3, 0, 3)
+    assert numbers["usage_per_block"] == [1, 1, 1]
+    assert (numbers["unique_policies"], numbers["policy_network_flops"]) == (1, 0)
+    assert numbers["full_accuracy"] == numbers["accuracy"]
+
+    resnet = build_static(f"{architecture}_Folder", 2, **STATIC[architecture])
+    load_checkpoint(tmp_path / f"{architecture}.t7", resnet=resnet)
+    assert numbers["flops_mean"] == numbers["full_flops"] == count_flops(resnet, None, 32).full
+    assert (numbers["flops_std"], numbers["flops_saved"]) == (0, 0)
+    assert numbers["parameters"] == sum(p.numel() for p in resnet.parameters())
+    images = DataSource("Folder", image_tree).test
+    (batch,) = images.batches(12, NORMALISATIONS["half"])
+    with torch.no_grad():
+        right = resnet.eval()(batch[0]).argmax(1) == batch[1]
+    assert numbers["accuracy"] == right.double().mean().item()
+
+
+def test_a_static_net_has_no_use_for_a_threshold(tmp_path: Path, run: Command) -> None:
+    flags = ("--arch", "plain8", "--load", save_static(tmp_path, "plain8"), "--json", tmp_path / "e.json")
+    found = []
+    for threshold in ((), ("--threshold", 0.9)):
+        code, _, _ = run(*flags, "--overwrite", *threshold)
+        assert code == 0
+        numbers = json.loads((tmp_path / "e.json").read_text())
+        found.append(
+            {k: v for k, v in numbers.items() if "per_second" not in k and k not in ("threshold", "config")}
+        )
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--budget", "0.5"),
+            "--budget: needs a policy network, whose threshold it is about; --load {tmp}/plain8.t7",
+        ),
+        (("--curve",), "--curve: needs a policy network"),
+        (("--save", "{tmp}/new.t7"), "--save: needs a policy network"),
+        (("--threshold", "1"), "--threshold 1.0: must be above 0 and below 1"),
+        (("--budget", "0.5", "--threshold", "0.5"), "--threshold and --budget: pass one of them"),
+        (("--json", "{tmp}/plain8.t7", "--overwrite"), "is the checkpoint that --load reads"),
+        (("--shortcut", "projection"), "shortcut projection: plain8 has no shortcuts"),
+        (("--expansion", "2"), "--expansion 2.0: for shift nets; plain8 takes --reduction"),
+        (("--reduction", "0"), "--reduction 0.0: must be "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_flags_that_do_not_suit_a_static_net(
+    tmp_path: Path, run: Command, flags: tuple[str, ...], message: str
+) -> None:
+    path = save_static(tmp_path, "plain8")
+    content = path.read_bytes()
+    common = ("--arch", "plain8", "--load", path)
+    code, _, error = run(*common, *(flag.replace("{tmp}", str(tmp_path)) for flag in flags))
+    assert code == 2
+    assert error.startswith("error: ")
+    assert message.replace("{tmp}", str(tmp_path)) in error
+    assert path.read_bytes() == content
+    assert not (tmp_path / "new.t7").exists()
+
+
+@pytest.mark.parametrize("given", [(), ("--arch", "resnet8")])
+@pytest.mark.parametrize("architecture", ["plain8", "dsplain8", "exactplain8"])
+def test_a_plain_net_without_its_arch_says_which_to_pass(
+    tmp_path: Path, run: Command, architecture: str, given: tuple[str, ...]
+) -> None:
+    path = save_static(tmp_path, architecture)
+    code, _, error = run("--load", path, *given)
+    assert code == 2
+    assert error.startswith(f"error: {path}: ")
+    assert error.endswith(f"pass --arch {architecture}")
+
+
+def test_a_checkpoint_of_another_depth_or_width_is_refused(tmp_path: Path, run: Command) -> None:
+    plain, shift = (save_static(tmp_path, name) for name in ("plain8", "shiftresnet8"))
+    assert "holds a ResNet-8 (3 blocks), the model is a ResNet-14" in run("--load", plain, "--arch", "plain14")[2]
+    code, _, error = run("--load", shift, "--arch", "shiftresnet8", "--expansion", 3)
+    assert code == 2
+    assert "has shape (32, 16, 1, 1), the model wants (48, 16, 1, 1)" in error

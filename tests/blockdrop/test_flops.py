@@ -1,11 +1,14 @@
 """FLOPs: known answers, and torch's own counter on real runs."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockdrop import build, flops_per_image, from_torchvision
-from blockdrop.flops import count_flops
+from blockdrop.flops import count_flops, count_layers, reference_stem_surplus
+from blockdrop.models.zoo import build_static
 
 
 @pytest.mark.parametrize(
@@ -72,3 +75,70 @@ def test_one_number_per_image_and_none_without_a_policy_network() -> None:
     assert without.dtype == torch.int64
     assert without.tolist() == [table.fixed, table.fixed + table.blocks[0], table.full]
     assert (flops_per_image(resnet, policy_network, policy) - without).tolist() == [table.policy_network] * 3
+
+
+STATIC_NETS: list[tuple[str, dict[str, Any]]] = [
+    ("R20_C10", {}),
+    ("resnet20_C10", {}),
+    ("plain20_C10", {}),
+    ("dsplain20_C10", {}),
+    ("exactplain20_C10", {}),
+    ("shiftresnet20_C10", {"expansion": 3}),
+    ("shiftresnet20_C10", {"expansion": 2.5}),
+    ("resnet20_C10", {"reduction": 2.8, "reduction_mode": "block"}),
+    ("resnet20_C10", {"reduction": 2.8, "reduction_mode": "net"}),
+    ("resnet20_C10", {"reduction": 2.8, "reduction_mode": "depthwise"}),
+    ("R18_C10", {}),
+    ("plain50_C10", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), STATIC_NETS, ids=str)
+def test_torchs_counter_agrees_on_every_family_and_its_layers_add_up(name: str, options: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        net, image = build_static(name, **options).eval(), torch.empty(1, 3, 32, 32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(image)
+    layers = count_layers(net)
+    assert count_flops(net).full == counter.get_total_flops()
+    assert 2 * sum(layer.macs for layer in layers) == counter.get_total_flops()
+    assert sum(layer.parameters for layer in layers) == sum(p.numel() for p in net.parameters())
+
+
+def test_layers_come_in_running_order_with_the_shapes_of_a_real_run() -> None:
+    net = build_static("shiftresnet8_C10", expansion=2.5)
+    rows = {layer.name: layer for layer in count_layers(net)}
+    ours = [name for name in rows if name.startswith("blocks.1.0")]
+    assert ours == [f"blocks.1.0.{part}" for part in ("conv1", "bn1", "shift", "conv2", "bn2")]
+    assert (*rows,)[:: len(rows) - 1] == ("conv1", "fc")
+    shift = rows["blocks.1.0.shift"]
+    assert (shift.kind, shift.output, shift.parameters, shift.macs) == ("Shift", (80, 32, 32), 0, 0)
+    conv = rows["blocks.1.0.conv2"]
+    assert (conv.kind, conv.output, conv.parameters, conv.macs) == ("Conv2d", (32, 16, 16), 2560, 2560 * 256)
+    assert rows["fc"].output == (10,)
+
+
+def test_counting_leaves_the_network_as_it_is() -> None:
+    net = build_static("plain8_C10").train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    count_layers(net)
+    assert net.training
+    assert all(value.equal(before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "true", "reference"),
+    [
+        ("resnet20_C10", {}, 40_813_184, 40_960_640),
+        ("shiftresnet20_C10", {"expansion": 3}, 16_433_792, 16_581_248),
+        ("resnet20_C10", {"reduction": 2.8, "reduction_mode": "block"}, 14_049_920, 14_197_376),
+    ],
+)
+def test_macs_as_they_are_and_as_published_with_shiftresnet(
+    name: str, options: dict[str, Any], true: int, reference: int
+) -> None:
+    net = build_static(name, **options)
+    assert count_flops(net).full == 2 * true
+    # the stem: 3·16 planes of 3×3 in truth, 1·64 in the published counts, on 32×32 pixels
+    assert reference_stem_surplus(net) == (64 - 48) * 9 * 1024
+    assert true + reference_stem_surplus(net) == reference

@@ -15,8 +15,11 @@ from agents.policy_network import PolicyNetwork
 from blockdrop.errors import UserError
 from blockdrop.inference import openvino_engine
 from blockdrop.inference.executor import ROWS_AT_ONCE
+from blockdrop.models.backbone import Backbone
 from blockdrop.models.resnet import DroppableResNet
-from blockdrop.models.zoo import build_policy_network
+from blockdrop.models.resnet import make_resnet as resnet_of
+from blockdrop.models.shift import ShiftBranch
+from blockdrop.models.zoo import Variant, build_policy_network
 from tests.conftest import randomise_statistics
 
 needs_openvino = pytest.mark.skipif(not openvino_engine.is_installed(), reason="openvino is not installed")
@@ -67,6 +70,89 @@ def test_the_executor_gives_the_logits_of_masked_execution(
             logits, ran = run(images, policy=policy)
             assert_same_logits(logits, expected)
             assert ran.equal(policy)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("plain14_C10", {}),
+        ("plain14_C10", {"reduction": 2, "reduction_mode": "depthwise"}),
+        ("exactplain14_C10", {}),
+        ("dsplain14_C10", {}),
+        ("dsplain14_C10", {"shortcut": "pad_avgpool"}),
+        ("shiftresnet14_C10", {"expansion": 2.5}),
+        ("resnet14_C10", {"reduction": 2.8, "reduction_mode": "net"}),
+    ],
+    ids=str,
+)
+def test_static_nets_give_their_eager_logits(
+    make_static: Callable[..., Backbone], name: str, options: dict[str, Any], engine: Any
+) -> None:
+    net = make_static(name, **options)
+    run = blockdrop.compile(net, engine=engine, compile_after=4)
+    assert run.engine == engine
+    for count in (1, ROWS_AT_ONCE + 3):
+        images = torch.randn(count, 3, 32, 32)
+        with torch.no_grad():
+            expected = net(images)
+        for _ in range(4):  # first through the torch engine, then through programs
+            logits, ran = run(images)
+            assert_same_logits(logits, expected)
+            assert ran.shape == (count, 6)
+            assert ran.all()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("expansion", [0.5, 3])
+def test_shift_nets_drop_blocks_as_masked_execution_does(
+    make_resnet: Callable[..., DroppableResNet], expansion: float, engine: Any
+) -> None:
+    resnet = make_resnet("shiftresnet14_C10", variant=Variant(expansion=expansion))
+    run = blockdrop.compile(resnet, engine=engine, compile_after=4)
+    for count in (1, 2 * ROWS_AT_ONCE + 5):
+        images, policy = torch.randn(count, 3, 32, 32), some_policies(count, resnet.num_blocks)
+        with torch.no_grad():
+            expected = resnet(images, policy, execution="masked")
+            assert_same_logits(resnet(images, policy), expected)
+        for _ in range(4):
+            logits, ran = run(images, policy=policy)
+            assert_same_logits(logits, expected)
+            assert ran.equal(policy)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("relu_after_sum", [False, True])
+@pytest.mark.parametrize("branch", [None, lambda inputs, width, stride: ShiftBranch(inputs, width, 20, stride)])
+def test_a_block_ends_as_its_network_says_whatever_its_branch(
+    branch: Any, relu_after_sum: bool, engine: Any
+) -> None:
+    resnet = resnet_of((1, 2), (8, 12), 5, "projection", branch=branch, relu_after_sum=relu_after_sum)
+    randomise_statistics(resnet)
+    images, policy = torch.randn(7, 3, 16, 16), some_policies(7, 3)
+    run = blockdrop.compile(resnet.eval(), engine=engine, compile_after=4)
+    with torch.no_grad():
+        expected = resnet(images, policy, execution="masked")
+    for _ in range(3):
+        assert_same_logits(run(images, policy=policy)[0], expected)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["plain14_C10", "dsplain14_C10"])
+def test_a_policy_that_drops_a_plain_nets_block_is_refused(
+    make_static: Callable[..., Backbone], name: str, engine: Any
+) -> None:
+    net, images = make_static(name), torch.randn(5, 3, 32, 32)
+    run = blockdrop.compile(net, engine=engine, compile_after=1)
+    every_block = torch.ones(5, 6, dtype=torch.bool)
+    with torch.no_grad():
+        assert_same_logits(run(images, policy=every_block)[0], net(images))
+    for dropped in range(6):
+        policy = every_block.clone()
+        policy[3, dropped] = False
+        for policies in (policy, torch.stack([every_block, policy])):
+            with pytest.raises(ValueError, match="drops blocks, but the blocks of a PlainNet have no shortcuts"):
+                run(images, policy=policies)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -250,6 +336,11 @@ def test_wrong_settings_are_named(make_resnet: Callable[..., DroppableResNet]) -
         blockdrop.compile(resnet, dtype=torch.float16)
     with pytest.raises(UserError, match="choose auto, torch or openvino"):
         blockdrop.compile(resnet, engine="tensorrt")  # type: ignore[arg-type]
+
+
+def test_a_plain_net_takes_no_policy_network() -> None:
+    with pytest.raises(UserError, match="PlainNet has no blocks that a policy network could drop"):
+        blockdrop.compile(blockdrop.build_static("plain8_C10"), blockdrop.build("R8_C10")[1])
 
 
 @needs_openvino

@@ -1,10 +1,12 @@
 """Every dialect written here and read back; every damaged or hostile file refused."""
 
 import hashlib
+import http.client
 import math
 import pickle
 import re
 import tarfile
+import urllib.error
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +22,14 @@ from blockdrop import build, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource, Images
 from blockdrop.errors import CheckpointError, NumericalError
 from blockdrop.measure import evaluate_images
-from blockdrop.models.checkpoints import load_policy_trunk, project_version, read_checkpoint
+from blockdrop.models.checkpoints import (
+    load_policy_trunk,
+    project_version,
+    read_checkpoint,
+    torchvision_checkpoint,
+)
 from blockdrop.models.resnet import DroppableResNet
+from blockdrop.models.zoo import Variant, build_static, parse_model_name
 from tests.conftest import SHARED
 
 State = dict[str, Tensor]
@@ -394,6 +402,208 @@ def test_other_classes_and_other_shortcuts_are_named(tmp_path: Path) -> None:
     load_checkpoint(tmp_path / "c.t7", resnet=build("R8_C10")[0], ignore_head=True)
     with pytest.raises(CheckpointError, match="shortcut=pad_avgpool is needed"):
         load_checkpoint(tmp_path / "c.t7", resnet=build("R8_C100", shortcut="pad_stride")[0])
+
+
+def save_static(path: Path, model: str, shortcut: Any = None, variant: Variant = Variant()) -> State:  # noqa: B008
+    """Saves a net of the zoo with fresh weights; returns them."""
+    net = build_static(model, shortcut=shortcut, **variant.numbers())
+    save_checkpoint(path, model=model, variant=variant, resnet=net, normalisation=NORMALISATIONS["none"])
+    return net.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("model", "shortcut"),
+    [
+        ("plain14_C10", None),
+        ("exactplain14_C10", None),
+        ("dsplain14_C10", "projection"),
+        ("dsplain14_C10", "pad_stride"),
+    ],
+)
+def test_a_plain_nets_checkpoint_loads_into_the_same_plain_net(tmp_path: Path, model: str, shortcut: Any) -> None:
+    state = save_static(tmp_path / "c.t7", model, shortcut)
+    net = build_static(model, shortcut=shortcut)
+    checkpoint = load_checkpoint(tmp_path / "c.t7", resnet=net)
+    assert_same_weights(net, state)
+    assert f"{checkpoint.architecture}_C10" == checkpoint.model == model
+    assert checkpoint.shortcut == shortcut
+
+
+@pytest.mark.parametrize(
+    ("saved", "wanted", "message"),
+    [
+        ("plain14", "R14", "holds plain14, .* pass --arch plain14"),
+        ("plain14", "resnet14", "holds plain14, .* pass --arch plain14"),
+        ("plain14", "dsplain14", "holds plain14, .* pass --arch plain14"),
+        ("plain14", "shiftresnet14", "holds plain14, .* pass --arch plain14"),
+        ("plain14", "exactplain14", "holds plain14, the model is of the exactplain family; pass --arch plain14"),
+        ("plain14", "plain20", r"holds a ResNet-14 \(6 blocks\), the model is a ResNet-20"),
+        ("exactplain14", "R14", "holds exactplain14, .* pass --arch exactplain14"),
+        ("dsplain14", "resnet14", "holds dsplain14, .* pass --arch dsplain14"),
+        ("dsplain14", "plain14", "holds dsplain14, .* pass --arch dsplain14"),
+        ("R14", "plain14", "holds R14, the model is of the plain family; pass --arch R14"),
+        ("resnet14", "dsplain14", "holds resnet14, the model is of the dsplain family; pass --arch resnet14"),
+        ("shiftresnet14", "plain14", "holds shiftresnet14, the model is of the plain family; pass --arch"),
+        ("shiftresnet14", "resnet14", "holds shiftresnet14, the model is of the resnet family; pass --arch"),
+    ],
+)
+def test_a_net_with_and_one_without_shortcuts_are_not_mixed_up(
+    tmp_path: Path, saved: str, wanted: str, message: str
+) -> None:
+    save_static(tmp_path / "c.t7", f"{saved}_C10")
+    net = build_static(f"{wanted}_C10")
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(CheckpointError, match=rf"c\.t7: {message}"):
+        load_checkpoint(tmp_path / "c.t7", resnet=net)
+    assert_same_weights(net, before)
+
+
+def test_the_shortcuts_that_a_plain_net_keeps_are_of_one_kind(tmp_path: Path) -> None:
+    save_static(tmp_path / "c.t7", "dsplain14_C10", "pad_avgpool")
+    with pytest.raises(CheckpointError, match="shortcut=pad_avgpool is needed"):
+        load_checkpoint(tmp_path / "c.t7", resnet=build_static("dsplain14_C10", shortcut="pad_stride"))
+
+
+def test_weights_without_a_name_are_a_resnets(tmp_path: Path) -> None:
+    torch.save(build_static("plain14_C10").state_dict(), tmp_path / "c.pth")
+    assert read_checkpoint(tmp_path / "c.pth").architecture is None
+    with pytest.raises(CheckpointError, match="holds a ResNet, the model is of the plain family; change --arch"):
+        load_checkpoint(tmp_path / "c.pth", resnet=build_static("plain14_C10"))
+
+
+@pytest.mark.parametrize(
+    ("model", "variant"),
+    [
+        ("R8_C10", Variant()),
+        ("shiftresnet8_C10", Variant(expansion=2.5)),
+        ("resnet8_C10", Variant(reduction=2.8, reduction_mode="net")),
+        ("plain8_C10", Variant(reduction=3)),
+        ("dsplain8_C10", Variant(reduction=2, reduction_mode="depthwise")),
+    ],
+    ids=str,
+)
+def test_a_variant_comes_back(tmp_path: Path, model: str, variant: Variant) -> None:
+    state = save_static(tmp_path / "c.t7", model, variant=variant)
+    checkpoint = read_checkpoint(tmp_path / "c.t7")
+    assert checkpoint.variant == variant
+    net = build_static(model, **checkpoint.variant.numbers())
+    load_checkpoint(checkpoint, resnet=net)
+    assert_same_weights(net, state)
+
+
+def test_another_variant_is_named(tmp_path: Path) -> None:
+    save_static(tmp_path / "c.t7", "shiftresnet8_C10", variant=Variant(expansion=2.5))
+    with pytest.raises(CheckpointError, match=r"conv1\.weight has shape \(40, 16, 1, 1\), .*\(48, 16, 1, 1\)"):
+        load_checkpoint(tmp_path / "c.t7", resnet=build_static("shiftresnet8_C10", expansion=3))
+
+
+def test_a_checkpoint_from_before_there_were_variants_is_as_usual(tmp_path: Path) -> None:
+    save_static(tmp_path / "c.t7", "R8_C10")
+    content = torch.load(tmp_path / "c.t7", weights_only=True)
+    del content["variant"]
+    torch.save(content, tmp_path / "old.t7")
+    assert read_checkpoint(tmp_path / "old.t7").variant == Variant()
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"expansions": 2.0},
+        {"expansion": "2"},
+        {"expansion": 10**400},
+        {"expansion": math.inf},
+        {"expansion": math.nan},
+        {"expansion": 0},
+        {"expansion": [2.0]},
+        {"expansion": torch.tensor(2.0)},
+        {"expansion": torch.tensor([2.0, 3.0])},
+        {"expansion": True},
+        {"reduction": 1e-300},
+        {"reduction": -2.8},
+        {"reduction": 1j},
+        {"reduction_mode": "wide"},
+        {"reduction_mode": ["net"]},
+        {"reduction_mode": torch.ones(2)},
+        {1: 2.0},
+        [2.0],
+        "net",
+        None,
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_damaged_variant_is_refused(tmp_path: Path, variant: Any) -> None:
+    save_static(tmp_path / "c.t7", "shiftresnet8_C10")
+    content = torch.load(tmp_path / "c.t7", weights_only=True)
+    torch.save(content | {"variant": variant}, tmp_path / "damaged.t7")
+    with pytest.raises(CheckpointError, match=r"damaged\.t7: .*damaged"):
+        read_checkpoint(tmp_path / "damaged.t7")
+
+
+@pytest.mark.parametrize("model", ["squeezenet8_C10", "plain9_C10", "plain8", 8, None])
+def test_a_checkpoint_of_an_unknown_model_is_refused(tmp_path: Path, model: Any) -> None:
+    save_static(tmp_path / "c.t7", "plain8_C10")
+    content = torch.load(tmp_path / "c.t7", weights_only=True)
+    torch.save(content | {"model": model}, tmp_path / "damaged.t7")
+    with pytest.raises(CheckpointError, match=rf"damaged\.t7: .* damaged header \({model}"):
+        read_checkpoint(tmp_path / "damaged.t7")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Torch's hub folder, empty; there is no network."""
+
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    return tmp_path / "hub"
+
+
+def test_torchvisions_weights_that_cannot_be_fetched_are_named_with_the_mend(hub: Path) -> None:
+    with pytest.raises(
+        CheckpointError,
+        match=r"https://download\.pytorch\.org/models/resnet18-f37072fd\.pth can't be fetched "
+        r"to .*checkpoints \(.*no route to host.*\); fetch it by other means and name the file",
+    ):
+        torchvision_checkpoint(parse_model_name("R18_ImgNet"))
+    assert [path for path in hub.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), RuntimeError(""), http.client.BadStatusLine("x")])
+def test_every_way_to_fail_to_fetch_is_one_line(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(CheckpointError, match="can't be fetched"):
+        torchvision_checkpoint(parse_model_name("R18_ImgNet"))
+
+
+def test_a_hub_folder_that_cannot_be_made_is_named(hub: Path) -> None:
+    hub.write_text("a file")
+    with pytest.raises(CheckpointError, match=f"can't be fetched to {hub}/checkpoints"):
+        torchvision_checkpoint(parse_model_name("R18_ImgNet"))
+
+
+def test_torchvisions_weights_are_fetched_once_and_checked_each_time(hub: Path) -> None:
+    (hub / "checkpoints").mkdir(parents=True)
+    torch.save(build_static("resnet18_ImgNet").state_dict(), hub / "checkpoints" / "resnet18-f37072fd.pth")
+    with pytest.raises(CheckpointError, match="doesn't have the hash that its name promises"):
+        torchvision_checkpoint(parse_model_name("resnet18_ImgNet"))
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["R20_C10", "resnet110_C100", "plain18_ImgNet", "dsplain50_ImgNet", "exactplain18_C10", "shiftresnet20_C10"],
+)
+def test_torchvision_has_no_weights_for_other_networks(hub: Path, model: str) -> None:
+    architecture = model.partition("_")[0]
+    message = f"torchvision has no weights for {architecture}; it has ResNets of depth 18, 34, 50, 101, 152"
+    with pytest.raises(CheckpointError, match=message):
+        torchvision_checkpoint(parse_model_name(model))
 
 
 @pytest.fixture(scope="module")

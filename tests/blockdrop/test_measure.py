@@ -1,0 +1,56 @@
+"""Speeds: runs take turns on the same batches, and the median of the rounds counts."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from blockdrop import build_static, measure
+from blockdrop.data import NORMALISATIONS, MemoryImages
+from blockdrop.training.compute import Compute
+
+CPU = torch.device("cpu")
+
+
+def test_runs_take_turns_and_the_median_round_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [0.0], []
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(measure, "SPEED_ROUNDS", 3)
+    # seconds of each call: one to warm up, then two batches in each of three rounds
+    costs = {"a": iter([100, 1, 1, 9, 9, 2, 2]), "b": iter([100, 5, 5, 3, 3, 8, 8])}
+
+    def run(name: str, batch: Tensor) -> None:
+        calls.append((name, int(batch)))
+        clock[0] += next(costs[name])
+
+    runs = [lambda batch, name=name: run(name, batch) for name in "ab"]
+    seconds = measure.seconds_in_turns(runs, [torch.tensor(0), torch.tensor(1)], CPU)
+    assert seconds == [4, 10]  # medians of 2, 18, 4 and of 10, 6, 16
+    a_round = [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert calls == [("a", 0), ("b", 0), *a_round, *a_round, *a_round]
+
+
+def test_every_network_passes_all_images_by_every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = MemoryImages(torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8), torch.zeros(5, dtype=torch.long))
+    networks = [build_static(f"{name}_Digits").eval() for name in ("plain8", "R8")]
+    passes: list[list[Tensor]] = []
+
+    def time_them(runs: list, batches: list[Tensor], device: torch.device) -> list[float]:
+        assert torch.cat(batches).shape == (5, 3, 32, 32)
+        assert [len(batch) for batch in batches] == [2, 2, 1]
+        for run in runs:
+            found = [run(batch) for batch in batches]
+            passes.append([logits[0] if isinstance(logits, tuple) else logits for logits in found])
+        return list(itertools.islice(itertools.count(1.0), len(runs)))
+
+    monkeypatch.setattr(measure, "seconds_in_turns", time_them)
+    compute = Compute(CPU, torch.float32, channels_last=True)
+    seconds = measure.measure_passes(networks, images, NORMALISATIONS["half"], compute, 2, ("torch", "eager"))
+    assert seconds == [{"torch": 1, "eager": 2}, {"torch": 3, "eager": 4}]
+    (batch,) = images.batches(5, NORMALISATIONS["half"])
+    for number, logits in enumerate(passes):
+        with torch.no_grad():
+            expected = networks[number // 2](batch[0])
+        torch.testing.assert_close(torch.cat(logits), expected, rtol=1e-4, atol=1e-4)
