@@ -5,10 +5,11 @@ from blockdrop.inference.executor import compile
 from blockdrop.models.checkpoints import load_checkpoint, load_network, save_checkpoint
 from blockdrop.models.plain import remove_shortcuts
 from blockdrop.models.resnet import DroppableResNet, from_torchvision
-from blockdrop.models.zoo import build, build_static
+from blockdrop.models.zoo import Variant, build, build_static
 
 __all__ = [
     "DroppableResNet",
+    "Variant",
     "build",
     "build_static",
     "compile",

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from torch import nn
+
 from blockdrop.console import run_command
 from blockdrop.flops import LayerCount, count_flops, count_layers, reference_stem_surplus
 from blockdrop.models.backbone import Backbone, Shortcut
-from blockdrop.models.checkpoints import Checkpoint, check_family, load_checkpoint, read_checkpoint
+from blockdrop.models.checkpoints import Checkpoint, load_checkpoint, network_from, read_checkpoint
 from blockdrop.models.compact import ReductionMode
 from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, build_policy_network, parse_model_name
 from blockdrop.output import check_writable, write_json
@@ -102,18 +104,16 @@ def open_networks(
     config: CountConfig, spec: ModelSpec, checkpoint: Checkpoint | None
 ) -> tuple[Backbone, Backbone]:
     """The network asked for, with the checkpoint's weights if there is one, and its original."""
-    if checkpoint is not None:
-        check_family(checkpoint, spec.family)
     recorded = Variant() if checkpoint is None else checkpoint.variant
     flags = {name: getattr(config, name) for name in ("expansion", "reduction", "reduction_mode")}
     variant = replace(recorded, **{name: value for name, value in flags.items() if value is not None})
-    classes = config.num_classes or (checkpoint.num_classes if checkpoint is not None else None)
-    shortcut = config.shortcut or (checkpoint.shortcut if checkpoint is not None else None)
-    new = build_backbone(spec, classes, shortcut, variant)
-    if checkpoint is not None:
-        load_checkpoint(checkpoint, resnet=new)
+    if checkpoint is None:
+        new = build_backbone(spec, config.num_classes, config.shortcut, variant)
+    else:
+        new = network_from(checkpoint, spec, config.num_classes, config.shortcut, variant)
     family = "R" if spec.family in ("R", "plain", "exactplain") else "resnet"
     original = replace(spec, family=family, name=f"{family}{spec.depth}_{spec.dataset}")
+    classes = new.fc.out_features if isinstance(new.fc, nn.Linear) else None
     return new, build_backbone(original, classes, new.shortcut)
 
 

@@ -44,7 +44,9 @@ from blockdrop.training.setup import Setup, open_setup
 from blockdrop.training.supervised import Objective, TestAndSave, cross_entropy_objective, fit
 
 SAME_LOGITS = 1e-3
+"""Largest difference that exact removal may make, for logits within ±1; in proportion for larger ones."""
 CHECKED_IMAGES = 1024
+"""Test images that it is checked on."""
 
 
 PROCEDURES = ("RES_NMT", "CNN_NMT", "TA", "KD", "KL")
@@ -56,6 +58,7 @@ WAYS_OF_FLAGS: dict[str, tuple[str, ...]] = {
     "student_reduction": WITH_STUDENT,
     "student_reduction_mode": WITH_STUDENT,
     "stage_epochs": ("stagewise",),
+    "stage_lr": ("stagewise",),
     "finetune_lr": ("stagewise",),
     "temperature": ("kd", "KL"),
     "alpha": ("kd", "KL"),
@@ -93,6 +96,8 @@ class DistillConfig(SupervisedConfig):
     """Epochs to train, those of the stages included."""
     stage_epochs: int | None = None
     """stagewise: epochs for each stage; the rest fine-tunes with labels. Default: a fifth of max_epochs."""
+    stage_lr: float = 0.02
+    """stagewise: Adam's learning rate in the stages; the L1 distance's gradients are too small for SGD's."""
     finetune_lr: float | None = None
     """stagewise: learning rate of the fine-tuning; default: lr."""
     milestones: tuple[int, ...] = ()
@@ -132,6 +137,7 @@ class DistillConfig(SupervisedConfig):
         floor, lr = self.side_floor, self.finetune_lr
         require(floor is None or 0 <= floor <= 1, f"--side_floor {floor}: must be in [0, 1]")
         require(lr is None or 0 < lr < 1e6, f"--finetune_lr {lr}: must be a positive number")
+        require(0 < self.stage_lr < 1e6, f"--stage_lr {self.stage_lr}: must be a positive number")
         for name in ("side_epochs", "report_batch_size", "stage_epochs"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name} {value}: must be at least 1")
@@ -236,12 +242,15 @@ def main(config: DistillConfig) -> dict[str, Any]:
     setup = open_student(config, teacher_setup)
     check_method(config, setup.resnet, teacher_setup.resnet)
     len(setup.data.train), len(setup.data.test)  # reads them
+    note = check_same_logits(setup.resnet, teacher_setup.resnet.eval(), setup) if config.way == "exact" else ""
     method = {"stagewise": stagewise, "kd": kd, "jointrd": jointrd, "exact": exact}[config.method]
     with RunDirectory(config.cv_dir, "distill", config, config.overwrite) as run:
         setup.announce(f"distill --method {config.method}", compute, run)
         if teacher_setup.has_backbone:
             count = sum(p.numel() for p in teacher_setup.resnet.parameters())
             print(f"teacher: {teacher_setup.model} ({count:,} parameters) from {' '.join(config.load)}")
+        if note:
+            print(note)
         job = Distillation(config, compute, run, setup, teacher_setup.resnet.eval(), compute.place(setup.resnet))
         contenders = method(job)
         if teacher_setup.has_backbone:
@@ -279,6 +288,7 @@ def open_student(config: DistillConfig, teacher: Setup) -> Setup:
         f"--student {config.student}: for {spec.image_size} px images, the teacher's have {teacher.image_size}",
     )
     if config.way == "exact":
+        require(teacher.resnet.droppable, f"--method exact: {teacher.model} has no identity shortcuts to remove")
         plain = remove_shortcuts(teacher.resnet, teacher.image_size)
         return replace(teacher, model=config.student_name, resnet=plain, has_policy=False)
     wanted = Variant(config.student_expansion, config.student_reduction, config.student_reduction_mode)
@@ -294,7 +304,8 @@ def open_student(config: DistillConfig, teacher: Setup) -> Setup:
             reduction=wanted.reduction,
             reduction_mode=wanted.reduction_mode,
         )
-        opened = open_setup(own, config.student_init)
+        fresh_head = "torchvision" in config.student_init  # made for ImageNet's classes
+        opened = open_setup(own, config.student_init, fresh_head)
         student, wanted, checkpoints = opened.resnet, opened.variant, opened.checkpoints
     else:
         torch.manual_seed(config.seed)
@@ -324,6 +335,24 @@ def check_method(config: DistillConfig, student: Backbone, teacher: Backbone) ->
             f"--max_epochs {config.max_epochs}: {stages} stages of {stage_epochs} epochs take "
             f"{stages * stage_epochs}",
         )
+
+
+def check_same_logits(student: Backbone, teacher: Backbone, setup: Setup) -> str:
+    """Says by how much logits differ on test images; raises `UserError` if it is more than `SAME_LOGITS`."""
+    batch, _ = next(iter(setup.data.test.batches(CHECKED_IMAGES, setup.normalisation)))
+    with torch.no_grad():
+        pairs = [(student(images), teacher(images)) for images in batch.split(128)]
+    difference = max((found - expected).abs().max().item() for found, expected in pairs)
+    largest = max(expected.abs().max().item() for _, expected in pairs)
+    if not difference <= SAME_LOGITS * max(1.0, largest):
+        raise UserError(
+            f"exact removal: logits differ by {difference:.1e}, the teacher's weights lie too many orders of "
+            "magnitude apart; train it with weight decay"
+        )
+    return (
+        f"largest difference of a logit on {len(batch):,} test images: {difference:.1e} "
+        f"(the teacher's reach {largest:.1f})"
+    )
 
 
 def stage_epochs_of(config: DistillConfig) -> int:
@@ -358,7 +387,9 @@ def stagewise(job: Distillation) -> list[Contender]:
             end_epoch=end_epoch,
             epochs=stage_epochs,
             first_epoch=stage * stage_epochs,
+            lr=config.stage_lr,
             phase=f"stage{stage + 1}",
+            adam=True,
         )
     tests = TestAndSave(*how, lambda: student)
     print(f"the student with the teacher's head{tests(stages * stage_epochs - 1, True)}")
@@ -434,24 +465,10 @@ def jointrd(job: Distillation) -> list[Contender]:
 
 
 def exact(job: Distillation) -> list[Contender]:
-    """The equivalent plain net: compared with the teacher on test images and saved."""
-    plain = job.student
-    batch, _ = next(iter(job.setup.data.test.batches(CHECKED_IMAGES, job.setup.normalisation)))
-    with torch.no_grad():
-        expected = torch.cat([job.teacher(images) for images in batch.split(128)])
-        difference = max(
-            (plain(images) - logits).abs().max().item()
-            for images, logits in zip(batch.split(128), expected.split(128), strict=True)
-        )
-    print(
-        f"largest difference of any logit on {len(batch):,} test images: {difference:.1e} "
-        f"(logits reach {expected.abs().max():.1f})"
-    )
-    if not difference <= SAME_LOGITS * max(1.0, expected.abs().max().item()):
-        raise UserError(f"exact removal: logits differ by {difference:.1e}; badly scaled weights")
-    tests = TestAndSave(job.config, job.setup, job.compute, job.run, lambda: plain)
+    """The equivalent plain net: `open_student` has made it, so it is only tested and saved."""
+    tests = TestAndSave(job.config, job.setup, job.compute, job.run, lambda: job.student)
     print(f"exact plain net{tests(0, True)}")
-    return [Contender("student", job.setup.model, plain)]
+    return [Contender("student", job.setup.model, job.student)]
 
 
 if __name__ == "__main__":

@@ -315,7 +315,7 @@ def save_with_operating_point(path: str, setup: Setup, point: dict[str, Any]) ->
     source = _policy_checkpoint(setup)
     save_checkpoint(
         path,
-        model=source.model or setup.model,
+        model=setup.model,
         variant=setup.variant,
         resnet=setup.resnet,
         normalisation=setup.normalisation,

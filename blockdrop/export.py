@@ -32,11 +32,12 @@ from blockdrop.models.checkpoints import (
     FORMAT,
     Checkpoint,
     load_checkpoint,
+    network_from,
     project_version,
     read_checkpoint,
     read_variant,
 )
-from blockdrop.models.zoo import Variant, build_backbone, build_policy_network, parse_model_name
+from blockdrop.models.zoo import Variant, build_policy_network, parse_model_name
 from blockdrop.training.config import PolicyNet, require
 
 Format = Literal["onnx", "aoti", "safetensors"]
@@ -139,7 +140,7 @@ def main(config: ExportConfig) -> Path:
     output = Path(config.output)
     parts = "backbone" if networks.policy_network is None else f"backbone and {networks.policy_net} policy network"
     print(
-        f"export {config.model} ({parts}, {networks.resnet.num_blocks} blocks, {networks.resnet.shortcut} "
+        f"export {config.model} ({parts}, {networks.resnet.num_blocks} blocks, {networks.resnet.shortcut or 'no'} "
         f"shortcuts) to {config.format}"
     )
     print(f"weights from: {', '.join(config.load)}")
@@ -190,14 +191,12 @@ def open_networks(config: ExportConfig) -> Networks:
         )
     if backbone.num_classes is None:
         raise CheckpointError(f"{backbone.path}: its head isn't a linear layer (fc.weight)")
-    shortcut = config.shortcut or backbone.shortcut
-    if backbone.dialect != FORMAT and "projection" not in (shortcut, backbone.shortcut):
-        backbone.shortcut = shortcut  # the kind of zero padding was only inferred; the user knows better
     policy_net = config.policy_net or (policy.policy_net if policy else "reference")
     spec = parse_model_name(config.model)
-    resnet = build_backbone(spec, backbone.num_classes, shortcut, backbone.variant)
+    resnet = network_from(backbone, spec, shortcut=config.shortcut)
+    if policy is not None and not spec.droppable:
+        raise UserError(f"{policy.path}: holds a policy network, but {spec.architecture} has no blocks to drop")
     policy_network = build_policy_network(resnet.num_blocks, spec.large_images, policy_net)
-    load_checkpoint(backbone, resnet=resnet)
     if policy is not None:
         load_checkpoint(policy, policy_network=policy_network)
         decided = policy.metrics.get("decided", resnet.num_blocks)
@@ -354,7 +353,7 @@ def load_safetensors(path: str | Path) -> tuple[Backbone, PolicyNetwork | None, 
         if checkpoint.num_classes is None:
             raise CheckpointError(f"{path}: resnet.fc.weight is missing")
         spec = parse_model_name(metadata["model"])
-        resnet = build_backbone(spec, checkpoint.num_classes, checkpoint.shortcut, checkpoint.variant).eval()
+        resnet = network_from(checkpoint, spec).eval()
         policy_network = None
         if checkpoint.policy_network is not None:
             policy_network = build_policy_network(
@@ -364,7 +363,8 @@ def load_safetensors(path: str | Path) -> tuple[Backbone, PolicyNetwork | None, 
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged header ({error})") from None
-    load_checkpoint(checkpoint, resnet, policy_network)
+    if policy_network is not None:
+        load_checkpoint(checkpoint, policy_network=policy_network)
     return resnet, policy_network, metadata
 
 

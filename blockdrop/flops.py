@@ -68,7 +68,7 @@ class LayerCount:
 
 
 def count_layers(net: nn.Module, image_size: int = 32) -> list[LayerCount]:
-    """Every layer that has parameters or moves channels, in running order, without computing anything."""
+    """Every layer that runs, in running order, without computing anything."""
     net = copy.deepcopy(net).eval().to("meta")
     names = {module: name for name, module in net.named_modules()}
     outputs: dict[nn.Module, tuple[int, ...]] = {}
@@ -96,8 +96,7 @@ def count_layers(net: nn.Module, image_size: int = 32) -> list[LayerCount]:
 def reference_stem_surplus(net: Backbone, image_size: int = 32) -> int:
     """MACs by which the counts published with ShiftResNet exceed the true ones.
 
-    They take the first convolution for one from a single input channel to the last stage's width, on the image's
-    full size.
+    They take the first convolution for one from a single input channel to the last stage's width.
     """
     stem, head = net.conv1, net.fc
     assert isinstance(stem, nn.Conv2d)

@@ -24,6 +24,7 @@ from blockdrop.training.compute import Compute
 
 SPEED_ROUNDS = 5
 SPEED_BATCHES, SPEED_IMAGES = 8, 128  # at least so many a round
+TIMED_BYTES = 1 << 30
 
 
 def evaluate_images(
@@ -123,17 +124,18 @@ def measure_passes(
 ) -> list[dict[str, float]]:
     """Seconds that each network takes for all images, with all its blocks, by each engine.
 
-    The images are in memory, BatchNorm is folded; all take turns, and the median of several rounds counts.
+    The images are in memory, BatchNorm is folded; all take turns, and the median of several rounds counts. If the
+    images take more than a GiB, the first of them are timed and stand for all.
 
     Args:
         engines: the executor's, or "eager": torch as it is, one operation after the other.
     """
-    batches = [
-        batch
-        for batch, _ in images.batches(
-            batch_size, normalisation, compute.device, channels_last=compute.channels_last
-        )
-    ]
+    batches, timed = [], 0
+    for batch, _ in images.batches(batch_size, normalisation, compute.device, channels_last=compute.channels_last):
+        batches.append(batch)
+        timed += len(batch)
+        if timed * batch[0].nbytes > TIMED_BYTES:
+            break
     runs: list[Callable[[Tensor], object]] = []
     for network in networks:
         for engine in engines:
@@ -146,7 +148,7 @@ def measure_passes(
             run.warm(everything, batches[0].shape[-1], batch_size)
             runs.append(run)
     seconds = iter(seconds_in_turns(runs, batches, compute.device))
-    return [{engine: next(seconds) for engine in engines} for _ in networks]
+    return [{engine: next(seconds) * len(images) / timed for engine in engines} for _ in networks]
 
 
 @torch.no_grad()

@@ -34,12 +34,14 @@ class BenchShiftConfig:
     """Turns that each of a pair takes."""
     json: str | None = None
     """Write the rows to this file."""
+    overwrite: bool = False
+    """Replace the file of --json if there is one."""
 
 
 def main(config: BenchShiftConfig) -> list[dict[str, Any]]:
     """Prints a row per map, number format and memory layout; returns them."""
     if config.json is not None:
-        check_writable("--json", config.json, overwrite=True)
+        check_writable("--json", config.json, config.overwrite)
     require(config.batch_size >= 1 and config.rounds >= 1, "--batch_size and --rounds: must be at least 1")
     threads = torch.get_num_threads()
     print(f"batch {config.batch_size}, {threads} threads, milliseconds (shift / depthwise = ratio)")

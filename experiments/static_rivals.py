@@ -54,6 +54,8 @@ class RivalsConfig:
     """What measures the seconds; see evaluate's --engine, and eager torch."""
     json: str | None = None
     """Write all numbers to this file."""
+    overwrite: bool = False
+    """Replace the file of --json if there is one."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def fine_tuned(config: RivalsConfig, shared: dict[str, Any]) -> Any:
 
 def student_of_20(**flags: Any) -> Callable[[RivalsConfig, dict[str, Any]], Any]:
     def train(config: RivalsConfig, shared: dict[str, Any]) -> Any:
-        teacher = str(Path(config.cv_dir, "r20-s0"))
+        teacher = str(Path(config.cv_dir, f"r20-s{config.seeds[0]}"))
         return distill.main(distill.DistillConfig(model="R20_C10", load=(teacher,), **{**shared, **flags}))
 
     return train
@@ -104,7 +106,8 @@ RIVALS = (
 def main(config: RivalsConfig) -> list[dict[str, Any]]:
     """Trains what is missing and compares; returns the rows."""
     if config.json is not None:
-        check_writable("--json", config.json, overwrite=True)
+        check_writable("--json", config.json, config.overwrite)
+    require(len(config.seeds) > 0, "--seeds: name at least one")
     names = [rival.name for rival in RIVALS]
     for name in config.only:
         require(name in names, f"--only {name}: choose {', '.join(names)}")
@@ -113,6 +116,12 @@ def main(config: RivalsConfig) -> list[dict[str, Any]]:
             for rival in RIVALS:
                 folder = Path(config.cv_dir, f"{rival.name}-s{seed}")
                 if rival.name in (config.only or names) and finished(folder, config.epochs) is None:
+                    epochs = planned_epochs(folder)
+                    require(
+                        epochs in (None, config.epochs),
+                        f"--cv_dir {config.cv_dir}: {folder.name} is a run of {epochs} epochs, not of "
+                        f"{config.epochs}; name another folder",
+                    )
                     print(f"\n=== {rival.title}, seed {seed}")
                     shared = {
                         "data_dir": config.data_dir,
@@ -132,8 +141,18 @@ def main(config: RivalsConfig) -> list[dict[str, Any]]:
     return rows
 
 
+def planned_epochs(folder: Path) -> int | None:
+    """`--max_epochs` of the run in a folder; None if there is none."""
+    try:
+        return int(json.loads((folder / "config.json").read_text())["max_epochs"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def finished(folder: Path, epochs: int) -> dict[str, Any] | None:
     """The last test's metrics and the minutes of training, of a run that came to its end."""
+    if planned_epochs(folder) != epochs:
+        return None
     try:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     except (OSError, ValueError):

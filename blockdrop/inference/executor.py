@@ -207,6 +207,7 @@ class Executor:
         """
         if self._programs is None:
             return
+        self.resnet.check_policy(policy, policy)
         with self._lock, _plain_tensors():
             self._refresh()
             in_shape = (image_size, image_size, 3)

@@ -101,7 +101,7 @@ class TorchEngine:
         Args:
             blocks: first and last + 1.
             x: (m, C, H, W), written over.
-            bits: bool (m, blocks); all True for blocks without shortcuts.
+            bits: bool (m, blocks); blocks without shortcuts run whatever they say.
         Returns:
             (m, C', H', W'), or logits (m, classes) after the last block.
         """

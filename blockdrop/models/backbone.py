@@ -239,8 +239,10 @@ class Backbone(nn.Module):
             x = self.close(self.block_sum(x, branch, shortcut))
         return self.block_sum(x, *last)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images float (N, 3, H, W), normalised, to logits (N, classes)."""
+    def forward(self, images: Tensor, policy: Tensor | None = None) -> Tensor:
+        """images float (N, 3, H, W), normalised, to logits (N, classes); a policy must keep all blocks."""
+        if policy is not None:
+            self.check_policy(policy, images)
         x = self.stem(images)
         for branch, shortcut in self.branches():
             x = self.close(self.block_sum(x, branch, shortcut))

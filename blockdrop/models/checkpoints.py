@@ -16,7 +16,7 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
@@ -224,6 +224,37 @@ def load_checkpoint(
     return checkpoint
 
 
+def network_from(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    num_classes: int | None = None,
+    shortcut: Shortcut | None = None,
+    variant: Variant | None = None,
+    new_head: bool = False,
+) -> Backbone:
+    """Builds the network that a model name stands for and fills it from a checkpoint of any dialect.
+
+    Args:
+        num_classes, shortcut, variant: default: the checkpoint's. A kind of zero padding overrules the one that
+            was only inferred from another dialect.
+        new_head: leave the classifier head fresh.
+    Raises:
+        CheckpointError: no backbone in it, or another network's.
+        UserError: see `build_backbone`.
+    """
+    if checkpoint.resnet is None:
+        raise CheckpointError(f"{checkpoint.path}: holds a policy network but no backbone")
+    check_family(checkpoint, spec.family)
+    shortcut = shortcut or checkpoint.shortcut
+    network = build_backbone(
+        spec, num_classes or checkpoint.num_classes, shortcut, checkpoint.variant if variant is None else variant
+    )
+    if checkpoint.dialect != FORMAT and "projection" not in (shortcut, checkpoint.shortcut):
+        checkpoint = replace(checkpoint, shortcut=shortcut)
+    load_checkpoint(checkpoint, resnet=network, ignore_head=new_head)
+    return network
+
+
 def load_network(path: str | Path) -> tuple[Backbone, Checkpoint]:
     """The backbone of a checkpoint of ours, whichever architecture it records, in eval mode; and the checkpoint.
 
@@ -236,10 +267,7 @@ def load_network(path: str | Path) -> tuple[Backbone, Checkpoint]:
         raise CheckpointError(
             f"{checkpoint.path}: doesn't say which network it holds; use build and load_checkpoint"
         )
-    spec = parse_model_name(checkpoint.model)
-    network = build_backbone(spec, checkpoint.num_classes, checkpoint.shortcut, checkpoint.variant)
-    load_checkpoint(checkpoint, resnet=network)
-    return network.eval(), checkpoint
+    return network_from(checkpoint, parse_model_name(checkpoint.model)).eval(), checkpoint
 
 
 def load_policy_trunk(path: str | Path, policy_network: PolicyNetwork) -> None:
@@ -281,7 +309,7 @@ def save_checkpoint(
         model, variant: what `build` or `build_static` make the network from.
         operating_point: see `check_operating_point`.
     Raises:
-        ValueError: an operating point that couldn't be read back.
+        ValueError: an operating point that couldn't be read back; a model name and variant of another network.
         NumericalError: a weight isn't finite; nothing is written.
         CheckpointError: it can't be written (full disk, read-only folder).
     """
@@ -289,6 +317,7 @@ def save_checkpoint(
         for key, value in network.state_dict().items() if network is not None else ():
             if not bool(torch.isfinite(value).all()):
                 raise NumericalError(f"{key} is no longer finite after epoch {epoch}; try a smaller --lr")
+    _check_description(model, variant, resnet)
     metrics = dict(metrics or {})
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -320,6 +349,27 @@ def save_checkpoint(
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: can't write the checkpoint ({str(error).splitlines()[0]})") from None
+
+
+def _check_description(model: str, variant: Variant, resnet: Backbone) -> None:
+    """A file that says another network than it holds could never be read back."""
+    spec = parse_model_name(model)
+    odd: str | None = "its kind of blocks"
+    if _family(resnet) == ("resnet" if spec.family == "R" else spec.family):
+        classes = len(resnet.fc.weight) if isinstance(resnet.fc, nn.Linear) else None
+        with torch.device("meta"):
+            described = build_backbone(spec, classes, resnet.shortcut, variant).state_dict()
+        held = resnet.state_dict()
+        odd = next((key for key in described.keys() | held if _shape(described, key) != _shape(held, key)), None)
+    if odd is not None:
+        raise ValueError(
+            f"model {model} (variant: {variant}): describes another network than the one to be saved, which "
+            f"differs in {odd}; pass the model name and the Variant that it was built from"
+        )
+
+
+def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...] | None:
+    return tuple(state[key].shape) if key in state else None
 
 
 def check_operating_point(point: Any) -> dict[str, Any]:

@@ -133,18 +133,19 @@ def remove_shortcuts(resnet: Backbone, image_size: int = 32) -> PlainNet:
 
     What a shortcut brings from a block's input to its sum is carried beside the branch's own maps: by identity
     (Dirac) filters appended to the convolutions before, unharmed by their ReLUs because a block's input is never
-    negative, and added up by the last convolution. BatchNorm is folded first. The branch's convolutions grow by
-    the input's channels, so FLOPs about double.
+    negative, and added up by the last convolution. BatchNorm is folded first. A block's convolutions grow by its
+    input's channels: FLOPs about double with basic blocks, and grow ten times and more with bottlenecks.
 
     Args:
-        resnet: in eval mode or not; left as it is.
+        resnet: in eval mode or not; left as it is. The plain net comes on its device.
         image_size: side of the images, in pixels (average-pooling shortcuts need even maps).
     Raises:
         UserError: a block can't be converted; the message says which and why.
     """
     if not resnet.relu_after_sum:
         raise UserError("exact removal: its blocks end without a ReLU, so their maps may be negative")
-    net = resnet.folded().cpu()
+    like = next(resnet.parameters())
+    net = resnet.folded().cpu().float()
     sizes = _input_sizes(net, image_size)
     blocks: list[list[nn.Module]] = [[] for _ in net.stage_sizes]
     index = 0
@@ -157,7 +158,7 @@ def remove_shortcuts(resnet: Backbone, image_size: int = 32) -> PlainNet:
             index += 1
     ds = [NoShortcut() for _ in blocks]
     plain = PlainNet(net.conv1, net.bn1, net.maxpool, blocks, ds, net.fc, None, net.avgpool, True, NoShortcut())
-    return plain.eval().requires_grad_(False)
+    return plain.to(like).eval().requires_grad_(False)
 
 
 class _CannotConvertError(Exception):

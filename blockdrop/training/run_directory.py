@@ -21,10 +21,9 @@ from blockdrop.models.checkpoints import project_version
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OWN_FILES = (
-    "config.json", "metrics.jsonl", "report.json", "profile.txt", "ckpt_E_*.t7", "ckpt_E_*.t7.tmp",
-    "events.out.tfevents.*",
-)  # fmt: skip
+OWN_FILES = ("config.json", "metrics.jsonl", "ckpt_E_*.t7", "ckpt_E_*.t7.tmp", "events.out.tfevents.*")
+REPORT_FILES = ("report.json", "profile.txt")
+"""Ours only beside a config.json: others may call their files so."""
 
 
 class RunDirectory:
@@ -118,7 +117,8 @@ class RunDirectory:
 
 def own_files(path: Path) -> list[Path]:
     """The files of a run in this folder; none if there is no such folder."""
-    return [file for pattern in OWN_FILES for file in path.glob(pattern)]
+    reports = REPORT_FILES if (path / "config.json").exists() else ()
+    return [file for pattern in (*OWN_FILES, *reports) for file in path.glob(pattern)]
 
 
 def check_usable(path: str | Path, overwrite: bool, inputs: Sequence[str] = ()) -> None:

@@ -19,6 +19,7 @@ from blockdrop.models.checkpoints import (
     check_family,
     load_checkpoint,
     load_policy_trunk,
+    network_from,
     read_checkpoint,
     save_checkpoint,
     torchvision_checkpoint,
@@ -53,7 +54,7 @@ class Setup:
     def undecided(self) -> str | None:
         """A warning, if the policy network comes from a curriculum that had not yet reached every block."""
         decided = self.policy_metrics.get("decided", self.resnet.num_blocks)
-        if decided >= self.resnet.num_blocks:
+        if not self.has_policy or decided >= self.resnet.num_blocks:
             return None
         return (
             f"note: the policy network's curriculum had reached {decided:.0f} of {self.resnet.num_blocks} blocks; "
@@ -133,16 +134,13 @@ def open_setup(config: ModelConfig, paths: tuple[str, ...], new_head: bool = Fal
         _check_classes(backbones[-1], data)
 
     torch.manual_seed(config.seed)
-    shortcut = config.shortcut or (backbones[-1].shortcut if backbones else None)
     policy_net = config.policy_net or (policies[-1].policy_net if policies else "reference")
     variant = config.variant(backbones[-1].variant if backbones else Variant())
-    resnet = build_backbone(spec, data.num_classes, shortcut, variant)
-    policy_network = build_policy_network(resnet.num_blocks, spec.large_images, policy_net)
     if backbones:
-        backbone = backbones[-1]
-        if backbone.dialect != "blockdrop" and "projection" not in (shortcut, backbone.shortcut):
-            backbone.shortcut = shortcut  # the kind of zero padding was only inferred; the user knows better
-        load_checkpoint(backbone, resnet=resnet, ignore_head=new_head)
+        resnet = network_from(backbones[-1], spec, data.num_classes, config.shortcut, variant, new_head)
+    else:
+        resnet = build_backbone(spec, data.num_classes, config.shortcut, variant)
+    policy_network = build_policy_network(resnet.num_blocks, spec.large_images, policy_net)
     if policies:
         require(
             spec.droppable,

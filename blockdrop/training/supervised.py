@@ -60,8 +60,9 @@ def fit(
     first_epoch: int = 0,
     lr: float | None = None,
     phase: str = "train",
+    adam: bool = False,
 ) -> None:
-    """Minimises the objective by SGD with Nesterov momentum for some epochs, logging each.
+    """Minimises the objective for some epochs, logging each: by SGD with Nesterov momentum, or by Adam.
 
     Args:
         parameters: tensors or parameter groups, as an optimiser takes them.
@@ -70,11 +71,16 @@ def fit(
         first_epoch: its number, for logs and for the seed of its augmentation.
         lr: peak or initial learning rate; default: the flag's.
         phase: what the metrics are logged under.
+        adam: Adam without weight decay, for losses whose gradients have another scale than a cross-entropy's.
     Raises:
         NumericalError: the loss is no longer finite.
     """
     peak = config.lr if lr is None else lr
-    optimizer = torch.optim.SGD(parameters, peak, config.momentum, weight_decay=config.wd, nesterov=True)
+    optimizer: torch.optim.Optimizer
+    if adam:
+        optimizer = torch.optim.Adam(parameters, peak)
+    else:
+        optimizer = torch.optim.SGD(parameters, peak, config.momentum, weight_decay=config.wd, nesterov=True)
     count = len(setup.data.train)
     one_cycle = None
     if config.schedule == "one_cycle":

@@ -214,11 +214,11 @@ def test_stages_may_take_all_epochs(tmp_path: Path, lab: Lab) -> None:
         assert student.resnet[key].equal(teacher.resnet[key]), "without fine-tuning the head is the teacher's"
 
 
-def test_fine_tuning_may_have_a_learning_rate_of_its_own(tmp_path: Path, lab: Lab) -> None:
-    flags = {"method": "stagewise", "max_epochs": 5, "schedule": "step", "lr": 0.05, "finetune_lr": 0.01}
+def test_stages_and_fine_tuning_have_learning_rates_of_their_own(tmp_path: Path, lab: Lab) -> None:
+    flags = {"method": "stagewise", "max_epochs": 5, "schedule": "step", "stage_lr": 0.03, "finetune_lr": 0.01}
     distill.main(lab.config(tmp_path / "run", **flags))
     rates = [line["lr"] for line in metrics(tmp_path / "run") if "lr" in line]
-    assert rates == pytest.approx([0.05, 0.05, 0.05, 0.01, 0.01])
+    assert rates == pytest.approx([0.03, 0.03, 0.03, 0.01, 0.01])
 
 
 def test_stages_that_need_more_epochs_than_there_are(tmp_path: Path, lab: Lab, command: Command) -> None:
@@ -470,6 +470,8 @@ def test_a_run_may_not_delete_the_teacher_it_learns_from(lab: Lab, command: Comm
         ("shiftresnet8", {"method": "jointrd"}),
         ("R8", {"method": "jointrd", "student": "shiftresnet8"}),
         ("shiftresnet8", {"method": "exact"}),
+        ("plain8", {"method": "exact"}),
+        ("dsplain8", {"method": "exact"}),
     ],
 )
 def test_a_run_that_cannot_start_leaves_no_trace_and_deletes_nothing(

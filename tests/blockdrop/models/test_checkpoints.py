@@ -634,3 +634,26 @@ def test_published_weights_score_what_they_should(photos: Images, file: str, nam
     assert checkpoint.normalisation is not None
     outcomes = evaluate_images(resnet, None, photos, checkpoint.normalisation)
     assert abs(outcomes.accuracy - accuracy) <= 0.0005
+
+
+@pytest.mark.parametrize(
+    ("model", "built", "options"),
+    [
+        ("R8_C10", "R14_C10", {}),
+        ("R8_C10", "plain8_C10", {}),
+        ("plain8_C10", "dsplain8_C10", {}),
+        ("shiftresnet8_C10", "shiftresnet8_C10", {"expansion": 3.0}),
+        ("resnet8_C10", "resnet8_C10", {"reduction": 2.0, "reduction_mode": "net"}),
+    ],
+)
+def test_a_name_that_describes_another_network_is_not_saved(
+    tmp_path: Path, model: str, built: str, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=f"model {model} .*: describes another network"):
+        save_checkpoint(
+            tmp_path / "c.t7",
+            model=model,
+            resnet=build_static(built, **options),
+            normalisation=NORMALISATIONS["none"],
+        )
+    assert not list(tmp_path.iterdir())

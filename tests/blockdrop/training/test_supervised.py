@@ -83,6 +83,13 @@ def test_a_step_of_nesterov_momentum_by_hand(train: Training) -> None:
     assert weight.item() == pytest.approx(1 - 0.1 * 2.7)
 
 
+def test_adam_steps_by_its_rate_whatever_the_gradients_size_and_decays_no_weight(train: Training) -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    tiny = lambda images, labels, epoch: Step(1e-3 * weight.sum())  # noqa: E731
+    train(train.config(lr=0.1, wd=0.5, max_epochs=1), tiny, [weight], adam=True)
+    assert weight.item() == pytest.approx(1 - 0.1, abs=1e-4)
+
+
 def test_a_parameter_group_may_have_its_own_weight_decay(train: Training) -> None:
     decayed, kept = (nn.Parameter(torch.tensor([1.0])) for _ in range(2))
     groups = [{"params": [decayed]}, {"params": [kept], "weight_decay": 0.0}]
