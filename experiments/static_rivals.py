@@ -52,6 +52,8 @@ class RivalsConfig:
     """Whether to train what is missing; --no_train compares what there is."""
     engines: tuple[Literal["openvino", "torch", "eager"], ...] = ("openvino", "torch", "eager")
     """What measures the seconds; see evaluate's --engine, and eager torch."""
+    timed_images: int = 2048
+    """Test images that the clock runs on; seconds are scaled to all of them."""
     json: str | None = None
     """Write all numbers to this file."""
     overwrite: bool = False
@@ -107,6 +109,7 @@ def main(config: RivalsConfig) -> list[dict[str, Any]]:
     """Trains what is missing and compares; returns the rows."""
     if config.json is not None:
         check_writable("--json", config.json, config.overwrite)
+    require(config.timed_images >= 1, f"--timed_images {config.timed_images}: must be at least 1")
     require(len(config.seeds) > 0, "--seeds: name at least one")
     names = [rival.name for rival in RIVALS]
     for name in config.only:
@@ -197,9 +200,10 @@ def collect(config: RivalsConfig) -> list[dict[str, Any]]:
         networks.append(network)
         normalisation = checkpoint.normalisation or normalisation  # no matter to the clock
     if networks:
-        how = (source.test, normalisation, choose_compute("cpu", "float32"), BATCH_SIZE, config.engines)
+        timed = source.test.subset(torch.arange(min(config.timed_images, len(source.test))))
+        how = (timed, normalisation, choose_compute("cpu", "float32"), BATCH_SIZE, config.engines)
         for row, seconds in zip(rows, measure_passes(networks, *how), strict=True):
-            row["seconds"] = seconds
+            row["seconds"] = {engine: value * len(source.test) / len(timed) for engine, value in seconds.items()}
     return rows
 
 
@@ -220,9 +224,10 @@ def markdown(rows: list[dict[str, Any]], engines: tuple[str, ...]) -> str:
             f"{row['seconds'][engine]:.3f} ({row['seconds'][engine] / first['seconds'][engine]:.2f} ×)"
             for engine in engines
         )
+        spread = f"{100 * row['spread']:.2f}" if len(row["accuracies"]) > 1 else "one seed"
         each = ", ".join(f"{100 * accuracy:.2f}" for accuracy in row["accuracies"])
         lines.append(
-            f"| {row['title']} | {each} | {100 * row['accuracy']:.2f} | {100 * row['spread']:.2f} | "
+            f"| {row['title']} | {each} | {100 * row['accuracy']:.2f} | {spread} | "
             f"{row['parameters']:,} | {row['flops'] / 1e6:.1f} | {seconds} | {row['minutes']:.0f} |"
         )
     return "\n".join(lines)
