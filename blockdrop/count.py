@@ -79,17 +79,18 @@ def main(config: CountConfig) -> dict[str, Any]:
     numbers: dict[str, Any] = {"model": name, "image_size": image_size, "convention": config.convention}
     print(f"{name}, {new.num_blocks} blocks, {image_size} × {image_size} px", end="")
     print(", MACs by the reference's convention" if surplus else "")
-    for kind, count in (("Parameters", count_parameters), ("MACs", count_macs), ("FLOPs", count_macs)):
-        values = [count(net, image_size, surplus) * (2 if kind == "FLOPs" else 1) for net in (new, original)]
+    parameters = [sum(p.numel() for p in net.parameters()) for net in (new, original)]
+    macs = [count_macs(net, image_size, surplus) for net in (new, original)]
+    for kind, values in (("Parameters", parameters), ("MACs", macs), ("FLOPs", [2 * count for count in macs])):
         print(f"{kind}: (new) {values[0]} (original) {values[1]} (reduction) {values[1] / values[0]:.2f}")
         numbers[kind.lower()] = dict(zip(("new", "original"), values, strict=True))
     if checkpoint is not None and checkpoint.policy_network is not None:
         policy_network = build_policy_network(new.num_blocks, spec.large_images, checkpoint.policy_net)
         load_checkpoint(checkpoint, policy_network=policy_network)
-        parameters = sum(p.numel() for p in policy_network.parameters())
+        size = sum(p.numel() for p in policy_network.parameters())
         flops = count_flops(new, policy_network, image_size).policy_network
-        print(f"Policy network ({checkpoint.policy_net}): {parameters} parameters, {flops} FLOPs")
-        numbers["policy_network"] = {"parameters": parameters, "flops": flops}
+        print(f"Policy network ({checkpoint.policy_net}): {size} parameters, {flops} FLOPs")
+        numbers["policy_network"] = {"parameters": size, "flops": flops}
     if config.layers:
         rows = count_layers(new, image_size)
         print_layers(rows)
@@ -105,8 +106,7 @@ def open_networks(
 ) -> tuple[Backbone, Backbone]:
     """The network asked for, with the checkpoint's weights if there is one, and its original."""
     recorded = Variant() if checkpoint is None else checkpoint.variant
-    flags = {name: getattr(config, name) for name in ("expansion", "reduction", "reduction_mode")}
-    variant = replace(recorded, **{name: value for name, value in flags.items() if value is not None})
+    variant = recorded.overridden_by(Variant(config.expansion, config.reduction, config.reduction_mode))
     if checkpoint is None:
         new = build_backbone(spec, config.num_classes, config.shortcut, variant)
     else:
@@ -117,14 +117,10 @@ def open_networks(
     return new, build_backbone(original, classes, new.shortcut)
 
 
-def count_parameters(net: Backbone, image_size: int, reference: bool) -> int:
-    """All weights and biases, BatchNorm's included."""
-    return sum(p.numel() for p in net.parameters())
-
-
 def count_macs(net: Backbone, image_size: int, reference: bool) -> int:
     """Multiply-accumulates for one image; by the reference's convention if `reference`."""
-    return count_flops(net, None, image_size).full // 2 + reference * reference_stem_surplus(net, image_size)
+    macs = count_flops(net, None, image_size).full // 2
+    return macs + reference_stem_surplus(net, image_size) if reference else macs
 
 
 def print_layers(rows: list[LayerCount]) -> None:

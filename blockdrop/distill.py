@@ -14,7 +14,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -48,8 +48,7 @@ SAME_LOGITS = 1e-3
 CHECKED_IMAGES = 1024
 """Test images that it is checked on."""
 
-
-PROCEDURES = ("RES_NMT", "CNN_NMT", "TA", "KD", "KL")
+Procedure = Literal["RES_NMT", "CNN_NMT", "TA", "KD", "KL"]
 WITH_STUDENT = ("stagewise", "kd", "CNN_NMT", "TA", "KD", "KL")
 WAYS_OF_FLAGS: dict[str, tuple[str, ...]] = {
     "student": WITH_STUDENT,
@@ -65,7 +64,7 @@ WAYS_OF_FLAGS: dict[str, tuple[str, ...]] = {
     "beta": ("kd",),
     "scale_kl": ("kd",),
     "with_baseline": ("kd",),
-    "procedure": PROCEDURES,
+    "procedure": get_args(Procedure),
     "feature_weight": ("TA", "KD"),
     "side_floor": ("TA",),
     "side_epochs": ("TA",),
@@ -112,7 +111,7 @@ class DistillConfig(SupervisedConfig):
     """kd: multiply the KL term by T², as Hinton et al. do."""
     with_baseline: bool = False
     """kd: also train the student alone, from the same start for the same epochs, in cv_dir/baseline."""
-    procedure: Literal["RES_NMT", "CNN_NMT", "TA", "KD", "KL"] = "TA"
+    procedure: Procedure = "TA"
     """jointrd: TA joint; KD final features only; KL logits only; RES_NMT teacher alone; CNN_NMT student alone."""
     feature_weight: float | None = None
     """jointrd: weight of the distance of the final features; default: 1e-3 at 32 px, 1e-4 at 224 px."""
@@ -434,8 +433,7 @@ def jointrd(job: Distillation) -> list[Contender]:
     """One of the five procedures of joint residual distillation."""
     config, student = job.config, job.student
     if config.dirac:
-        if not isinstance(student, PlainNet):
-            raise UserError("--dirac: for plain students")
+        assert isinstance(student, PlainNet)
         use_dirac(student)
     small = job.setup.image_size <= 64
     trained: nn.Module = student

@@ -205,9 +205,9 @@ class Executor:
             image_size: side of the square images, in pixels.
             batch_size: images per batch in which they will come.
         """
+        self.resnet.check_policy(policy, policy)  # as many rows as itself
         if self._programs is None:
             return
-        self.resnet.check_policy(policy, policy)
         with self._lock, _plain_tensors():
             self._refresh()
             in_shape = (image_size, image_size, 3)

@@ -32,7 +32,6 @@ from agents.policy_network import PolicyNetwork
 from blockdrop.data import NORMALISATIONS, Normalisation
 from blockdrop.errors import CheckpointError, NumericalError
 from blockdrop.models.backbone import SHORTCUTS, Backbone, Shortcut
-from blockdrop.models.compact import REDUCTION_MODES
 from blockdrop.models.zoo import (
     CIFAR_DEPTHS,
     IMAGENET_LAYERS,
@@ -576,10 +575,7 @@ def read_variant(recorded: Any) -> Variant:
         wanted = (str,) if name == "reduction_mode" else (int, float)
         if type(value) not in wanted:
             raise ValueError(f"variant: {name} is no {wanted[-1].__name__}")
-    variant = Variant(**recorded)
-    if variant.reduction_mode not in (*REDUCTION_MODES, None):
-        raise ValueError("reduction mode")
-    return variant
+    return Variant(**recorded)
 
 
 def _integer(value: Any) -> int | None:

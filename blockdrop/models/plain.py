@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -194,10 +195,7 @@ def _convert(branch: nn.Module, shortcut: nn.Module | None, size: tuple[int, int
         raise _CannotConvertError("a single convolution, which has no inner maps to carry the input beside")
     carried = 0 if isinstance(shortcut, NoShortcut) else convs[0].in_channels
     merge, bias, mean_over = _merge(shortcut, convs[0].in_channels, convs[-1].out_channels, size)
-    strides = [conv.stride for conv in convs]
-    total = [strides[0][i] for i in (0, 1)]
-    for stride in strides[1:]:
-        total = [t * s for t, s in zip(total, stride, strict=True)]
+    total = [math.prod(conv.stride[axis] for conv in convs) for axis in (0, 1)]
     wide = widened(branch, carried)
     averaged = False
     for i, (conv, (big, _)) in enumerate(zip(convs, wide.layers(), strict=True)):
@@ -218,9 +216,8 @@ def _convert(branch: nn.Module, shortcut: nn.Module | None, size: tuple[int, int
                 if conv.dilation != (1, 1) or min(conv.kernel_size) < 2 * mean_over - 1:
                     raise _CannotConvertError("its strided convolution can't average windows as its shortcut does")
                 taps, averaged = mean_over, True
-            for channel in range(carried):
-                window = (slice(row, row + taps), slice(column, column + taps))
-                big.weight[out + channel, source + channel][window] = 1 / taps**2
+            each = torch.arange(carried)
+            big.weight[out + each, source + each, row : row + taps, column : column + taps] = 1 / taps**2
         else:
             big.weight[:, source:, row, column] = merge
             big.bias += bias

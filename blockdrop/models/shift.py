@@ -33,12 +33,12 @@ class Shift(nn.Module):
     """Moves each channel by one of the 9 offsets of a 3×3 window, zeros coming in at the borders.
 
     The channels are split in order into 9 equal groups, one for each of `OFFSETS`; what is left over when C isn't
-    divisible by 9 stays in place. No parameters, no FLOPs
-    (tools that count operations see the depthwise convolution below).
+    divisible by 9 stays in place. No parameters, no FLOPs (tools that count operations see the depthwise
+    convolution below).
 
-    One operation in either memory layout, with its gradient: with channels last a depthwise convolution with a
-    fixed one-hot kernel (oneDNN's and cuDNN's are as fast as copying), otherwise, on CPUs, copied windows, which
-    are several times faster (experiments/results/static-rivals.md).
+    One operation in either memory layout, with its gradient: with channels last, and on GPUs, a depthwise
+    convolution with a fixed one-hot kernel; otherwise copied windows, which on CPUs are faster than it on most maps
+    (experiments/results/static-rivals.md).
     """
 
     kernels: Tensor

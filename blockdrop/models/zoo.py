@@ -62,6 +62,13 @@ class Variant:
             if value is not None and not 0.01 <= value <= 100:
                 raise UserError(f"--{name} {value}: must be between 0.01 and 100")
 
+        if self.reduction_mode not in (*REDUCTION_MODES, None):
+            raise UserError(f"unknown reduction mode {self.reduction_mode}; choose {', '.join(REDUCTION_MODES)}")
+
+    def overridden_by(self, other: Variant) -> Variant:
+        """The other's values where it has some, else this one's."""
+        return Variant(**{**self.numbers(), **other.numbers()})  # type: ignore[arg-type]
+
     def numbers(self) -> dict[str, float | str]:
         """What isn't as usual, for checkpoints."""
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -191,8 +198,6 @@ def build_backbone(
     widths, branch = spec.widths, None
     if variant.reduction is not None or variant.reduction_mode is not None:
         mode, reduction = variant.reduction_mode or "block", variant.reduction or 1.0
-        if mode not in REDUCTION_MODES:
-            raise UserError(f"unknown reduction mode {mode}; choose {', '.join(REDUCTION_MODES)}")
         branch = reduced_branch(mode, reduction, spec.bottleneck)
         widths = reduced_widths(widths, reduction) if mode == "net" else widths
     how = (spec.bottleneck, spec.large_images, branch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from blockdrop.errors import UserError
@@ -79,8 +79,7 @@ class ModelConfig:
 
     def variant(self, recorded: Variant = Variant()) -> Variant:  # noqa: B008
         """The widths that the flags ask for, or where they don't, the recorded ones."""
-        flags = {name: getattr(self, name) for name in ("expansion", "reduction", "reduction_mode")}
-        return replace(recorded, **{name: value for name, value in flags.items() if value is not None})
+        return recorded.overridden_by(Variant(self.expansion, self.reduction, self.reduction_mode))
 
     def compute(self) -> Compute:
         return choose_compute(self.device, self.precision, self.channels_last)
@@ -123,7 +122,11 @@ class TrainingConfig(ModelConfig):
 
     def step_lr(self, epoch: int) -> float:
         """The learning rate of `epoch` (from 0) under step decay."""
-        return self.lr * self.lr_decay_ratio ** (epoch // self.epoch_step)
+        return self.lr * self.step_factor(epoch)
+
+    def step_factor(self, epoch: int) -> float:
+        """What the learning rate is multiplied by in `epoch` (from 0) under step decay."""
+        return self.lr_decay_ratio ** (epoch // self.epoch_step)
 
 
 @dataclass(kw_only=True)
@@ -148,10 +151,6 @@ class SupervisedConfig(TrainingConfig):
     def check(self) -> None:
         super().check()
         require(0 < self.momentum < 1, f"--momentum {self.momentum}: must be in (0, 1)")
-
-    def step_factor(self, epoch: int) -> float:
-        """What the learning rate is multiplied by in `epoch` (from 0) under step."""
-        return self.lr_decay_ratio ** (epoch // self.epoch_step)
 
 
 @dataclass(kw_only=True)

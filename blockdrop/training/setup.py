@@ -16,7 +16,6 @@ from blockdrop.errors import CheckpointError
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.checkpoints import (
     Checkpoint,
-    check_family,
     load_checkpoint,
     load_policy_trunk,
     network_from,
@@ -125,8 +124,6 @@ def open_setup(config: ModelConfig, paths: tuple[str, ...], new_head: bool = Fal
     ]
     backbones = [c for c in checkpoints if c.resnet is not None]
     policies = [c for c in checkpoints if c.policy_network is not None]
-    if backbones:
-        check_family(backbones[-1], spec.family)
     data = DataSource(
         spec.dataset, config.data_dir, spec.image_size, config.download, config.cv_dir, config.workers
     )

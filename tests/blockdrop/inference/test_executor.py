@@ -338,11 +338,11 @@ def test_wrong_settings_are_named(make_resnet: Callable[..., DroppableResNet]) -
         blockdrop.compile(resnet, engine="tensorrt")  # type: ignore[arg-type]
 
 
-def test_a_plain_net_can_not_be_warmed_for_a_policy_that_drops_a_block() -> None:
-    run = blockdrop.compile(blockdrop.build_static("plain8_C10"))
-    if run.engine_name == "openvino":
-        with pytest.raises(ValueError, match="drops blocks"):
-            run.warm(torch.zeros(4, 3, dtype=torch.bool))
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_plain_net_can_not_be_warmed_for_a_policy_that_drops_a_block(engine: Any) -> None:
+    run = blockdrop.compile(blockdrop.build_static("plain8_C10"), engine=engine)
+    with pytest.raises(ValueError, match="drops blocks"):
+        run.warm(torch.zeros(4, 3, dtype=torch.bool))
 
 
 def test_a_plain_net_takes_no_policy_network() -> None:
