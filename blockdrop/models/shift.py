@@ -37,8 +37,8 @@ class Shift(nn.Module):
     convolution below).
 
     One operation in either memory layout, with its gradient: with channels last, and on GPUs, a depthwise
-    convolution with a fixed one-hot kernel; otherwise copied windows, which on CPUs are faster than it on most maps
-    (experiments/results/static-rivals.md).
+    convolution with a fixed one-hot kernel; otherwise copied windows, which on CPUs are faster than it on most
+    maps (experiments/results/static-rivals.md).
     """
 
     kernels: Tensor
