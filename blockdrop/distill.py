@@ -10,8 +10,9 @@ The last lines compare teacher and student: accuracy, and seconds for all test i
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,7 +31,7 @@ from blockdrop.distillation.stagewise import (
     stage_parameters,
     train_only,
 )
-from blockdrop.errors import UserError
+from blockdrop.errors import UserError, require
 from blockdrop.inference.executor import EngineName
 from blockdrop.models.backbone import Backbone, DiracConv2d
 from blockdrop.models.compact import ReductionMode
@@ -38,7 +39,7 @@ from blockdrop.models.plain import PlainNet, fold_dirac, remove_shortcuts, use_d
 from blockdrop.models.zoo import Variant, build_backbone, parse_model_name
 from blockdrop.output import write_json, write_text
 from blockdrop.training.compute import Compute
-from blockdrop.training.config import SupervisedConfig, require
+from blockdrop.training.config import Schedule, SupervisedConfig
 from blockdrop.training.run_directory import RunDirectory, check_usable
 from blockdrop.training.setup import Setup, open_setup
 from blockdrop.training.supervised import Objective, TestAndSave, cross_entropy_objective, fit
@@ -50,7 +51,13 @@ CHECKED_IMAGES = 1024
 
 Procedure = Literal["RES_NMT", "CNN_NMT", "TA", "KD", "KL"]
 WITH_STUDENT = ("stagewise", "kd", "CNN_NMT", "TA", "KD", "KL")
+TRAINED = ("stagewise", "kd", *get_args(Procedure))
+TRAINING_FLAGS = (
+    "lr", "wd", "momentum", "batch_size", "max_epochs", "test_every", "precision",
+    "schedule", "epoch_step", "lr_decay_ratio", "milestones",
+)  # fmt: skip
 WAYS_OF_FLAGS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(TRAINING_FLAGS, TRAINED),
     "student": WITH_STUDENT,
     "student_init": WITH_STUDENT,
     "student_expansion": WITH_STUDENT,
@@ -84,7 +91,8 @@ class DistillConfig(SupervisedConfig):
     student: str | None = None
     """Architecture of the student: R8, plain20, shiftresnet20, …; default: the teacher's without shortcuts."""
     student_init: tuple[str, ...] = ()
-    """Checkpoint that the student starts from; or the word torchvision."""
+    """Checkpoint that the student starts from, or the word torchvision (all but its head); default: fresh weights.
+    Under stagewise the student's head is the teacher's in any case."""
     student_expansion: float | None = None
     """As --expansion, of the student."""
     student_reduction: float | None = None
@@ -99,6 +107,8 @@ class DistillConfig(SupervisedConfig):
     """stagewise: Adam's learning rate in the stages; the L1 distance's gradients are too small for SGD's."""
     finetune_lr: float | None = None
     """stagewise: learning rate of the fine-tuning; default: lr."""
+    schedule: Schedule | None = None
+    """one_cycle or step; default: one_cycle, for jointrd the paper's: step at 1/2 and 3/4 of max_epochs."""
     milestones: tuple[int, ...] = ()
     """Under step: multiply the learning rate by lr_decay_ratio at these epochs instead of every epoch_step."""
     temperature: float | None = None
@@ -123,6 +133,8 @@ class DistillConfig(SupervisedConfig):
     """jointrd: Dirac-parametrised convolutions in the student's blocks, folded in its checkpoints."""
     report_batch_size: int = 1024
     """Images per batch of the last lines' comparison."""
+    timed_images: int = 1024
+    """Test images that its clock runs on; seconds are scaled to all of them."""
     engine: EngineName = "auto"
     """What runs the comparison: torch, openvino, or auto (see evaluate)."""
 
@@ -137,20 +149,24 @@ class DistillConfig(SupervisedConfig):
         require(floor is None or 0 <= floor <= 1, f"--side_floor {floor}: must be in [0, 1]")
         require(lr is None or 0 < lr < 1e6, f"--finetune_lr {lr}: must be a positive number")
         require(0 < self.stage_lr < 1e6, f"--stage_lr {self.stage_lr}: must be a positive number")
-        for name in ("side_epochs", "report_batch_size", "stage_epochs"):
+        for name in ("side_epochs", "report_batch_size", "timed_images", "stage_epochs"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name} {value}: must be at least 1")
         require(
             list(self.milestones) == sorted(set(self.milestones)) and min(self.milestones, default=1) >= 1,
             f"--milestones {' '.join(map(str, self.milestones))}: must be rising epoch numbers",
         )
-        require(not self.milestones or self.schedule == "step", "--milestones: only --schedule step knows it")
         for flag in fields(self):
             ways = WAYS_OF_FLAGS.get(flag.name, (self.way,))
             require(
                 self.way in ways or getattr(self, flag.name) == flag.default,
                 f"--{flag.name}: means nothing to {self.way}, only to {', '.join(ways)}",
             )
+        require(not self.milestones or not self.one_cycle, "--milestones: only --schedule step knows it")
+        require(
+            self.epoch_step == type(self).epoch_step or not (self.one_cycle or self.decay_epochs),
+            "--epoch_step: only --schedule step without --milestones knows it",
+        )
         require(
             self.way != "KL" or self.alpha is None or self.alpha <= 1,
             f"--alpha {self.alpha}: the KL term's share of the loss, at most 1",
@@ -168,7 +184,12 @@ class DistillConfig(SupervisedConfig):
             not self.dirac or not spec.droppable,
             f"--dirac: for plain students; {spec.architecture} has shortcuts",
         )
-        Variant(self.student_expansion, self.student_reduction, self.student_reduction_mode)
+        self.student_variant()
+
+    def student_variant(self) -> Variant:
+        """The widths that the flags ask for."""
+        with about_the_student():
+            return Variant(self.student_expansion, self.student_reduction, self.student_reduction_mode)
 
     @property
     def way(self) -> str:
@@ -190,10 +211,30 @@ class DistillConfig(SupervisedConfig):
             architecture = teacher.architecture
         return f"{architecture}_{teacher.dataset}"
 
+    @property
+    def one_cycle(self) -> bool:
+        return super().one_cycle and not (self.schedule is None and self.method == "jointrd")
+
+    @property
+    def decay_epochs(self) -> tuple[int, ...]:
+        """When step decay multiplies the learning rate; () = every --epoch_step."""
+        if self.milestones or self.schedule is not None or self.method != "jointrd":
+            return self.milestones
+        return -(-self.max_epochs // 2), -(-3 * self.max_epochs // 4)  # the paper's 100 and 150 of 200
+
     def step_factor(self, epoch: int) -> float:
-        if not self.milestones:
+        if not self.decay_epochs:
             return super().step_factor(epoch)
-        return self.lr_decay_ratio ** sum(epoch >= milestone for milestone in self.milestones)
+        return self.lr_decay_ratio ** sum(epoch >= decay for decay in self.decay_epochs)
+
+
+@contextlib.contextmanager
+def about_the_student() -> Iterator[None]:
+    """A `UserError` inside says that it is about the student, whose widths have flags of their own."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"student: {error}") from None
 
 
 @dataclass
@@ -248,20 +289,21 @@ def main(config: DistillConfig) -> dict[str, Any]:
         if teacher_setup.has_backbone:
             count = sum(p.numel() for p in teacher_setup.resnet.parameters())
             print(f"teacher: {teacher_setup.model} ({count:,} parameters) from {' '.join(config.load)}")
-        if note:
-            print(note)
+        for line in filter(None, (head_origin(config), note)):
+            print(line)
         job = Distillation(config, compute, run, setup, teacher_setup.resnet.eval(), compute.place(setup.resnet))
         contenders = method(job)
         if teacher_setup.has_backbone:
             contenders = [Contender("teacher", teacher_setup.model, teacher_setup.resnet), *contenders]
-        rows = compare(
-            contenders, setup, replace(compute, dtype=torch.float32), config.engine, config.report_batch_size
-        )
-        print_table(rows, config.report_batch_size)
+        images, timed = len(setup.data.test), min(config.timed_images, len(setup.data.test))
+        how = (replace(compute, dtype=torch.float32), config.engine, config.report_batch_size, timed)
+        rows = compare(contenders, setup, *how)
+        print_table(rows, config.report_batch_size, images, timed)
         report = {
             "method": config.method,
             "dataset": setup.data.name,
-            "images": len(setup.data.test),
+            "images": images,
+            "timed_images": timed,
             "batch_size": config.report_batch_size,
             "networks": rows,
         }
@@ -290,7 +332,7 @@ def open_student(config: DistillConfig, teacher: Setup) -> Setup:
         require(teacher.resnet.droppable, f"--method exact: {teacher.model} has no identity shortcuts to remove")
         plain = remove_shortcuts(teacher.resnet, teacher.image_size)
         return replace(teacher, model=config.student_name, resnet=plain, has_policy=False)
-    wanted = Variant(config.student_expansion, config.student_reduction, config.student_reduction_mode)
+    wanted = config.student_variant()
     if config.student is None and not wanted.numbers():
         wanted = teacher.variant if spec.droppable else replace(teacher.variant, expansion=None)
     if config.student_init:
@@ -310,7 +352,8 @@ def open_student(config: DistillConfig, teacher: Setup) -> Setup:
         torch.manual_seed(config.seed)
         like_teacher = spec.family == "dsplain" or spec.name == teacher.model
         shortcut = teacher.resnet.shortcut if like_teacher else None
-        student, checkpoints = build_backbone(spec, teacher.data.num_classes, shortcut, wanted), []
+        with about_the_student():
+            student, checkpoints = build_backbone(spec, teacher.data.num_classes, shortcut, wanted), []
     return replace(
         teacher,
         model=config.student_name,
@@ -319,6 +362,15 @@ def open_student(config: DistillConfig, teacher: Setup) -> Setup:
         has_policy=False,
         checkpoints=checkpoints,
     )
+
+
+def head_origin(config: DistillConfig) -> str:
+    """Says where the student's head is from, if not from where its other weights are."""
+    if config.way == "stagewise":
+        return "the student's head: the teacher's, which reads maps of the same meaning"
+    if "torchvision" in config.student_init:
+        return "the student's head: fresh, since torchvision's is for ImageNet's classes"
+    return ""
 
 
 def check_method(config: DistillConfig, student: Backbone, teacher: Backbone) -> None:
@@ -364,7 +416,7 @@ def stagewise(job: Distillation) -> list[Contender]:
     config, student, teacher = job.config, job.student, job.frozen_teacher
     stages = len(student.blocks)
     stage_epochs = stage_epochs_of(config)
-    student.fc.load_state_dict(teacher.fc.state_dict())  # reads maps of the same meaning
+    student.fc.load_state_dict(teacher.fc.state_dict())
     how = (config, job.setup, job.compute, job.run)
     images = job.setup.data.test
     for stage in range(stages):
@@ -435,6 +487,9 @@ def jointrd(job: Distillation) -> list[Contender]:
     if config.dirac:
         assert isinstance(student, PlainNet)
         use_dirac(student)
+    if config.schedule is None and not config.milestones:
+        epochs = " and ".join(map(str, config.decay_epochs))
+        print(f"learning rate: {config.lr:g}, times {config.lr_decay_ratio:g} at epochs {epochs}, as in the paper")
     small = job.setup.image_size <= 64
     trained: nn.Module = student
     if config.procedure in ("RES_NMT", "CNN_NMT"):

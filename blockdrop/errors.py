@@ -19,3 +19,9 @@ class NumericalError(UserError):
     """A loss that is no longer finite. Exit code 3."""
 
     exit_code = 3
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `UserError(message)` unless the condition holds."""
+    if not condition:
+        raise UserError(message)

@@ -1,7 +1,8 @@
-"""A dynamic network as a file for other runtimes: ONNX, AOTInductor (C++ without Python), or safetensors.
+"""A network as a file for other runtimes: ONNX, AOTInductor (C++ without Python), or safetensors.
 
 onnx and aoti hold one graph, BatchNorm folded, for one normalised image and a threshold; the blocks it drops are
-not computed. The file is run and compared with torch before it appears under its name.
+not computed. Without a policy network the graph runs all blocks, and there is no threshold. The file is run and
+compared with torch before it appears under its name.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from agents.policy_network import PolicyNetwork
 from blockdrop.console import run_command
 from blockdrop.data import DATASETS, Normalisation
-from blockdrop.errors import CheckpointError, UserError
+from blockdrop.errors import CheckpointError, UserError, require
 from blockdrop.inference.branching import BranchingNetwork
 from blockdrop.models.backbone import Backbone, Shortcut
 from blockdrop.models.checkpoints import (
@@ -37,12 +38,13 @@ from blockdrop.models.checkpoints import (
     read_checkpoint,
     read_variant,
 )
-from blockdrop.models.zoo import Variant, build_policy_network, parse_model_name
-from blockdrop.training.config import PolicyNet, require
+from blockdrop.models.deciders import PolicyNet, build_policy_network
+from blockdrop.models.zoo import Variant, parse_model_name
 
 Format = Literal["onnx", "aoti", "safetensors"]
-Runner = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-"""image (1, 3, H, W) and threshold () to logits (1, classes), policy (1, K) and keep probabilities (1, K)."""
+Runner = Callable[..., tuple[Tensor, ...]]
+"""image (1, 3, H, W) and threshold () to logits (1, classes), policy (1, K) and keep probabilities (1, K); without
+a policy network image to logits."""
 SUFFIXES = {"onnx": ".onnx", "aoti": ".pt2", "safetensors": ".safetensors"}
 JSON_KEYS = ("normalisation", "classes", "threshold", "variant")  # of the metadata; the others are plain text
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "aoti": (), "safetensors": ("safetensors",)}
@@ -60,9 +62,11 @@ class ExportConfig:
     model: str = "R110_C10"
     """R<depth>_<dataset>: R20_Digits, R110_C10, R50_ImgNet, …; the README lists depths and data sets."""
     load: tuple[str, ...] = ()
-    """Checkpoints of any dialect, or run directories; backbone and policy network in one file or in two."""
+    """Checkpoints of any dialect, or run directories: backbone and policy network in one file or in two, or a
+    backbone alone."""
     format: Format
-    """onnx: a graph with an If per block; aoti: compiled for this machine's kind of CPU; safetensors: weights."""
+    """onnx: a graph (an If per block that a policy may drop); aoti: compiled for this machine's kind of CPU;
+    safetensors: weights."""
     output: str
     """The file to write: *.onnx, *.pt2 (aoti) or *.safetensors."""
     threshold: float | None = None
@@ -70,7 +74,7 @@ class ExportConfig:
     shortcut: Shortcut | None = None
     """pad_avgpool, pad_stride or projection; default: the checkpoint's."""
     policy_net: PolicyNet | None = None
-    """Policy network: reference, pooled or pooled4; default: the checkpoint's."""
+    """Policy network: reference, pooled, pooled4, stem or constant; default: the checkpoint's."""
     overwrite: bool = False
     """Replace the output file if there is one."""
 
@@ -144,6 +148,8 @@ def main(config: ExportConfig) -> Path:
         f"shortcuts) to {config.format}"
     )
     print(f"weights from: {', '.join(config.load)}")
+    if networks.policy_network is None and networks.resnet.droppable:
+        print("note: no policy network, so every block runs; blockdrop.cl_train trains one")
     try:
         with TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
             temporary = Path(folder, output.name)
@@ -168,15 +174,19 @@ def _write_checked(networks: Networks, form: Format, path: Path) -> None:
     write(networks, path)
     print(f"exported in {time.perf_counter() - start:.0f} s")
     run = open_file(path)
-    check_graph(run, networks)
-    report_latency(run, networks, open_full_onnx(networks) if form == "onnx" else None)
+    if networks.policy_network is None:
+        check_static_graph(run, networks)
+        report_latency({f"all {networks.resnet.num_blocks} blocks": run}, networks)
+    else:
+        check_graph(run, networks)
+        report_dynamic_latency(run, networks, open_full_onnx(networks) if form == "onnx" else None)
 
 
 def open_networks(config: ExportConfig) -> Networks:
     """Builds the networks and fills them from the checkpoints; later ones win.
 
     Raises:
-        UserError: no backbone, or no policy network where the format needs one; anything damaged or not fitting.
+        UserError: no backbone, a flag for a policy network that isn't there; anything damaged or not fitting.
     """
     files = " ".join(config.load)
     checkpoints = [read_checkpoint(path) for path in config.load]
@@ -184,10 +194,10 @@ def open_networks(config: ExportConfig) -> Networks:
     policy = next((c for c in reversed(checkpoints) if c.policy_network is not None), None)
     if backbone is None:
         raise UserError(f"--load {files}: a policy network without its backbone; name that checkpoint too")
-    if policy is None and config.format != "safetensors":
-        raise UserError(
-            f"--load {files}: no policy network in it, so there is nothing to decide; name its checkpoint too "
-            "(blockdrop.cl_train makes one)"
+    for flag in ("threshold", "policy_net"):
+        require(
+            policy is not None or getattr(config, flag) is None,
+            f"--{flag}: --load {files} holds no policy network; name its checkpoint too",
         )
     if backbone.num_classes is None:
         raise CheckpointError(f"{backbone.path}: its head isn't a linear layer (fc.weight)")
@@ -196,8 +206,11 @@ def open_networks(config: ExportConfig) -> Networks:
     resnet = network_from(backbone, spec, shortcut=config.shortcut)
     if policy is not None and not spec.droppable:
         raise UserError(f"{policy.path}: holds a policy network, but {spec.architecture} has no blocks to drop")
-    policy_network = build_policy_network(resnet.num_blocks, spec.large_images, policy_net)
+    policy_network = None
     if policy is not None:
+        policy_network = build_policy_network(
+            resnet.num_blocks, spec.large_images, policy_net, backbone=resnet
+        ).eval()
         load_checkpoint(policy, policy_network=policy_network)
         decided = policy.metrics.get("decided", resnet.num_blocks)
         if decided < resnet.num_blocks:
@@ -207,7 +220,7 @@ def open_networks(config: ExportConfig) -> Networks:
         config.model,
         backbone.variant,
         resnet.eval(),
-        policy_network.eval() if policy else None,
+        policy_network,
         policy_net,
         backbone.normalisation or DATASETS[parse_model_name(config.model).dataset].normalisation,
         backbone.classes,
@@ -216,11 +229,14 @@ def open_networks(config: ExportConfig) -> Networks:
 
 
 def write_onnx(networks: Networks, path: Path) -> None:
-    """One graph with an `If` per block: image, threshold to logits, policy, keep_probs; see `BranchingNetwork`."""
-    model = _onnx_model(_branching(networks), _example(networks), INPUTS, OUTPUTS)
-    conditions = sum(node.op_type == "If" for node in model.graph.node)
-    if conditions != networks.resnet.num_blocks:
-        raise RuntimeError(f"{conditions} If nodes for {networks.resnet.num_blocks} blocks; update torch")
+    """One graph with an `If` per block: image, threshold to logits, policy, keep_probs; see `BranchingNetwork`.
+    Without a policy network image to logits, and no `If`."""
+    static = networks.policy_network is None
+    names = (INPUTS[:1], OUTPUTS[:1]) if static else (INPUTS, OUTPUTS)
+    model = _onnx_model(*_graph(networks), *names)
+    conditions, expected = sum(node.op_type == "If" for node in model.graph.node), networks.resnet.num_blocks
+    if conditions != (0 if static else expected):
+        raise RuntimeError(f"{conditions} If nodes for {expected} blocks; update torch")
     _move_weights_into_branches(model.graph)
     _optional("onnx").helper.set_model_props(model, networks.metadata())
     path.write_bytes(model.SerializeToString())
@@ -230,8 +246,8 @@ def open_onnx(path: Path) -> Runner:
     """The file in ONNX Runtime, on the CPU with as many threads as torch uses."""
     session = _onnx_session(path.read_bytes())
 
-    def run(image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
-        found = session.run(OUTPUTS, {"image": image.numpy(), "threshold": threshold.numpy()})
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        found = session.run(None, {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=False)})
         return tuple(torch.from_numpy(np.asarray(value)) for value in found)
 
     return run
@@ -239,7 +255,7 @@ def open_onnx(path: Path) -> Runner:
 
 def open_full_onnx(networks: Networks) -> Callable[[Tensor], object]:
     """The full network, without policy network or branches, in ONNX Runtime: what the dynamic one must beat."""
-    model = _onnx_model(networks.resnet.folded(), _example(networks)[:1], INPUTS[:1], OUTPUTS[:1])
+    model = _onnx_model(*_graph(replace(networks, policy_network=None)), INPUTS[:1], OUTPUTS[:1])
     session = _onnx_session(model.SerializeToString())
     return lambda image: session.run(OUTPUTS[:1], {"image": image.numpy()})
 
@@ -277,11 +293,12 @@ def _onnx_session(content: bytes) -> Any:
 def write_aoti(networks: Networks, path: Path) -> None:
     """The same graph compiled to a shared library in a .pt2 package, for CPUs with this one's instructions.
 
-    About half as fast as ONNX Runtime: AOTInductor hands a branch its weights as arguments, so it can't pack them
-    ahead nor fuse the convolutions (torch 2.14; freezing packs only those outside of the branches).
+    With a policy network about half as fast as ONNX Runtime: AOTInductor hands a branch its weights as arguments,
+    so it can't pack them ahead nor fuse the convolutions (torch 2.14; freezing packs only those outside of the
+    branches).
     """
     with torch.no_grad():
-        program = torch.export.export(_branching(networks), _example(networks))
+        program = torch.export.export(*_graph(networks))
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(path),
@@ -297,7 +314,12 @@ def write_aoti(networks: Networks, path: Path) -> None:
 def open_aoti(path: Path) -> Runner:
     """The package loaded into this process."""
     package = torch._inductor.aoti_load_package(str(path))
-    return lambda image, threshold: tuple(package(image, threshold))
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        found = package(*inputs)
+        return (found,) if isinstance(found, Tensor) else tuple(found)
+
+    return run
 
 
 def write_safetensors(networks: Networks, path: Path) -> None:
@@ -357,7 +379,7 @@ def load_safetensors(path: str | Path) -> tuple[Backbone, PolicyNetwork | None, 
         policy_network = None
         if checkpoint.policy_network is not None:
             policy_network = build_policy_network(
-                resnet.num_blocks, spec.large_images, checkpoint.policy_net
+                resnet.num_blocks, spec.large_images, checkpoint.policy_net, backbone=resnet
             ).eval()
     except CheckpointError:
         raise
@@ -375,7 +397,7 @@ def check_graph(run: Runner, networks: Networks) -> None:
         UserError: its policy isn't the one its keep probabilities give, or a difference above `TOLERANCE`.
     """
     assert networks.policy_network is not None
-    largest = dict.fromkeys(("logits", "keep_probs"), 0.0)
+    differences: dict[str, list[float]] = {"logits": [], "keep_probs": []}
     kept = []
     for image in networks.random_images():
         with torch.inference_mode():
@@ -390,25 +412,45 @@ def check_graph(run: Runner, networks: Networks) -> None:
             )
             with torch.inference_mode():  # under the file's own policy: rounding may flip a close decision
                 expected = networks.resnet(image, policy)
-            scale = max(1.0, float(expected.abs().max()))
-            largest["logits"] = max(largest["logits"], float((logits - expected).abs().max()) / scale)
-            difference = float((keep_probs - expected_probs).abs().max())
-            largest["keep_probs"] = max(largest["keep_probs"], difference)
+            differences["logits"].append(_difference(logits, expected))
+            differences["keep_probs"].append(float((keep_probs - expected_probs).abs().max()))
             kept.append(int(policy.sum()))
+    largest = {name: float(np.max(values)) for name, values in differences.items()}  # NaN where there is one
     print(
         f"check: {len(kept)} runs that keep {min(kept)} to {max(kept)} blocks; largest difference from torch "
         f"{largest['logits']:.1e} of the largest logit, {largest['keep_probs']:.1e} in keep probabilities"
     )
     for name, value in largest.items():
-        if not value <= TOLERANCE:  # also catches NaN
-            raise UserError(
-                f"the file's {name} differ from torch's by {value:.1e}, more than {TOLERANCE:.0e}; nothing "
-                "written; try another version of torch or of the runtime"
-            )
+        _require_close(name, value)
 
 
-def report_latency(run: Runner, networks: Networks, run_full: Callable[[Tensor], object] | None) -> None:
-    """Prints medians over rounds in which all take their turn, one image at a time."""
+def check_static_graph(run: Runner, networks: Networks) -> None:
+    """Compares the file of a network without policy network with torch on random images.
+
+    Raises:
+        UserError: a difference above `TOLERANCE`.
+    """
+    images = networks.random_images()
+    with torch.inference_mode():
+        largest = float(np.max([_difference(run(image)[0], networks.resnet(image)) for image in images]))
+    print(f"check: {len(images)} runs; largest difference from torch {largest:.1e} of the largest logit")
+    _require_close("logits", largest)
+
+
+def _difference(logits: Tensor, expected: Tensor) -> float:
+    return float((logits - expected).abs().max()) / max(1.0, float(expected.abs().max()))
+
+
+def _require_close(name: str, difference: float) -> None:
+    require(
+        difference <= TOLERANCE,
+        f"the file's {name} differ from torch's by {difference:.1e}, more than {TOLERANCE:.0e}; nothing written; "
+        "try another version of torch or of the runtime",
+    )
+
+
+def report_dynamic_latency(run: Runner, networks: Networks, run_full: Callable[[Tensor], object] | None) -> None:
+    """`report_latency` at the threshold, with all blocks kept, and of the full network alone."""
     images = networks.random_images()
     threshold, keep_all = torch.tensor(networks.threshold), torch.tensor(0.0)
     kept = sum(int(run(image, threshold)[1].sum()) for image in images) / len(images)
@@ -418,6 +460,12 @@ def report_latency(run: Runner, networks: Networks, run_full: Callable[[Tensor],
     }
     if run_full is not None:
         graphs["full network alone"] = run_full
+    report_latency(graphs, networks, f" at threshold {networks.threshold:g}")
+
+
+def report_latency(graphs: dict[str, Callable[[Tensor], object]], networks: Networks, where: str = "") -> None:
+    """Prints medians over rounds in which all take their turn, one image at a time."""
+    images = networks.random_images()
     seconds: dict[str, list[float]] = {name: [] for name in graphs}
     for turn in range(-CHECK_IMAGES, LATENCY_ROUNDS):  # the first few warm up
         for name, graph in graphs.items():
@@ -425,7 +473,7 @@ def report_latency(run: Runner, networks: Networks, run_full: Callable[[Tensor],
             graph(images[turn % CHECK_IMAGES])
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - start)
-    print(f"latency on {torch.get_num_threads()} threads at threshold {networks.threshold:g}, random images:")
+    print(f"latency on {torch.get_num_threads()} threads{where}, random images:")
     for name, found in seconds.items():
         print(f"    {name}: {1000 * median(found):.2f} ms")
 
@@ -441,20 +489,19 @@ def _check_weights(networks: Networks, path: Path) -> None:
 def _state(resnet: Backbone, policy_network: PolicyNetwork | None) -> dict[str, Tensor]:
     parts = {"resnet": resnet, "policy_network": policy_network}
     return {
-        f"{part}.{key}": value.contiguous()
+        f"{part}.{key}": value.clone(memory_format=torch.contiguous_format)  # safetensors refuses what is shared
         for part, network in parts.items()
         if network is not None
         for key, value in network.state_dict().items()
     }
 
 
-def _branching(networks: Networks) -> BranchingNetwork:
-    assert networks.policy_network is not None
-    return BranchingNetwork(networks.resnet, networks.policy_network)
-
-
-def _example(networks: Networks) -> tuple[Tensor, Tensor]:
-    return networks.random_images()[0], torch.tensor(networks.threshold)
+def _graph(networks: Networks) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """What is exported, and an example of its inputs."""
+    image = networks.random_images()[0]
+    if networks.policy_network is None:
+        return networks.resnet.folded(), (image,)
+    return BranchingNetwork(networks.resnet, networks.policy_network), (image, torch.tensor(networks.threshold))
 
 
 def _optional(package: str) -> Any:

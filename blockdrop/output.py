@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from blockdrop.errors import UserError
-from blockdrop.training.config import require
+from blockdrop.errors import UserError, require
 
 
 def check_writable(flag: str, path: str | Path, overwrite: bool) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blockdrop.console import run_command
-from blockdrop.training.config import SupervisedConfig, require
+from blockdrop.errors import require
+from blockdrop.training.config import SupervisedConfig
 from blockdrop.training.setup import open_training
 from blockdrop.training.supervised import TestAndSave, cross_entropy_objective, fit
 

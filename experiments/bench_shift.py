@@ -1,11 +1,13 @@
 """The shift against a depthwise 3×3 convolution of the same width: milliseconds, forward and with the gradient.
 
-Each pair takes turns in one process; the median of several rounds counts. The depthwise convolution has weights to
+Each pair takes turns in one process, in another order each round (who comes second finds its input in the cache);
+the median counts. The depthwise convolution has weights to
 train, hence their gradient too; the shift has none.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from blockdrop.console import run_command
+from blockdrop.errors import require
 from blockdrop.models.shift import Shift
 from blockdrop.output import check_writable, write_json
-from blockdrop.training.config import require
 
 MAPS = ((48, 32), (96, 32), (96, 16), (192, 16), (192, 8))
 """(channels, side) of the shifted maps in shiftresnet20 with expansion 3."""
@@ -95,12 +97,14 @@ def compare(
 
 
 def milliseconds(runs: list[Callable[[], object]], rounds: int) -> list[float]:
-    """Median of each, taking turns."""
+    """Median of each, taking turns in a shuffled order."""
     for run in runs:
         run()
     found: list[list[float]] = [[] for _ in runs]
+    turns, shuffle = list(zip(runs, found, strict=True)), random.Random(0).shuffle
     for _ in range(rounds):
-        for run, times in zip(runs, found, strict=True):
+        shuffle(turns)
+        for run, times in turns:
             start = time.perf_counter()
             run()
             times.append(1e3 * (time.perf_counter() - start))

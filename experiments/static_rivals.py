@@ -19,13 +19,12 @@ import torch
 from blockdrop import distill, pretrain
 from blockdrop.console import run_command
 from blockdrop.data import NORMALISATIONS, DataSource
-from blockdrop.errors import CheckpointError
+from blockdrop.errors import CheckpointError, require
 from blockdrop.flops import count_flops
 from blockdrop.measure import measure_passes
 from blockdrop.models.checkpoints import load_network
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import choose_compute
-from blockdrop.training.config import require
 
 BATCH_SIZE = 1024
 
@@ -97,7 +96,11 @@ RIVALS = (
     Rival("r20", "ResNet-20, the teacher", fine_tuned),
     Rival("plain20", "plain-20, alone", pretrained(arch="plain20")),
     Rival("stagewise", "plain-20, stagewise", student_of_20(method="stagewise", stage_epochs=2, finetune_lr=0.05)),
-    Rival("jointrd", "plain-20, jointrd", student_of_20(method="jointrd", student="plain20", side_epochs=5)),
+    Rival(
+        "jointrd",
+        "plain-20, jointrd",
+        student_of_20(method="jointrd", student="plain20", side_epochs=5, schedule="one_cycle"),
+    ),
     Rival("r8", "ResNet-8, alone", pretrained(model="R8_C10")),
     Rival("kd", "ResNet-8, kd from ResNet-32", student_of_32),
     Rival("shift", "ShiftResNet-20, e = 3", pretrained(arch="shiftresnet20", expansion=3.0)),
@@ -200,10 +203,9 @@ def collect(config: RivalsConfig) -> list[dict[str, Any]]:
         networks.append(network)
         normalisation = checkpoint.normalisation or normalisation  # no matter to the clock
     if networks:
-        timed = source.test.subset(torch.arange(min(config.timed_images, len(source.test))))
-        how = (timed, normalisation, choose_compute("cpu", "float32"), BATCH_SIZE, config.engines)
-        for row, seconds in zip(rows, measure_passes(networks, *how), strict=True):
-            row["seconds"] = {engine: value * len(source.test) / len(timed) for engine, value in seconds.items()}
+        how = (source.test, normalisation, choose_compute("cpu", "float32"), BATCH_SIZE, config.engines)
+        for row, seconds in zip(rows, measure_passes(networks, *how, config.timed_images), strict=True):
+            row["seconds"] = seconds
     return rows
 
 

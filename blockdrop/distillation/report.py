@@ -29,12 +29,18 @@ class Contender(NamedTuple):
 
 
 def compare(
-    contenders: Sequence[Contender], setup: Setup, compute: Compute, engine: EngineName, batch_size: int
+    contenders: Sequence[Contender],
+    setup: Setup,
+    compute: Compute,
+    engine: EngineName,
+    batch_size: int,
+    timed_images: int,
 ) -> list[dict[str, Any]]:
     """A row per network: role, model, accuracy, parameters, flops, seconds, engine, eager_seconds.
 
-    Seconds are for all test images in batches of `batch_size` (see `measure_passes`), of the engine asked for and
-    of eager torch, where a shortcut's addition isn't fused into a convolution.
+    Seconds are for all test images in batches of `batch_size`, scaled from `timed_images` of them (see
+    `measure_passes`), of the engine asked for and of eager torch, where a shortcut's addition isn't fused into a
+    convolution.
     """
     how = (setup.data.test, setup.normalisation, compute)
     runs = [executor(c.network, None, compute, engine) for c in contenders]
@@ -42,7 +48,8 @@ def compare(
         evaluate_images(c.network, None, *how, image_size=setup.image_size, run=run).accuracy
         for c, run in zip(contenders, runs, strict=True)
     ]
-    seconds = measure_passes([c.network for c in contenders], *how, batch_size, (engine, "eager"))
+    networks = [c.network for c in contenders]
+    seconds = measure_passes(networks, *how, batch_size, (engine, "eager"), timed_images, {engine: runs})
     return [
         {
             "role": c.role,
@@ -58,11 +65,12 @@ def compare(
     ]
 
 
-def print_table(rows: Sequence[dict[str, Any]], batch_size: int) -> None:
+def print_table(rows: Sequence[dict[str, Any]], batch_size: int, images: int, timed_images: int) -> None:
     """The rows as a table, times also relative to the first."""
     width = max(len(f"{row['role']} {row['model']}") for row in rows)
     engine = f"s, {rows[0]['engine']}"
-    print(f"all test images at batch {batch_size}, BatchNorm folded, in turns:")
+    scaled = f", seconds scaled from {timed_images:,} of them" if timed_images < images else ""
+    print(f"all {images:,} test images{scaled}, at batch {batch_size}, BatchNorm folded, in turns:")
     print(f"    {'':{width}}  accuracy  parameters       FLOPs/img  {engine:>15}  {'s, eager torch':>15}")
     for row in rows:
         name = f"{row['role']} {row['model']}"

@@ -59,5 +59,5 @@ def depthwise_branch(in_channels: int, out_channels: int, stride: int, inner: in
 def _truncated(width: int, divisor: float, reduction: float) -> int:
     reduced = int(width / divisor)
     if reduced < 1:
-        raise UserError(f"--reduction {reduction}: leaves nothing of a width of {width}")
+        raise UserError(f"reduction {reduction}: leaves nothing of a width of {width}; choose a smaller one")
     return reduced

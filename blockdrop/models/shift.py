@@ -5,7 +5,7 @@ Wu et al. 2018, "Shift: A Zero FLOP, Zero Parameter Alternative to Spatial Convo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,12 +47,26 @@ class Shift(nn.Module):
         super().__init__()
         self.channels = channels
         self.register_buffer("kernels", shift_kernels(channels), persistent=False)
+        self._converted: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, C, H, W) to the same shape."""
         if x.device.type in ("cpu", "meta") and not is_channels_last(x) and not torch.compiler.is_compiling():
             return _CopiedWindows.apply(x, False)
-        return F.conv2d(x, self.kernels.to(x.dtype), padding=1, groups=self.channels)
+        return F.conv2d(x, self._kernels_like(x), padding=1, groups=self.channels)
+
+    def _kernels_like(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self.kernels.to(x.dtype)  # a constant of the graph
+        key = (x.dtype, x.device)
+        if (kernels := self._converted.get(key)) is None:
+            with torch.inference_mode(False):  # or a later call couldn't take gradients through it
+                kernels = self._converted[key] = self.kernels.to(x.dtype)
+        return kernels
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Shift:
+        self._converted.clear()  # the buffer moves
+        return super()._apply(fn, recurse)
 
     def as_convolution(self) -> nn.Conv2d:
         """The depthwise convolution that does the same."""
@@ -142,7 +156,9 @@ def make_shift_resnet(
         UserError: an expansion that leaves a block without inner channels.
     """
     if not int(expansion * min(widths)):
-        raise UserError(f"--expansion {expansion}: leaves blocks of {min(widths)} channels no inner channel")
+        raise UserError(
+            f"expansion {expansion}: leaves blocks of {min(widths)} channels no inner channel; choose a larger one"
+        )
 
     def branch(in_channels: int, width: int, stride: int) -> ShiftBranch:
         return ShiftBranch(in_channels, width, int(expansion * width), stride)

@@ -83,7 +83,7 @@ def fit(
         optimizer = torch.optim.SGD(parameters, peak, config.momentum, weight_decay=config.wd, nesterov=True)
     count = len(setup.data.train)
     one_cycle = None
-    if config.schedule == "one_cycle":
+    if config.one_cycle:
         one_cycle = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             peak,

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from blockdrop import build, distill, evaluate, load_checkpoint, pretrain, save_checkpoint
+from blockdrop import build, distill, evaluate, load_checkpoint, measure, pretrain, save_checkpoint
 from blockdrop.data import NORMALISATIONS
 from blockdrop.distill import DistillConfig
 from blockdrop.distillation.hinton import HintonLoss
@@ -76,7 +76,10 @@ class Lab:
         self.reports: dict[str, dict[str, Any]] = {}
 
     def config(self, cv_dir: Path, **flags: Any) -> DistillConfig:
-        return DistillConfig(**{**self.common, "load": (str(self.teacher),), "cv_dir": str(cv_dir), **flags})
+        flags = {**self.common, "load": (str(self.teacher),), "cv_dir": str(cv_dir), **flags}
+        if flags["method"] == "exact":  # trains nothing
+            del flags["batch_size"], flags["max_epochs"]
+        return DistillConfig(**flags)
 
     def run(self, name: str) -> tuple[Path, dict[str, Any]]:
         """The run directory of one of `METHODS`, and what its main returned."""
@@ -125,6 +128,7 @@ def test_a_run_leaves_a_report_and_a_checkpoint_that_evaluate_scores_alike(lab: 
     assert json.loads((path / "report.json").read_text()) == report
     assert report["method"] == METHODS[name]["method"]
     assert (report["dataset"], report["images"], report["batch_size"]) == ("Folder", 40, 1024)
+    assert report["timed_images"] == 40, "there are no more"
     rows = report["networks"]
     assert all(row.keys() == FIELDS for row in rows)
     assert all(row["seconds"] > 0 and row["eager_seconds"] > 0 for row in rows)
@@ -184,6 +188,54 @@ def test_the_command_prints_what_runs_and_a_table(tmp_path: Path, lab: Lab, comm
     assert teacher.count("(1.00 ×)") == 2, "times are relative to the teacher's"
     assert student.startswith("student exactplain8_Folder 0.")
     assert lines[-1] == f"report: {tmp_path / 'run' / 'report.json'}"
+    assert lines[-5] == "all 40 test images, at batch 1024, BatchNorm folded, in turns:"
+
+
+def test_the_comparison_compiles_each_network_once_and_says_how_many_images_it_timed(
+    tmp_path: Path, lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled: list[nn.Module] = []
+    timed: list[int] = []
+
+    def count_compiled(network: Any, *args: Any, **options: Any) -> Any:
+        compiled.append(network)
+        return compile_network(network, *args, **options)
+
+    def count_timed(runs: Any, batches: list[Tensor], device: torch.device) -> list[float]:
+        timed.extend(map(len, batches))
+        return [0.25 for _ in runs]
+
+    compile_network = measure.compile
+    monkeypatch.setattr(measure, "compile", count_compiled)
+    monkeypatch.setattr(measure, "seconds_in_turns", count_timed)
+    report = distill.main(lab.config(tmp_path / "run", method="exact", timed_images=16))
+    assert len(compiled) == 3, "one tests the student, two compare"
+    assert timed == [16]
+    assert (report["images"], report["timed_images"]) == (40, 16)
+    assert {row["seconds"] for row in report["networks"]} == {0.25 * 40 / 16}
+    assert "all 40 test images, seconds scaled from 16 of them, at batch 1024" in capsys.readouterr().out
+
+
+def test_the_first_lines_say_where_the_students_head_is_from(
+    tmp_path: Path, lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(job: distill.Distillation) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr(distill, "stagewise", stop)
+    monkeypatch.setattr(distill, "kd", stop)
+    init = {"student_init": (str(lab.run("CNN_NMT")[0]),), "student": "dsplain8"}
+    for name, flags, weights_from, head in (
+        ("a", {**METHODS["stagewise"], **init}, "CNN_NMT", True),
+        ("b", METHODS["stagewise"], "scratch", True),
+        ("c", {"method": "kd", **init}, "CNN_NMT", False),
+    ):
+        capsys.readouterr()
+        with pytest.raises(StoppedError):
+            distill.main(lab.config(tmp_path / name, **flags))
+        lines = capsys.readouterr().out.splitlines()
+        assert any(line.startswith("weights from: ") and weights_from in line for line in lines)
+        assert any(line.startswith("the student's head: the teacher's") for line in lines) == head
 
 
 # ---- stagewise
@@ -297,6 +349,42 @@ def test_flags_and_defaults_of_the_loss(
 # ---- jointrd
 
 
+def rates(config: DistillConfig) -> dict[int, float]:
+    """The epochs whose learning rate is another than that of the epoch before, under step decay."""
+    factors = [config.step_factor(epoch) for epoch in range(config.max_epochs)]
+    changes = [epoch for epoch in range(config.max_epochs) if epoch == 0 or factors[epoch] != factors[epoch - 1]]
+    return {epoch: pytest.approx(config.lr * factors[epoch]) for epoch in changes}
+
+
+def test_jointrds_schedule_is_its_papers_unless_another_is_asked_for() -> None:
+    joint: dict[str, Any] = {"method": "jointrd", "load": ("teacher",)}
+    config = DistillConfig(**joint)
+    assert not config.one_cycle
+    assert rates(config) == {0: 0.1, 100: 0.01, 150: 0.001}, "of the 200 epochs that are the default"
+    assert rates(DistillConfig(**joint, max_epochs=15)) == {0: 0.1, 8: 0.01, 12: 0.001}
+    assert rates(DistillConfig(**joint, max_epochs=1)) == {0: 0.1}
+    assert rates(DistillConfig(**joint, max_epochs=9, milestones=(4,))) == {0: 0.1, 4: 0.01}
+    assert rates(DistillConfig(**joint, max_epochs=9, schedule="step", epoch_step=5)) == {0: 0.1, 5: 0.01}
+    assert DistillConfig(**joint, schedule="one_cycle").one_cycle
+    assert DistillConfig(method="kd", student="R8", load=("teacher",)).one_cycle
+    assert not DistillConfig(method="kd", student="R8", load=("teacher",), schedule="step").one_cycle
+
+
+def test_a_joint_run_follows_and_names_its_papers_schedule(
+    tmp_path: Path, lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = (line for line in metrics(lab.run("CNN_NMT")[0]) if line["phase"] == "train")
+    assert line["lr"] == 0.1, "one cycle would end near zero"
+
+    def stop(*args: Any) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr(distill, "fit", stop)
+    with pytest.raises(StoppedError):
+        distill.main(lab.config(tmp_path / "run", method="jointrd", max_epochs=15))
+    assert "learning rate: 0.1, times 0.1 at epochs 8 and 12, as in the paper" in capsys.readouterr().out
+
+
 def test_the_procedures_differ_in_their_terms(lab: Lab) -> None:
     terms = {name: set(metrics(lab.run(name)[0])[0]) for name in ("TA", "KD", "KL", "CNN_NMT", "RES_NMT")}
     own = {name: found - {"epoch", "phase", "time", "lr", "images_per_second"} for name, found in terms.items()}
@@ -402,8 +490,15 @@ BAD_INPUT = [
     ((*KD, "--student", "vgg8"), "vgg8_Folder: unknown architecture vgg"),
     ((*KD, "--student", "R9"), "R9_Folder: no ResNet has depth 9"),
     ((*KD, "--student", "R18"), "--student R18: for 224 px images, the teacher's have 32"),
-    ((*KD, "--student", "R8", "--student_expansion", "2"), "--expansion 2.0: for shift nets"),
-    ((*KD, "--student", "R8", "--student_reduction", "0"), "--reduction 0.0: must be "),
+    (
+        (*KD, "--student", "R8", "--student_expansion", "2"),
+        "student: expansion 2.0: for shift nets; R8 takes a reduction",
+    ),
+    (
+        (*KD, "--student", "R8", "--student_reduction", "70"),
+        "student: reduction 70.0: leaves nothing of a width of 16; choose a smaller one",
+    ),
+    ((*KD, "--student", "R8", "--student_reduction", "0"), "student: reduction 0.0: must be between 0.01 and 100"),
     ((*KD, "--student", "R8", "--student_init", ""), "--student_init: an empty name"),
     ((*KD, "--student", "R14", "--student_init", "{tmp}/r8.t7"), "r8.t7: holds a ResNet-8 (3 blocks)"),
     ((*EXACT, "--student", "plain8"), "--student: means nothing to exact, only to stagewise, kd"),
@@ -429,6 +524,7 @@ BAD_INPUT = [
     ((*JOINT, "--milestones", "2", "1"), "--milestones 2 1: must be rising epoch numbers"),
     ((*JOINT, "--milestones", "0"), "--milestones 0: must be rising epoch numbers"),
     ((*EXACT, "--report_batch_size", "0"), "--report_batch_size 0: must be at least 1"),
+    ((*EXACT, "--timed_images", "0"), "--timed_images 0: must be at least 1"),
     ((*EXACT, "--cv_dir", "{tmp}/used"), "used: already holds a run (config.json)"),
     (
         (*KD, "--student", "R8", "--with_baseline", "--cv_dir", "{tmp}/half"),
@@ -442,7 +538,7 @@ def test_bad_input_ends_with_one_line_and_no_trace(
     bad_inputs: Path, command: Command, flags: tuple[str, ...], message: str
 ) -> None:
     before = sorted(bad_inputs.rglob("*.*"))
-    common = ("--model", "R8_Folder", "--data_dir", "{tmp}/tree", "--max_epochs", "1")
+    common = ("--model", "R8_Folder", "--data_dir", "{tmp}/tree")
     flags = (*common, *(() if "--cv_dir" in flags else ("--cv_dir", "{tmp}/run")), *flags)
     code, _, error = command(distill, *(flag.replace("{tmp}", str(bad_inputs)) for flag in flags))
     assert code == 2
@@ -510,6 +606,23 @@ def test_a_run_that_cannot_start_leaves_no_trace_and_deletes_nothing(
         ({"method": "kd", "student": "R8", "side_floor": 0.5}, "--side_floor: means nothing to kd"),
         ({"method": "exact", "student_init": ("x.t7",)}, "--student_init: means nothing to exact"),
         ({"method": "kd", "student": "R8", "milestones": (1,)}, "--milestones: only --schedule step"),
+        ({"method": "kd", "student": "R8", "epoch_step": 3}, "--epoch_step: only --schedule step"),
+        ({"method": "jointrd", "epoch_step": 3}, "--epoch_step: only --schedule step without --milestones"),
+        ({"method": "jointrd", "schedule": "one_cycle", "milestones": (1,)}, "--milestones: only --schedule step"),
+        *(
+            ({"method": "exact", **flag}, f"--{next(iter(flag))}: means nothing to exact, only to stagewise, kd,")
+            for flag in (
+                {"lr": 0.05},
+                {"wd": 0.0},
+                {"momentum": 0.8},
+                {"test_every": 1},
+                {"precision": "float32"},
+                {"schedule": "step"},
+                {"epoch_step": 3},
+                {"lr_decay_ratio": 0.2},
+                {"milestones": (1,)},
+            )
+        ),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(

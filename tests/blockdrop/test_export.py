@@ -13,8 +13,8 @@ from blockdrop import export, save_checkpoint
 from blockdrop.data import NORMALISATIONS
 from blockdrop.errors import CheckpointError, UserError
 from blockdrop.export import ExportConfig, load_safetensors
-from blockdrop.models.checkpoints import read_checkpoint
-from blockdrop.models.zoo import build
+from blockdrop.models.checkpoints import load_network, read_checkpoint
+from blockdrop.models.zoo import build, build_static
 from tests.conftest import randomise_statistics
 
 Command = Callable[..., tuple[int, str, str]]
@@ -131,6 +131,63 @@ def test_aoti_gives_torchs_logits_under_every_threshold(aoti_file: Path, checkpo
     assert package.get_metadata()["threshold"] == "0.25"
 
 
+def write_static(path: Path, model: str = "plain8_C10") -> Path:
+    """A network of three classes without a policy network."""
+    net = build_static(model, num_classes=3)
+    randomise_statistics(net)
+    save_checkpoint(path, model=model, resnet=net, normalisation=NORMALISATIONS["cifar"], classes=CLASSES)
+    return path
+
+
+def test_a_plain_net_becomes_one_onnx_graph_of_torchs_logits(tmp_path: Path, command: Command) -> None:
+    for package in export.PACKAGES["onnx"]:
+        pytest.importorskip(package)
+    onnx = pytest.importorskip("onnx")
+    source, output = write_static(tmp_path / "net.t7"), tmp_path / "net.onnx"
+    flags = ("--model", "plain8_C10", "--load", source, "--format", "onnx", "--output", output)
+    code, out, _ = command(export, *flags)
+    assert code == 0
+    assert "check: 3 runs; largest difference from torch" in out
+    assert "    all 3 blocks: " in out
+    assert "note: " not in out
+    model = onnx.load(output)
+    onnx.checker.check_model(model, full_check=True)
+    assert [entry.name for entry in model.graph.input] == ["image"]
+    assert [entry.name for entry in model.graph.output] == ["logits"]
+    assert not {node.op_type for node in model.graph.node} & {"If", "BatchNormalization"}
+    recorded = {entry.key: entry.value for entry in model.metadata_props}
+    assert (recorded["model"], recorded["shortcut"]) == ("plain8_C10", "none")
+    assert not {"threshold", "policy_net"} & recorded.keys()
+    net, _ = load_network(source)
+    for image in torch.randn(3, 1, 3, 32, 32):
+        with torch.no_grad():
+            (logits,) = export.open_onnx(output)(image)
+            torch.testing.assert_close(logits, net(image), atol=1e-4, rtol=1e-4)
+
+
+def test_an_aoti_package_of_a_plain_net_returns_one_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.zeros(1, 3)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path: lambda image: logits)
+    assert export.open_aoti(Path("net.pt2"))(torch.zeros(1, 3, 32, 32)) == (logits,)
+
+
+def test_a_resnet_without_its_policy_network_runs_all_blocks_and_says_so(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[export.Networks] = []
+    monkeypatch.setattr(
+        export, "_write_checked", lambda networks, form, path: (seen.append(networks), path.touch())
+    )
+    source = write_static(tmp_path / "net.t7", "R8_C10")
+    flags = ("--model", "R8_C10", "--load", source, "--format", "aoti", "--output", tmp_path / "net.pt2")
+    code, out, _ = command(export, *flags)
+    assert code == 0
+    assert "note: no policy network, so every block runs" in out
+    module, inputs = export._graph(seen[0])
+    with torch.no_grad():
+        assert module(*inputs).shape == (1, 3)
+
+
 @pytest.mark.parametrize("policy", [True, False], ids=["with policy", "backbone alone"])
 def test_safetensors_brings_the_same_weights_back(tmp_path: Path, command: Command, policy: bool) -> None:
     pytest.importorskip("safetensors")
@@ -195,6 +252,26 @@ def test_the_check_notices_another_policy_than_the_keep_probabilities_give(check
         export.check_graph(keeps_all, networks)
 
 
+@pytest.mark.parametrize(("error", "message"), [(0.01, "by "), (torch.nan, "by nan")])
+def test_the_check_notices_other_logits_than_torchs(checkpoint: Path, error: float, message: str) -> None:
+    networks = networks_of(checkpoint)
+    assert networks.policy_network is not None
+    for network in (networks.resnet, networks.policy_network):
+        network.requires_grad_(False)
+
+    def static(image: Tensor) -> tuple[Tensor, ...]:
+        return (networks.resnet(image) + error,)
+
+    def dynamic(image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
+        assert networks.policy_network is not None
+        keep_probs, _ = networks.policy_network(image)
+        return networks.resnet(image, keep_probs >= threshold) + error, keep_probs >= threshold, keep_probs
+
+    for check, run in ((export.check_static_graph, static), (export.check_graph, dynamic)):
+        with pytest.raises(UserError, match=f"the file's logits differ from torch's {message}"):
+            check(run, networks)
+
+
 ONNX = ("--format", "onnx", "--output", "{tmp}/new.onnx")
 BAD_INPUT = [
     (("--load", "{net}"), "--format"),
@@ -206,8 +283,8 @@ BAD_INPUT = [
     (("--load", "{net}", "--model", "R14_C10", *ONNX), "change --model"),
     (("--load", "{net}", "--policy_net", "pooled", *ONNX), "policy_net=pooled4 is needed"),
     (("--load", "{tmp}/none.t7", *ONNX), "no such checkpoint file"),
-    (("--load", "{tmp}/backbone.t7", *ONNX), "no policy network in it, so there is nothing to decide"),
-    (("--load", "{tmp}/backbone.t7", "--format", "aoti", "--output", "{tmp}/new.pt2"), "nothing to decide"),
+    (("--load", "{tmp}/backbone.t7", "--threshold", "0.4", *ONNX), "backbone.t7 holds no policy network; name"),
+    (("--load", "{tmp}/backbone.t7", "--policy_net", "pooled4", *ONNX), "--policy_net: --load "),
     (("--load", "{tmp}/policy.t7", *ONNX), "a policy network without its backbone"),
     (("--load", "{net}", "--format", "onnx", "--output", "{tmp}/new.pt2"), "ends in .onnx"),
     (("--load", "{net}", "--format", "aoti", "--output", "{tmp}/new"), "ends in .pt2"),

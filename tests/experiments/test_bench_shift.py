@@ -10,6 +10,14 @@ import pytest
 from experiments import bench_shift
 
 
+def test_nobody_always_comes_second() -> None:
+    turns: list[str] = []
+    times = bench_shift.milliseconds([lambda: turns.append("a"), lambda: turns.append("b")], rounds=20)
+    assert len(times) == 2
+    rounds = {tuple(turns[i : i + 2]) for i in range(2, len(turns), 2)}
+    assert rounds == {("a", "b"), ("b", "a")}
+
+
 def test_a_row_for_each_map_format_and_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_shift, "MAPS", ((9, 4), (10, 2)))
     rows = bench_shift.main(bench_shift.BenchShiftConfig(batch_size=2, rounds=1, json=str(tmp_path / "rows.json")))

@@ -41,6 +41,19 @@ def test_a_run_of_other_epochs_is_not_overwritten(tmp_path: Path, monkeypatch: p
         static_rivals.main(RivalsConfig(cv_dir=str(tmp_path), epochs=2, seeds=(0,), only=("plain20",)))
 
 
+def test_joint_distillation_runs_as_its_results_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(static_rivals.distill, "main", seen.append)
+    monkeypatch.setattr(static_rivals, "collect", lambda config: [])
+    with pytest.raises(UserError, match="no finished run"):
+        static_rivals.main(RivalsConfig(cv_dir=str(tmp_path), seeds=(0,), only=("jointrd",)))
+    (config,) = seen
+    config.check()
+    assert (config.method, config.schedule, config.max_epochs) == ("jointrd", "one_cycle", 15)
+    text = (Path(static_rivals.__file__).parent / "results" / "static-rivals.md").read_text()
+    assert "--side_epochs 5 --schedule one_cycle --cv_dir cv/static/jointrd-s0" in text
+
+
 def test_the_table_has_mean_spread_and_times_of_the_first_row() -> None:
     common: dict[str, Any] = {"parameters": 269722, "flops": 81102080, "minutes": 20.4}
     rows = [

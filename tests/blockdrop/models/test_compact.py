@@ -95,8 +95,8 @@ def test_a_mode_alone_reduces_by_one_and_a_reduction_alone_reduces_blocks() -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reduction": 16.5}, "--reduction 16.5: leaves nothing of a width of 16"),
-        ({"reduction": 17, "reduction_mode": "depthwise"}, "--reduction 17: leaves nothing of a width of 16"),
+        ({"reduction": 16.5}, "reduction 16.5: leaves nothing of a width of 16"),
+        ({"reduction": 17, "reduction_mode": "depthwise"}, "reduction 17: leaves nothing of a width of 16"),
     ],
     ids=["block", "depthwise"],
 )
@@ -107,5 +107,5 @@ def test_a_reduction_that_leaves_no_channel_is_named(options: dict[str, object],
 
 
 def test_net_mode_that_leaves_no_channel_is_named() -> None:
-    with pytest.raises(UserError, match="--reduction 300: leaves nothing of a width of 16"):
+    with pytest.raises(UserError, match="reduction 300: leaves nothing of a width of 16; choose a smaller one"):
         reduced_widths((64, 16), 300)

@@ -1,5 +1,7 @@
 """The shift is nine slices; a shift net is what its paper says, and its blocks can be dropped."""
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -87,6 +89,54 @@ def test_both_memory_formats_have_the_same_gradient() -> None:
 def test_a_shift_has_no_parameters_and_leaves_nothing_in_checkpoints() -> None:
     assert list(Shift(18).parameters()) == []
     assert Shift(18).state_dict() == {}
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last)
+
+
+def test_the_kernel_is_converted_once_for_each_number_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    shift, conversions = Shift(20), []
+    x = channels_last(torch.randn(2, 20, 4, 5))
+
+    class Counting(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is torch.ops.aten._to_copy.default:
+                conversions.append(kwargs["dtype"])
+            return func(*args, **(kwargs or {}))
+
+    inputs = [x.to(dtype) for dtype in (torch.bfloat16, torch.float32, torch.float64)]
+    with Counting():
+        results = [shift(value) for value in inputs * 2]
+    assert conversions == [torch.bfloat16, torch.float64], "float32 it has"
+    for value, result in zip(inputs * 2, results, strict=True):
+        assert result.dtype == value.dtype
+        assert result.equal(nine_slices(value))
+
+
+def test_a_used_shift_can_be_copied_and_moved() -> None:
+    shift, x = Shift(20), channels_last(torch.randn(2, 20, 4, 5).bfloat16())
+    expected = shift(x)
+    assert shift.state_dict() == {}
+    assert pickle.loads(pickle.dumps(shift))(x).equal(expected)
+    twin = copy.deepcopy(shift)
+    away = twin.to("meta")(x.to("meta"))
+    assert (away.device.type, away.dtype, away.shape) == ("meta", torch.bfloat16, x.shape)
+    back = twin.to_empty(device="cpu")
+    back.kernels.zero_()
+    assert not back(x).any(), "nothing is left of the kernel from before"
+    assert shift(x).equal(expected), "the copy is one"
+    assert shift.double()(x).equal(expected)
+    assert shift(x.double()).equal(expected.double())
+
+
+def test_a_kernel_first_used_in_inference_mode_takes_gradients_later() -> None:
+    shift, x = Shift(20), channels_last(torch.randn(2, 20, 4, 5).bfloat16())
+    with torch.inference_mode():
+        shift(x)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(shift(x).sum(), x)
+    assert gradient.shape == x.shape
 
 
 def test_the_convolution_that_stands_for_a_shift_does_the_same() -> None:
