@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -28,3 +29,14 @@ def keep_undecided(policy: Tensor, decided: int) -> Tensor:
     policy = policy.clone()
     policy[..., : policy.shape[-1] - decided] = True
     return policy
+
+
+def decide_last(keep_probs: Tensor, decided: int) -> Tensor:
+    """Keep probabilities (N, K) with a certain one, without gradient, for all but the last `decided` blocks.
+
+    >>> import torch
+    >>> decide_last(torch.tensor([[0.5, 0.5, 0.5]]), decided=2)
+    tensor([[1.0000, 0.5000, 0.5000]])
+    """
+    undecided = keep_probs.shape[-1] - decided
+    return F.pad(keep_probs[..., undecided:], (undecided, 0), value=1.0)

@@ -11,7 +11,8 @@ class PolicyNetwork(nn.Module):
     """Keep probabilities and a value estimate from an image (Wu et al. 2018, arXiv:1711.08393, section 3.2).
 
     Args:
-        features: float images (N, C, H, W) to float features (N, feature_dim).
+        features: float images (N, C, H, W) to float features (N, feature_dim). If it looks through modules of the
+            network to be decided on, its attribute `borrowed` lists them.
         feature_dim: width of the features.
         num_blocks: K, the number of decisions.
         input_pool: average-pool the image by this factor before `features`; 2 makes the network about four
@@ -34,6 +35,16 @@ class PolicyNetwork(nn.Module):
     def num_blocks(self) -> int:
         """K, the number of blocks that it decides on."""
         return self.logit.out_features
+
+    @property
+    def borrowed(self) -> tuple[nn.Module, ...]:
+        """The modules that it shares with the network to be decided on, and that its training must not change."""
+        return tuple(getattr(self.features, "borrowed", ()))
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """What an optimiser may train: all parameters but the borrowed modules'."""
+        theirs = {id(parameter) for module in self.borrowed for parameter in module.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in theirs]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (N, C, H, W) to keep probabilities (N, K) in (0, 1), float32, and values (N, 1)."""

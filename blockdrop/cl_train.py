@@ -1,24 +1,29 @@
 """Curriculum learning: REINFORCE teaches the policy network which blocks a frozen ResNet can do without.
 
-Wu et al. 2018, BlockDrop, arXiv:1711.08393, section 3.4. In epoch e only the last 1 + e blocks are decided.
+Wu et al. 2018, BlockDrop, arXiv:1711.08393, section 3.4. In epoch e only the last 1 + e blocks are decided. The
+reference's recipe is the default; --estimator, --reward and --target_flops choose others of the same family.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from agents.curriculum import keep_undecided, num_decided
-from agents.estimators import bound_keep_probs, entropy, map_policy, sample_policy, self_critical_loss
-from agents.rewards import blockdrop_reward
+from agents.budget import BudgetPrice
+from agents.curriculum import decide_last, keep_undecided, num_decided
+from agents.estimators import EstimatorName, make_estimator
+from agents.policies import bound_keep_probs, entropy, map_policy
+from agents.rewards import Reward
 from blockdrop.console import run_command
 from blockdrop.data import derived_seed
+from blockdrop.errors import require
 from blockdrop.flops import count_flops
 from blockdrop.measure import executor
 from blockdrop.training.compute import Compute
-from blockdrop.training.config import PolicyTrainingConfig, require
+from blockdrop.training.config import PolicyTrainingConfig, Recipe, RecipeName, check_estimator
 from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup, open_training
@@ -28,6 +33,18 @@ from blockdrop.training.setup import Setup, open_training
 class CurriculumConfig(PolicyTrainingConfig):
     """Flags of `python -m blockdrop.cl_train`."""
 
+    RECIPES: ClassVar[dict[RecipeName, Recipe]] = {
+        "reference": {},
+        "fast": {
+            "policy_net": "stem",
+            "estimator": "leave_one_out",
+            "samples": 4,
+            "cl_step": 4,
+            "max_epochs": 20,
+            "test_every": 5,
+        },
+    }
+
     load: tuple[str, ...] = ()
     """Checkpoints or run directories: the trained backbone and, to go on training it, a policy network."""
     policy_init: str | None = None
@@ -36,6 +53,8 @@ class CurriculumConfig(PolicyTrainingConfig):
     """Learning rate (Adam)."""
     max_epochs: int = 10000
     """Epochs to train."""
+    estimator: EstimatorName = "self_critical"
+    """How rewards become a gradient: self_critical, leave_one_out, antithetic, value_baseline or block_credit."""
     beta: float = 0.1
     """Weight of the exploration bonus."""
     cl_step: int = 1
@@ -43,6 +62,7 @@ class CurriculumConfig(PolicyTrainingConfig):
 
     def check(self) -> None:
         super().check()
+        check_estimator(self.estimator, self.samples)
         require(len(self.load) > 0, "--load: name a trained backbone (python -m blockdrop.pretrain makes one)")
         require(self.beta >= 0 and math.isfinite(self.beta), f"--beta {self.beta}: must be zero or positive")
         require(self.cl_step >= 1, f"--cl_step {self.cl_step}: must be at least 1")
@@ -60,10 +80,14 @@ def main(config: CurriculumConfig) -> dict[str, float]:
 
 def train(config: CurriculumConfig, setup: Setup, compute: Compute, run: RunDirectory) -> dict[str, float]:
     """The training loop; returns the last test's metrics."""
+    compute.place(setup.resnet)
     classifier = executor(setup.resnet, None, compute, engine="torch")  # the same sums whatever ran before
     policy_network = compute.place(setup.policy_network)
-    optimizer = torch.optim.Adam(policy_network.parameters(), config.lr, weight_decay=config.wd)
+    optimizer = torch.optim.Adam(policy_network.own_parameters(), config.lr, weight_decay=config.wd)
     flops = count_flops(setup.resnet, policy_network, setup.image_size)
+    estimator = make_estimator(config.estimator, config.samples)
+    reward = Reward(config.reward, config.penalty, torch.tensor(flops.blocks))
+    budget = None if config.target_flops is None else BudgetPrice(config.target_flops, config.price_rate)
     for epoch in range(config.max_epochs):
         decided = num_decided(epoch, classifier.num_blocks, config.cl_step)
         optimizer.param_groups[0]["lr"] = config.step_lr(epoch)
@@ -72,20 +96,29 @@ def train(config: CurriculumConfig, setup: Setup, compute: Compute, run: RunDire
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
         for batch, (images, labels) in enumerate(setup.training_batches(config, compute, epoch)):
             with compute.autocast():
-                keep_probs, _ = policy_network(images)  # (N, K)
+                keep_probs, values = policy_network(images)  # (N, K), (N, 1)
             bounded = bound_keep_probs(keep_probs, config.alpha)
-            policies = torch.stack([sample_policy(bounded, draws), map_policy(keep_probs)])  # (2, N, K)
-            policies = keep_undecided(policies, decided)
-            logits, _ = classifier(images, policy=policies)  # (2, N, classes)
-            reward, baseline = blockdrop_reward(logits.argmax(-1) == labels, policies, config.penalty)
+            chances = decide_last(bounded, decided)
+            policies = estimator.draw(chances.detach(), draws)  # (S, N, K)
+            logits, _ = classifier(images, policy=policies)  # (S, N, classes)
+            rewards = reward(logits, labels, policies, None if budget is None else budget.value)  # (S, N)
+            value = (values.float().squeeze(1),) if estimator.wants_values else ()
             bonus = entropy(bounded)
-            loss = self_critical_loss(bounded, policies[0], reward, baseline, decided) - config.beta * bonus
+            loss = estimator.loss(chances, policies, rewards, *value) - config.beta * bonus
             run.check_finite(loss, epoch, batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            advantage = (reward - baseline).mean()
-            sampled_epoch.add(policies[0], logits[0], labels, loss=loss, entropy=bonus, advantage=advantage)
+            means = {"loss": loss, "entropy": bonus}
+            if len(rewards) > 1:
+                means["advantage"] = (rewards[0] - rewards[1:].mean(0)).mean()
+            if budget is not None:
+                budget.target = max(config.target_after(epoch), flops.least_share(decided))
+                greedy = keep_undecided(map_policy(keep_probs), decided)
+                spent = flops.per_image(greedy).double().mean() / flops.full
+                means |= {"spent": spent, "price": torch.tensor(budget.update(spent.item()))}
+            sampled_epoch.add(policies[0], logits[0], labels, **means)
+        sampled_epoch.block_executions = classifier.block_executions
         trained = sampled_epoch.metrics(config.penalty, config.step_lr(epoch))
         tested = finish_epoch(
             setup, run, compute, epoch, trained, config.penalty, config.tests_after(epoch), decided

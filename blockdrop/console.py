@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import itertools
 import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from tqdm import tqdm
@@ -27,7 +28,9 @@ def run_command(main: Callable[[Config], object], config_class: type[Config], de
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            config = tyro.cli(config_class, prog=prog, description=description, use_underscores=True)
+            default = _recipe_defaults(config_class)
+            how: dict[str, Any] = {} if default is None else {"default": default}
+            config = tyro.cli(config_class, prog=prog, description=description, use_underscores=True, **how)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -38,6 +41,17 @@ def run_command(main: Callable[[Config], object], config_class: type[Config], de
         sys.exit(_fail(str(error), error.exit_code))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
+
+
+def _recipe_defaults(config_class: type[Config]) -> Config | None:
+    """The flags of the `--recipe` asked for, which the others then change; None where there are no recipes."""
+    recipes = getattr(config_class, "RECIPES", None)
+    if recipes is None:
+        return None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", nargs="?")
+    wanted = parser.parse_known_args()[0].recipe
+    return config_class(recipe=wanted, **recipes[wanted]) if wanted in recipes else None  # type: ignore[call-arg]
 
 
 def _unboxed(text: str) -> str:

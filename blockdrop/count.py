@@ -12,13 +12,14 @@ from typing import Any, Literal
 from torch import nn
 
 from blockdrop.console import run_command
+from blockdrop.errors import require
 from blockdrop.flops import LayerCount, count_flops, count_layers, reference_stem_surplus
 from blockdrop.models.backbone import Backbone, Shortcut
 from blockdrop.models.checkpoints import Checkpoint, load_checkpoint, network_from, read_checkpoint
 from blockdrop.models.compact import ReductionMode
-from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, build_policy_network, parse_model_name
+from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, parse_model_name
 from blockdrop.output import check_writable, write_json
-from blockdrop.training.config import require
 
 
 @dataclass(kw_only=True)
@@ -85,9 +86,11 @@ def main(config: CountConfig) -> dict[str, Any]:
         print(f"{kind}: (new) {values[0]} (original) {values[1]} (reduction) {values[1] / values[0]:.2f}")
         numbers[kind.lower()] = dict(zip(("new", "original"), values, strict=True))
     if checkpoint is not None and checkpoint.policy_network is not None:
-        policy_network = build_policy_network(new.num_blocks, spec.large_images, checkpoint.policy_net)
+        policy_network = build_policy_network(
+            new.num_blocks, spec.large_images, checkpoint.policy_net, backbone=new
+        )
         load_checkpoint(checkpoint, policy_network=policy_network)
-        size = sum(p.numel() for p in policy_network.parameters())
+        size = sum(p.numel() for p in policy_network.own_parameters())
         flops = count_flops(new, policy_network, image_size).policy_network
         print(f"Policy network ({checkpoint.policy_net}): {size} parameters, {flops} FLOPs")
         numbers["policy_network"] = {"parameters": size, "flops": flops}

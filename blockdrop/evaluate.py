@@ -14,10 +14,11 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from agents.estimators import map_policy
+from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
 from blockdrop.console import run_command
 from blockdrop.data import Images
+from blockdrop.errors import require
 from blockdrop.flops import count_flops
 from blockdrop.inference.executor import EngineName, Executor
 from blockdrop.inference.operating_point import (
@@ -32,7 +33,7 @@ from blockdrop.models.checkpoints import Checkpoint, check_operating_point, proj
 from blockdrop.output import check_writable, write_json
 from blockdrop.policy_stats import Outcomes
 from blockdrop.training.compute import Precision
-from blockdrop.training.config import ModelConfig, require
+from blockdrop.training.config import ModelConfig
 from blockdrop.training.setup import Setup, open_setup
 
 DEFAULT_THRESHOLD = 0.5

@@ -1,24 +1,40 @@
-"""Joint fine-tuning: REINFORCE for the policy network, cross-entropy of the sampled policies for both.
+"""Joint fine-tuning of the policy network and the ResNet.
 
-Wu et al. 2018, BlockDrop, arXiv:1711.08393, section 3.4. Blocks run just for the images that keep them, so a
-block's BatchNorm sees those images alone, in training as at inference.
+Wu et al. 2018, BlockDrop, arXiv:1711.08393, section 3.4: REINFORCE for the policy network, cross-entropy of the
+sampled policies for both. Blocks run just for the images that keep them, so a block's BatchNorm sees those images
+alone, in training as at inference. The reference's recipe is the default; --recipe fast starts from a plain
+backbone.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from agents.estimators import bound_keep_probs, entropy, map_policy, sample_policy, self_critical_loss
-from agents.rewards import blockdrop_reward
+from agents.budget import BudgetPrice
+from agents.estimators import PATHWISE, Estimator, EstimatorName, PathwiseName, draw_gates, make_estimator
+from agents.policies import bound_keep_probs, entropy, map_policy, policy_information
+from agents.policy_network import PolicyNetwork
+from agents.rewards import Reward
 from blockdrop.console import run_command
-from blockdrop.data import derived_seed
+from blockdrop.data import Augment, derived_seed
+from blockdrop.distillation.hinton import kl_divergence
+from blockdrop.errors import require
 from blockdrop.flops import count_flops
-from blockdrop.models.resnet import Execution
+from blockdrop.measure import executor
+from blockdrop.models.resnet import DroppableResNet, Execution, block_executions
+from blockdrop.training.batchnorm import recalibrate, rows_kept_whole
 from blockdrop.training.compute import Compute
-from blockdrop.training.config import PolicyTrainingConfig, require
+from blockdrop.training.config import PolicyTrainingConfig, Recipe, RecipeName, check_estimator
 from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup, open_training
@@ -28,8 +44,31 @@ from blockdrop.training.setup import Setup, open_training
 class FinetuneConfig(PolicyTrainingConfig):
     """Flags of `python -m blockdrop.finetune`."""
 
+    RECIPES: ClassVar[dict[RecipeName, Recipe]] = {
+        "reference": {},
+        "fast": {
+            "policy_net": "stem",
+            "initial_keep": 0.9,
+            "estimator": "kept_straight_through",
+            "alpha": 0.95,
+            "target_flops": 0.5,
+            "information": 0.05,
+            "distill": 1.0,
+            "keep_full": 0.1,
+            "optimizer": "sgd",
+            "lr": 1e-3,
+            "schedule": "cosine",
+            "batch_size": 128,
+            "max_epochs": 15,
+            "settle_epochs": 2,
+            "recalibrate": 5000,
+            "test_every": 5,
+        },
+    }
+
     pretrained: tuple[str, ...] = ()
-    """Checkpoints or run directories of curriculum training: policy network and backbone, in one or in two."""
+    """Checkpoints or run directories of curriculum training: policy network and backbone, in one or in two; with
+    --initial_keep a backbone is enough."""
     load: tuple[str, ...] = ()
     """Checkpoints of fine-tuning to go on from; they win over --pretrained."""
     lr: float = 1e-4
@@ -42,17 +81,124 @@ class FinetuneConfig(PolicyTrainingConfig):
     """Reward of a wrong prediction: it sets the trade-off of accuracy and blocks."""
     execution: Execution = "sparse"
     """sparse runs just the blocks that are kept; masked runs all and selects, as the reference does (slower)."""
+    estimator: EstimatorName | PathwiseName = "self_critical"
+    """How the policy network learns: from rewards as in cl_train, or pathwise, by the gradient of the loss itself
+    (straight_through, kept_straight_through, gumbel)."""
+    temperature: float = 1.0
+    """Of gumbel's relaxation."""
+    initial_keep: float | None = None
+    """Keep probability that a fresh policy network starts from, where no checkpoint holds one."""
+    information: float = 0.0
+    """Weight of a bonus for policies that tell images apart, nats of mutual information."""
+    distill: float = 0.0
+    """Weight of the divergence from the logits of the full network as it was loaded (self-distillation)."""
+    distill_temperature: float = 2.0
+    """Softens both logits there; the term is multiplied by its square."""
+    keep_full: float = 0.0
+    """Share of each batch for which all blocks run, so that the full network keeps its accuracy."""
+    freeze_epochs: int = 0
+    """Epochs at the start in which the policy network learns alone."""
+    alternate: bool = False
+    """After them let the two networks take turns, batch by batch, instead of learning together."""
+    shuffle_policies: bool = False
+    """Give each image the policy of another one: what policies are worth that know nothing of their image."""
+    settle_epochs: int = 0
+    """Epochs at the end in which the ResNet learns alone, under the MAP policies that it will have."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """adam for both networks; or sgd with Nesterov momentum for the ResNet (--resnet_lr, --resnet_wd)."""
+    resnet_lr: float = 0.02
+    """Learning rate of sgd."""
+    resnet_wd: float = 5e-4
+    """Weight decay of sgd."""
+    schedule: Literal["step", "cosine"] = "step"
+    """Learning rates: step decay by epochs, or a cosine to zero over the run after a short rise."""
+    recalibrate: int = 0
+    """Training images on which BatchNorm's statistics are taken anew, under MAP policies, before each test."""
 
     def check(self) -> None:
         super().check()
-        require(bool(self.pretrained or self.load), "--pretrained: name a checkpoint of curriculum training")
+        start = "of curriculum training" if self.initial_keep is None else "that has a trained backbone"
+        require(bool(self.pretrained or self.load), f"--pretrained: name a checkpoint {start}")
+        if self.estimator not in PATHWISE:
+            check_estimator(self.estimator, self.samples)
+        pathwise, target = self.estimator in PATHWISE, self.target_flops is not None
+        self.check_meaning("reward", not pathwise, "estimators from rewards")
+        self.check_meaning("temperature", self.estimator == "gumbel", "--estimator gumbel")
+        self.check_meaning("distill_temperature", self.distill > 0, "--distill")
+        for flag in ("resnet_lr", "resnet_wd"):
+            self.check_meaning(flag, self.optimizer == "sgd", "--optimizer sgd")
+        for flag in ("epoch_step", "lr_decay_ratio"):
+            self.check_meaning(flag, self.schedule == "step", "--schedule step")
+        require(
+            self.penalty != 0 or not (pathwise and not target),
+            "--penalty 0: leaves a pathwise estimator without a trade-off; pass another, or --target_flops",
+        )
+        for flag in ("information", "distill"):
+            value = getattr(self, flag)
+            require(value >= 0 and math.isfinite(value), f"--{flag} {value}: must be zero or positive")
+        for flag in ("temperature", "distill_temperature", "resnet_lr"):
+            value = getattr(self, flag)
+            require(value > 0 and math.isfinite(value), f"--{flag} {value}: must be a positive number")
+        require(
+            self.resnet_wd >= 0 and math.isfinite(self.resnet_wd),
+            f"--resnet_wd {self.resnet_wd}: must be zero or positive",
+        )
+        require(0 <= self.keep_full < 1, f"--keep_full {self.keep_full}: must be at least 0 and below 1")
+        require(
+            self.keep_full == 0 or self.keep_full * self.batch_size >= 1,
+            f"--keep_full {self.keep_full}: not even one image of --batch_size {self.batch_size}",
+        )
+        require(
+            self.initial_keep is None or 0 < self.initial_keep < 1,
+            f"--initial_keep {self.initial_keep}: must be above 0 and below 1",
+        )
+        require(self.recalibrate >= 0, f"--recalibrate {self.recalibrate}: must be at least 0")
+        require(
+            self.freeze_epochs >= 0 and self.settle_epochs >= 0,
+            "--freeze_epochs and --settle_epochs: must be at least 0",
+        )
+        require(
+            self.freeze_epochs + self.settle_epochs <= self.max_epochs,
+            f"--freeze_epochs {self.freeze_epochs} and --settle_epochs {self.settle_epochs}: more than the "
+            f"--max_epochs {self.max_epochs}",
+        )
+        require(
+            not (self.estimator in ("straight_through", "gumbel") and self.execution == "sparse"),
+            f"--estimator {self.estimator}: needs what dropped blocks would do; pass --execution masked, or "
+            "--estimator kept_straight_through",
+        )
+
+    def learners(self, epoch: int, batch: int) -> tuple[bool, bool]:
+        """Whether the ResNet learns from this batch, and whether the policy network does."""
+        if epoch < self.freeze_epochs:
+            return False, True
+        if epoch >= self.max_epochs - self.settle_epochs:
+            return True, False
+        return (batch % 2 == 0, batch % 2 == 1) if self.alternate else (True, True)
+
+    def lr_factor(self, epoch: int, progress: float) -> float:
+        """What learning rates are multiplied by, `progress` of the run (0 to 1) done."""
+        if self.schedule == "step":
+            return self.step_factor(epoch)
+        return min(1.0, progress / WARM_UP) * (1 + math.cos(math.pi * progress)) / 2
+
+
+WARM_UP = 0.05
+"""Share of the run in which cosine's learning rates rise."""
 
 
 def main(config: FinetuneConfig) -> dict[str, float]:
     """Opens models, data and run directory, and trains; returns the last test's metrics."""
     config.check()
     compute, paths = config.compute(), (*config.pretrained, *config.load)
-    setup, run = open_training(config, "finetune", paths, backbone=True, policy=True)
+    setup, run = open_training(
+        config,
+        "finetune",
+        paths,
+        backbone=True,
+        policy=config.initial_keep is None,
+        initial_keep=config.initial_keep,
+    )
     with run:
         setup.announce("finetune", compute, run)
         return train(config, setup, compute, run)
@@ -61,48 +207,224 @@ def main(config: FinetuneConfig) -> dict[str, float]:
 def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirectory) -> dict[str, float]:
     """The training loop; returns the last test's metrics."""
     resnet, policy_network = compute.place(setup.resnet), compute.place(setup.policy_network)
-    parameters = [*resnet.parameters(), *policy_network.parameters()]
-    optimizer = torch.optim.Adam(parameters, config.lr, weight_decay=config.wd)
+    assert isinstance(resnet, DroppableResNet), "checked with the flags"
     flops = count_flops(resnet, policy_network, setup.image_size)
+    teacher = executor(copy.deepcopy(resnet), None, compute, engine="torch") if config.distill else None
+    optimizers = make_optimizers(config, resnet, policy_network)
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    budget = None if config.target_flops is None else BudgetPrice(config.target_flops, config.price_rate)
+    learn = make_learner(config, resnet, compute, torch.tensor(flops.blocks, device=compute.device))
+    batches = -(-len(setup.data.train) // config.batch_size)
+    executions = 0
     for epoch in range(config.max_epochs):
-        optimizer.param_groups[0]["lr"] = config.step_lr(epoch)
-        resnet.train()
-        policy_network.train()
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
         for batch, (images, labels) in enumerate(setup.training_batches(config, compute, epoch)):
-            with compute.autocast():
-                keep_probs, _ = policy_network(images)  # (N, K)
-            bounded = bound_keep_probs(keep_probs, config.alpha)
-            policy, greedy = sample_policy(bounded, draws), map_policy(keep_probs)  # (N, K)
-            with torch.no_grad(), compute.autocast():
-                greedy_logits = resnet(images, greedy, config.execution)
-            with compute.autocast():
-                logits = resnet(images, policy, config.execution)  # (N, classes)
-            reward = blockdrop_reward(logits.argmax(1) == labels, policy, config.penalty)
-            baseline = blockdrop_reward(greedy_logits.argmax(1) == labels, greedy, config.penalty)
-            cross_entropy = F.cross_entropy(logits.float(), labels)
-            loss = self_critical_loss(bounded, policy, reward, baseline) + cross_entropy
+            factor = config.lr_factor(epoch, (epoch + (batch + 1) / batches) / config.max_epochs)
+            for optimizer, rate in zip(optimizers, rates, strict=True):
+                optimizer.param_groups[0]["lr"] = factor * rate
+            train_resnet, train_policy = config.learners(epoch, batch)
+            price = None if budget is None else budget.value
+            policy_network.train(train_policy)
+            resnet.train(train_resnet).requires_grad_(train_resnet)  # last, as the two may share the stem
+            with torch.set_grad_enabled(train_policy), compute.autocast():
+                keep_probs, values = policy_network(images)  # (N, K), (N, 1)
+            if config.shuffle_policies:
+                order = torch.randperm(len(images), generator=draws, device=compute.device)
+                keep_probs, values = keep_probs[order], values[order]
+            if train_policy:
+                step = learn(images, labels, keep_probs, values, draws, price)
+            else:
+                step = learn_settled(config, resnet, compute, images, labels, keep_probs)
+            loss = step.loss
+            if teacher is not None:
+                soften = config.distill_temperature
+                step.parts["divergence"] = kl_divergence(step.logits.float(), teacher(images)[0], soften)
+                loss = loss + config.distill * soften**2 * step.parts["divergence"]
             run.check_finite(loss, epoch, batch)
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step()
-            sampled_epoch.add(
-                policy,
-                logits.detach(),
-                labels,
-                loss=loss,
-                cross_entropy=cross_entropy,
-                entropy=entropy(bounded.detach()),
-                advantage=(reward - baseline).mean(),
-            )
-        trained = sampled_epoch.metrics(config.penalty, config.step_lr(epoch))
-        tested = finish_epoch(setup, run, compute, epoch, trained, config.penalty, config.tests_after(epoch))
+            for optimizer in optimizers:
+                optimizer.step()
+            if budget is not None and train_policy:
+                budget.target = config.target_after(epoch + batch / batches)
+                spent = flops.per_image(map_policy(keep_probs)).double().mean() / flops.full
+                step.parts |= {"spent": spent, "price": torch.tensor(budget.update(spent.item()))}
+            executions += step.executions + (0 if teacher is None else len(images) * resnet.num_blocks)
+            sampled_epoch.add(step.policy, step.logits.detach(), labels, loss=loss, **step.parts)
+        test = config.tests_after(epoch)
+        if test and config.recalibrate and epoch >= config.freeze_epochs:
+            some = recalibration_images(config, setup, compute)
+            how = (config.keep_full, config.execution, config.shuffle_policies)
+            executions += recalibrate(resnet, policy_network, some, *how)
+        sampled_epoch.block_executions = executions
+        trained = sampled_epoch.metrics(config.penalty, factor * config.lr)
+        tested = finish_epoch(
+            setup, run, compute, epoch, trained, config.penalty, test, shuffle_policies=config.shuffle_policies
+        )
+    resnet.requires_grad_(True)
     assert tested is not None, "the last epoch is always tested"
     metrics, path = tested
     run.finish(metrics)
     print(f"checkpoint: {path}")
     return metrics
+
+
+@dataclass
+class JointStep:
+    """What a batch gave."""
+
+    loss: Tensor
+    """Scalar."""
+    policy: Tensor
+    """bool (N, K), the one whose logits count."""
+    logits: Tensor
+    """(N, classes), with gradient."""
+    parts: dict[str, Tensor]
+    """Scalars worth logging, means over the batch."""
+    executions: int
+    """How many times a block ran for a row; a backward pass counts twice."""
+
+
+Learner = Callable[[Tensor, Tensor, Tensor, Tensor, torch.Generator, float | None], JointStep]
+"""(images, labels, keep probabilities (N, K), values (N, 1), generator of draws, price) to a step."""
+
+
+def make_learner(config: FinetuneConfig, resnet: DroppableResNet, compute: Compute, costs: Tensor) -> Learner:
+    """The way of learning that the flags ask for.
+
+    Args:
+        costs: (K,), FLOPs of each block.
+    """
+    if config.estimator in PATHWISE:
+        return functools.partial(learn_pathwise, config, resnet, compute, costs)
+    estimator = make_estimator(config.estimator, config.samples)
+    return functools.partial(
+        learn_from_rewards, config, resnet, compute, estimator, Reward(config.reward, config.penalty, costs)
+    )
+
+
+def learn_from_rewards(
+    config: FinetuneConfig,
+    resnet: DroppableResNet,
+    compute: Compute,
+    estimator: Estimator,
+    reward: Reward,
+    images: Tensor,
+    labels: Tensor,
+    keep_probs: Tensor,
+    values: Tensor,
+    draws: torch.Generator,
+    price: float | None,
+) -> JointStep:
+    """REINFORCE for the policy network, cross-entropy of the sampled policies for the ResNet."""
+    bounded = bound_keep_probs(keep_probs, config.alpha)
+    policies = estimator.draw(bounded.detach(), draws)  # (S, N, K)
+    whole = rows_kept_whole(config.keep_full, images)
+    policies[:, :whole] = True
+    sampled, others = policies[: estimator.samples], policies[estimator.samples :]
+    found = []
+    if len(others):
+        with torch.no_grad(), compute.autocast():
+            found.append(resnet(images, others, config.execution))
+    with compute.autocast():  # of its own: some versions of torch keep weights without gradient from the one above
+        logits = resnet(images, sampled, config.execution)  # (samples, N, classes)
+    rewards = reward(torch.cat([logits.detach(), *found]), labels, policies, price)  # (S, N)
+    value = (values.float().squeeze(1)[whole:],) if estimator.wants_values else ()
+    cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), labels.repeat(len(sampled)))
+    loss = estimator.loss(bounded[whole:], policies[:, whole:], rewards[:, whole:], *value) + cross_entropy
+    parts = {"cross_entropy": cross_entropy, "entropy": entropy(bounded.detach())}
+    if config.information:
+        parts["information"] = policy_information(keep_probs[whole:])
+        loss = loss - config.information * parts["information"]
+    if len(rewards) > 1:
+        parts["advantage"] = (rewards[0] - rewards[1:].mean(0)).mean()
+    passes = 3 if logits.requires_grad else 1
+    executions = passes * count_executions(config, sampled) + count_executions(config, others)
+    return JointStep(loss, sampled[0], logits[0], parts, executions)
+
+
+def learn_pathwise(
+    config: FinetuneConfig,
+    resnet: DroppableResNet,
+    compute: Compute,
+    costs: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    keep_probs: Tensor,
+    values: Tensor,
+    draws: torch.Generator,
+    price: float | None,
+) -> JointStep:
+    """The cross-entropy's own gradient for both networks, through the gates, and the expected cost's.
+
+    The cost is the square of the expected share of all blocks' FLOPs over |penalty|, or price · share.
+    """
+    bounded = bound_keep_probs(keep_probs, config.alpha)
+    policy, gates = draw_gates(config.estimator, bounded, draws, config.temperature)  # type: ignore[arg-type]
+    whole = rows_kept_whole(config.keep_full, images)
+    policy = torch.cat([torch.ones_like(policy[:whole]), policy[whole:]])
+    gates = torch.cat([torch.ones_like(gates[:whole]), gates[whole:]])
+    with compute.autocast():
+        logits = resnet(images, policy, config.execution, gates)
+    cross_entropy = F.cross_entropy(logits.float(), labels)
+    share = (keep_probs[whole:] * (costs / costs.sum())).sum(-1)
+    cost = share.square().mean() / abs(config.penalty) if price is None else price * share.mean()
+    information = policy_information(keep_probs[whole:])
+    loss = cross_entropy + cost - config.information * information
+    parts = {"cross_entropy": cross_entropy, "cost": cost, "information": information}
+    return JointStep(loss, policy, logits, parts, 3 * count_executions(config, policy))
+
+
+def learn_settled(
+    config: FinetuneConfig,
+    resnet: DroppableResNet,
+    compute: Compute,
+    images: Tensor,
+    labels: Tensor,
+    keep_probs: Tensor,
+) -> JointStep:
+    """Cross-entropy for the ResNet alone, under the MAP policies."""
+    policy = map_policy(keep_probs)
+    policy[: rows_kept_whole(config.keep_full, images)] = True
+    with compute.autocast():
+        logits = resnet(images, policy, config.execution)
+    cross_entropy = F.cross_entropy(logits.float(), labels)
+    parts = {"cross_entropy": cross_entropy}
+    return JointStep(cross_entropy, policy, logits, parts, 3 * count_executions(config, policy))
+
+
+def count_executions(config: FinetuneConfig, policies: Tensor) -> int:
+    """How many times a block runs for a row in one forward pass under policies (…, N, K)."""
+    return policies.numel() if config.execution == "masked" else block_executions(policies)
+
+
+def make_optimizers(
+    config: FinetuneConfig, resnet: DroppableResNet, policy_network: PolicyNetwork
+) -> list[torch.optim.Optimizer]:
+    """One Adam for both networks, or SGD for the ResNet and Adam for the policy network."""
+    own = list(policy_network.own_parameters())
+    if config.optimizer == "adam":
+        return [torch.optim.Adam([*resnet.parameters(), *own], config.lr, weight_decay=config.wd)]
+    sgd = torch.optim.SGD(
+        resnet.parameters(), config.resnet_lr, momentum=0.9, nesterov=True, weight_decay=config.resnet_wd
+    )
+    return [torch.optim.Adam(own, config.lr, weight_decay=config.wd), sgd]
+
+
+def recalibration_images(config: FinetuneConfig, setup: Setup, compute: Compute) -> Iterator[Tensor]:
+    """Batches (N, 3, H, W) of --recalibrate training images, augmented as in training."""
+    images = setup.data.train
+    batches = images.batches(
+        config.batch_size,
+        setup.normalisation,
+        compute.device,
+        Augment(config.seed, config.max_epochs),
+        compute.channels_last,
+    )
+    count = min(config.recalibrate, len(images))
+    return (batch[:count] for batch, _ in itertools.islice(batches, max(1, count // config.batch_size)))
 
 
 if __name__ == "__main__":

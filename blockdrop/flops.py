@@ -28,6 +28,12 @@ class FlopTable:
         """The ordinary ResNet: all blocks, no policy network."""
         return self.fixed + sum(self.blocks)
 
+    def least_share(self, decided: int | None = None) -> float:
+        """The smallest cost that dropping the last `decided` blocks (default: all) can reach, a share of the full
+        network's."""
+        kept = self.blocks[: len(self.blocks) - (len(self.blocks) if decided is None else decided)]
+        return (self.fixed + self.policy_network + sum(kept)) / self.full
+
     def per_image(self, policy: Tensor) -> Tensor:
         """FLOPs under a policy, the policy network included: bool (N, K) to int64 (N,)."""
         costs = torch.tensor(self.blocks, device=policy.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Literal
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agents.curriculum import keep_undecided
-from agents.estimators import map_policy
+from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
 from blockdrop.console import progress
 from blockdrop.data import Images, Normalisation
@@ -38,6 +38,7 @@ def evaluate_images(
     threshold: float = 0.5,
     decided: int | None = None,
     run: Executor | None = None,
+    shuffle_policies: bool = False,
 ) -> Outcomes:
     """Predictions, policies and FLOPs of all images under their MAP policies.
 
@@ -46,13 +47,18 @@ def evaluate_images(
         threshold: run a block where its keep probability is at least this.
         decided: only the last so many blocks are decided, earlier ones run (during a curriculum).
         run: an executor of the two networks to go on with (default: a new one).
+        shuffle_policies: give each image the policy of another one of its batch (always the same one).
     """
     table = count_flops(resnet, policy_network, image_size)
     run = run or executor(resnet, policy_network, compute)
-    policies, probabilities, predictions, labels = [], [], [], []
+    policies, probabilities, predictions = [], [], []
+    labels: list[Tensor] = []
     batches = images.batches(batch_size, normalisation, compute.device, channels_last=compute.channels_last)
     for batch, batch_labels in progress(batches, "testing", -(-len(images) // batch_size)):
         keep_probs = run.keep_probs(batch)
+        if shuffle_policies:
+            order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(len(labels)))
+            keep_probs = keep_probs[order.to(keep_probs.device)]
         policy = map_policy(keep_probs, threshold)
         if decided is not None:
             policy = keep_undecided(policy, decided)
@@ -121,29 +127,34 @@ def measure_passes(
     compute: Compute,
     batch_size: int,
     engines: Sequence[EngineName | Literal["eager"]],
+    timed_images: int | None = None,
+    executors: Mapping[EngineName, Sequence[Executor]] | None = None,
 ) -> list[dict[str, float]]:
     """Seconds that each network takes for all images, with all its blocks, by each engine.
 
-    The images are in memory, BatchNorm is folded; all take turns, and the median of several rounds counts. If the
-    images take more than a GiB, the first of them are timed and stand for all.
+    The images are in memory, BatchNorm is folded; all take turns, and the median of several rounds counts.
 
     Args:
         engines: the executor's, or "eager": torch as it is, one operation after the other.
+        timed_images: time at most the first so many, which stand for all; default: those that fit in a GiB.
+        executors: the networks' by engine, where there already are some.
     """
+    some = images if timed_images is None else images.subset(torch.arange(min(timed_images, len(images))))
     batches, timed = [], 0
-    for batch, _ in images.batches(batch_size, normalisation, compute.device, channels_last=compute.channels_last):
+    for batch, _ in some.batches(batch_size, normalisation, compute.device, channels_last=compute.channels_last):
         batches.append(batch)
         timed += len(batch)
-        if timed * batch[0].nbytes > TIMED_BYTES:
+        if timed_images is None and timed * batch[0].nbytes > TIMED_BYTES:
             break
     runs: list[Callable[[Tensor], object]] = []
-    for network in networks:
+    for index, network in enumerate(networks):
         for engine in engines:
             if engine == "eager":
                 folded = compute.place(network.folded()).to(compute.dtype)
                 runs.append(functools.partial(_run_eagerly, folded, compute.dtype))
                 continue
-            run = executor(network, None, compute, engine)
+            ready = (executors or {}).get(engine)
+            run = executor(network, None, compute, engine) if ready is None else ready[index]
             everything = torch.ones(batch_size, network.num_blocks, dtype=torch.bool)
             run.warm(everything, batches[0].shape[-1], batch_size)
             runs.append(run)

@@ -36,13 +36,13 @@ import blockdrop
 from agents.policy_network import PolicyNetwork
 from blockdrop.console import progress, run_command
 from blockdrop.data import DATASETS, DataSource
+from blockdrop.errors import require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.openvino_engine import is_installed as openvino_is_installed
 from blockdrop.inference.plan import plan_batch
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.training.compute import has_fast_bfloat16
-from blockdrop.training.config import require
 
 Run = Callable[[], object]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

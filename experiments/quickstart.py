@@ -17,9 +17,8 @@ from torch import Tensor
 from blockdrop import cl_train, evaluate, finetune, pretrain
 from blockdrop.console import run_command
 from blockdrop.data import MemoryImages
-from blockdrop.errors import UserError
+from blockdrop.errors import UserError, require
 from blockdrop.figures import draw_usage_per_block
-from blockdrop.training.config import require
 
 
 @dataclass(kw_only=True)

@@ -31,8 +31,8 @@ from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, pl
 from blockdrop.inference.torch_engine import TorchEngine
 from blockdrop.inference.workers import Workers
 from blockdrop.models.backbone import Backbone
+from blockdrop.models.deciders import folded_policy_network
 from blockdrop.models.resnet import take_rows
-from blockdrop.models.zoo import folded_policy_network
 
 EngineName = Literal["auto", "torch", "openvino"]
 ROWS_AT_ONCE = 4
@@ -135,6 +135,8 @@ class Executor:
             0, device=device or next(resnet.parameters()).device
         ).device  # "cuda" to "cuda:0"
         self.num_blocks = resnet.num_blocks
+        self.block_executions = 0
+        """How many times a block has run for a row, over all calls."""
         self.segments = _segments(resnet)
         self.threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._workers = Workers(self.threads)
@@ -329,6 +331,7 @@ class Executor:
             if program is not None:
                 logits = torch.empty(*policy.shape[:-1], *self._shapes(_map_shape(images))[self.num_blocks])
                 program.run(lambda inputs: inputs.copy_(images.permute(0, 2, 3, 1)), logits.view(1, -1))
+                self.block_executions += int(bits.sum())
                 return logits
         plan = self._plan(bits if policy.dim() == 3 else bits[None])
         logits = self._run_plan(images, plan)
@@ -342,6 +345,7 @@ class Executor:
         shapes = self._shapes(_map_shape(images))
         maps = images
         for segment in plan.segments:
+            self.block_executions += int(segment.bits.sum())
             pieces = self._pieces(segment, _map_shape(images))
             is_last = segment.blocks[1] == self.num_blocks
             dtype = torch.float32 if is_last else self.dtype  # logits at the end, maps before

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from agents.policy_network import PolicyNetwork
 from blockdrop.inference.plan import Range
 from blockdrop.models.backbone import Backbone, Branch, NoShortcut, PadShortcut
+from blockdrop.models.deciders import NoFeatures
 from blockdrop.models.shift import Shift, ShiftBranch
 
 try:
@@ -182,9 +183,12 @@ class OpenVINOEngine:
         network = self.policy_network
         assert network is not None
         trunk = network.features
+        inputs = op.parameter([batch, *in_shape], self._type)
+        if isinstance(trunk, NoFeatures):
+            keep_probs = _constant(network.logit.bias.sigmoid().expand(batch, -1).numpy())
+            return ov.Model([keep_probs], [inputs], "policy network")
         if not isinstance(trunk, Backbone):
             raise UnsupportedLayerError(type(trunk).__name__)
-        inputs = op.parameter([batch, *in_shape], self._type)
         x = _to_nchw(inputs)
         if (pool := network.input_pool) > 1:
             x = op.avg_pool(x, [pool, pool], [0, 0], [0, 0], [pool, pool], True)
@@ -271,6 +275,8 @@ def _layer(layer: nn.Module, x: Any) -> Any:
             strides, dilation = _pair(layer.stride), _pair(layer.dilation)
             pool = ov.opset14.max_pool if layer.ceil_mode else op.max_pool
             return pool(x, strides, dilation, padding, padding, _pair(layer.kernel_size), rounding).output(0)
+        case nn.AvgPool2d(padding=0, ceil_mode=False, divisor_override=None):
+            return op.avg_pool(x, _pair(layer.stride), [0, 0], [0, 0], _pair(layer.kernel_size), True).output(0)
     raise UnsupportedLayerError(str(layer).splitlines()[0])
 
 

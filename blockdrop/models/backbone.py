@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 Shortcut = Literal["pad_avgpool", "pad_stride", "projection"]
 SHORTCUTS: tuple[Shortcut, ...] = ("pad_avgpool", "pad_stride", "projection")
 AnyBackbone = TypeVar("AnyBackbone", bound="Backbone")
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class Branch(nn.Module):
@@ -330,8 +331,8 @@ def backbone_parts(
     return {"conv1": conv1, "bn1": bn1, "maxpool": maxpool, "blocks": blocks, "ds": ds, "fc": fc}
 
 
-def initialise(net: AnyBackbone) -> AnyBackbone:
-    """He initialisation (fan out) of every convolution; returns the network."""
+def initialise(net: AnyModule) -> AnyModule:
+    """He initialisation (fan out) of every convolution; returns the module."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -32,10 +32,10 @@ from agents.policy_network import PolicyNetwork
 from blockdrop.data import NORMALISATIONS, Normalisation
 from blockdrop.errors import CheckpointError, NumericalError
 from blockdrop.models.backbone import SHORTCUTS, Backbone, Shortcut
+from blockdrop.models.deciders import POLICY_NETS, name_of
 from blockdrop.models.zoo import (
     CIFAR_DEPTHS,
     IMAGENET_LAYERS,
-    POLICY_NETS,
     ModelSpec,
     Variant,
     build_backbone,
@@ -189,7 +189,8 @@ def load_checkpoint(
         path: file, run directory, or a checkpoint already read.
         resnet: filled from the backbone weights. Its shortcut kind must be the checkpoint's: zero-padding
             shortcuts have no weights, so only this check notices the wrong kind.
-        policy_network: filled from the policy network's weights.
+        policy_network: filled from the policy network's weights, but for what it shares with a backbone: that must
+            have been loaded before, or come in the same call.
         ignore_head: leave `resnet.fc` as it is (fine-tuning for other classes).
     Returns:
         what else the checkpoint says: model name, normalisation, epoch, metrics, ….
@@ -218,6 +219,9 @@ def load_checkpoint(
         _check_policy_network(checkpoint, checkpoint.policy_network, policy_network)
         parts.append((policy_network, checkpoint.policy_network))
     filled = [(module, _complete(checkpoint.path, state, module)) for module, state in parts]
+    if policy_network is not None:
+        state = _with_borrowed(checkpoint.path, filled.pop()[1], policy_network, filled)
+        filled.append((policy_network, state))
     for module, state in filled:
         module.load_state_dict(state)
     return checkpoint
@@ -281,6 +285,11 @@ def load_policy_trunk(path: str | Path, policy_network: PolicyNetwork) -> None:
     if checkpoint.resnet is None:
         raise CheckpointError(f"{checkpoint.path}: holds no backbone to start the policy network's trunk from")
     wanted = policy_network.features.state_dict()
+    if policy_network.borrowed or not wanted:
+        raise CheckpointError(
+            f"{checkpoint.path}: this kind of policy network has no trunk to start from a backbone; "
+            "reference, pooled and pooled4 have one"
+        )
     state = {key: value for key, value in checkpoint.resnet.items() if key in wanted}
     policy_network.features.load_state_dict(_complete(checkpoint.path, state, policy_network.features))
 
@@ -637,8 +646,8 @@ def _check_same_network(path: str, state: State, resnet: Backbone) -> None:
 
 def _check_policy_network(checkpoint: Checkpoint, state: State, policy_network: PolicyNetwork) -> None:
     if checkpoint.model is not None:  # pooling has no weights, so only this check notices another kind
-        reference_pool = 2 if parse_model_name(checkpoint.model).large_images else 1
-        if POLICY_NETS[checkpoint.policy_net] * reference_pool != policy_network.input_pool:
+        large_images = parse_model_name(checkpoint.model).large_images
+        if checkpoint.policy_net != name_of(policy_network, large_images):
             raise CheckpointError(
                 f"{checkpoint.path}: its policy network is {checkpoint.policy_net}; "
                 f"policy_net={checkpoint.policy_net} is needed"
@@ -649,6 +658,35 @@ def _check_policy_network(checkpoint: Checkpoint, state: State, policy_network: 
             f"{checkpoint.path}: its policy network decides on {len(logit)} blocks, the model has "
             f"{policy_network.num_blocks}; change --model"
         )
+
+
+def _with_borrowed(
+    path: str, state: State, policy_network: PolicyNetwork, others: list[tuple[nn.Module, State]]
+) -> State:
+    """A policy network's state with the live tensors of the modules it borrows in place of their saved copies, so
+    that loading it leaves them alone.
+
+    Args:
+        others: modules about to be filled, each with its state.
+    Raises:
+        CheckpointError: they aren't, or won't be, what the policy network was trained with.
+    """
+    borrowed = {id(tensor) for part in policy_network.borrowed for tensor in _live_state(part).values()}
+    coming = {id(tensor): values[key] for module, values in others for key, tensor in _live_state(module).items()}
+    live = {key: tensor for key, tensor in _live_state(policy_network).items() if id(tensor) in borrowed}
+    for key, tensor in live.items():
+        expected = coming.get(id(tensor), tensor).detach()
+        if tensor.is_floating_point() and not state[key].to(expected).equal(expected):
+            raise CheckpointError(
+                f"{path}: its policy network was trained with the stem of another backbone than this one; load "
+                "its own backbone before it, or with it"
+            )
+    return {**state, **live}
+
+
+def _live_state(module: nn.Module) -> State:
+    """The parameters and buffers themselves, by name."""
+    return module.state_dict(keep_vars=True)
 
 
 def _complete(path: str, state: State, module: nn.Module) -> State:

@@ -80,6 +80,26 @@ def plan_rows(policies: Tensor, device: torch.device | None = None) -> tuple[lis
     return steps, to_device(rows.copy())
 
 
+def block_executions(policies: Tensor) -> int:
+    """How many times a block runs for a row, when the policies of an image share all work up to their first
+    difference.
+
+    Args:
+        policies: bool (S, N, K), or (N, K).
+
+    >>> block_executions(torch.tensor([[[True, True, False]], [[True, False, True]]]))
+    3
+    """
+    if policies.dim() == 2:
+        return int(policies.sum())
+    steps, rows = plan_rows(policies.cpu())
+    count, executed = rows.shape[1], 0
+    for step in steps:
+        count = count if step.parents is None else len(step.parents)
+        executed += count if step.run is None else len(step.run)
+    return executed
+
+
 class DroppableResNet(Backbone):
     """A ResNet that runs, for each image, the blocks its policy keeps.
 
@@ -89,7 +109,13 @@ class DroppableResNet(Backbone):
 
     droppable = True
 
-    def forward(self, images: Tensor, policy: Tensor | None = None, execution: Execution = "sparse") -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        policy: Tensor | None = None,
+        execution: Execution = "sparse",
+        gates: Tensor | None = None,
+    ) -> Tensor:
         """Logits of the images under a policy.
 
         Sparse execution runs a block just for the rows that need it, and skips it where none does; masked
@@ -103,47 +129,80 @@ class DroppableResNet(Backbone):
             policy: bool (N, K), True = run that block for that image; or bool (S, N, K), S policies for each
                 image, which share the work up to their first difference. None runs all blocks.
             execution: "sparse" or "masked".
+            gates: (N, K), the policy (N, K) as zeros and ones with a gradient (`agents.estimators.draw_gates`):
+                y = shortcut(x) + gate · (what the block makes of x - shortcut(x)). Sparse execution gives only the
+                gates of kept blocks a gradient.
         Returns:
             (N, classes), or (S, N, classes) for a policy of shape (S, N, K).
         Raises:
-            ValueError: policy of another shape or dtype, unknown execution.
+            ValueError: policy of another shape or dtype, unknown execution, gates without such a policy.
         """
         if execution not in ("sparse", "masked"):
             raise ValueError(f'execution: got {execution!r}; choose "sparse" or "masked"')
+        if gates is not None and (policy is None or gates.shape != policy.shape or policy.dim() != 2):
+            raise ValueError("gates: go with a policy (N, K) and have its shape")
         if policy is None:
             return super().forward(images)
         self.check_policy(policy, images)
         if execution == "masked":
             if policy.dim() == 3:
                 return torch.stack([self(images, p, execution) for p in policy])
-            return self._forward_masked(images, policy.to(images.device))
+            return self._forward_masked(images, policy.to(images.device), gates)
 
         steps, rows = plan_rows(policy if policy.dim() == 3 else policy[None], images.device)
         x = self.stem(images)
-        for (branch, ds), step in zip(self.branches(), steps, strict=True):
-            x = self._run_block(x, branch, ds, step)
+        for k, ((branch, ds), step) in enumerate(zip(self.branches(), steps, strict=True)):
+            x = self._run_block(x, branch, ds, step, None if gates is None else gates[:, k])
         logits = self.head(x)
         return logits[rows] if policy.dim() == 3 else logits
 
-    def _forward_masked(self, images: Tensor, policy: Tensor) -> Tensor:
+    def _forward_masked(self, images: Tensor, policy: Tensor, gates: Tensor | None) -> Tensor:
         x = self.stem(images)
-        for (branch, ds), keep in zip(self.branches(), policy.T, strict=True):
+        for k, (branch, ds) in enumerate(self.branches()):
             shortcut = x if ds is None else ds(x)
-            x = torch.where(keep.view(-1, 1, 1, 1), self.close(shortcut + branch(x)), shortcut)
+            run = self.close(shortcut + branch(x))
+            if gates is not None:
+                x = torch.lerp(shortcut, run, gates[:, k].to(run.dtype).view(-1, 1, 1, 1))
+            else:
+                x = torch.where(policy[:, k].view(-1, 1, 1, 1), run, shortcut)
         return self.head(x)
 
-    def _run_block(self, x: Tensor, branch: nn.Module, ds: nn.Module | None, step: BlockStep) -> Tensor:
+    def _run_block(
+        self, x: Tensor, branch: nn.Module, ds: nn.Module | None, step: BlockStep, gate: Tensor | None = None
+    ) -> Tensor:
         shortcut = x if ds is None else ds(x)
         if step.run is None and step.parents is None:
-            return self.close(shortcut + branch(x))
+            y = self.close(shortcut + branch(x))
+            return y if gate is None else _OpenGate.apply(y, shortcut, gate)
         kept = shortcut if step.parents is None else take_rows(shortcut, step.parents)
         assert step.run is not None, "rows split only where one of the two drops the block"
         if len(step.run) == 0:
             return kept
         # The row whose map a running row continues; two rows of one parent differ in this block, so F runs once.
         source = step.run if step.parents is None else step.parents[step.run]
-        y = self.close(take_rows(shortcut, source) + branch(take_rows(x, source)))
+        before = take_rows(shortcut, source)
+        y = self.close(before + branch(before if ds is None else take_rows(x, source)))
+        if gate is not None:
+            y = _OpenGate.apply(y, before, gate[step.run])
         return put_rows(kept, step.run, y)
+
+
+class _OpenGate(torch.autograd.Function):
+    """y = shortcut + gate · (y - shortcut) where the gate is one: y itself, and the gate's derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, shortcut: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(y, shortcut)
+        ctx.gate_dtype = gate.dtype
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor]:
+        y, shortcut = ctx.saved_tensors
+        gate_gradient = (gradients[0] * (y - shortcut)).sum(
+            (1, 2, 3), dtype=torch.promote_types(y.dtype, torch.float32)
+        )
+        return gradients[0], None, gate_gradient.to(ctx.gate_dtype)
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:

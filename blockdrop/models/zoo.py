@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from dataclasses import asdict, dataclass
-
-from torch import nn
 
 from agents.policy_network import PolicyNetwork
 from blockdrop.data import DATASETS
 from blockdrop.errors import UserError
 from blockdrop.models.backbone import SHORTCUTS, Backbone, Shortcut
 from blockdrop.models.compact import REDUCTION_MODES, ReductionMode, reduced_branch, reduced_widths
+from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.plain import make_exact_plain, make_plain
 from blockdrop.models.resnet import DroppableResNet, make_resnet
 from blockdrop.models.shift import make_shift_resnet
@@ -29,10 +27,6 @@ IMAGENET_LAYERS = {
 }
 IMAGENET_WIDTHS = (64, 128, 256, 512)
 BOTTLENECK_DEPTHS = (50, 101, 152)
-
-POLICY_NETS = {"reference": 1, "pooled": 2, "pooled4": 4}
-"""Policy networks by name: the factor by which their input is average-pooled beyond the reference's."""
-
 
 FAMILIES = {
     "R": "the BlockDrop reference's ResNet: zero-padding shortcuts on CIFAR",
@@ -60,10 +54,9 @@ class Variant:
         for name in ("expansion", "reduction"):
             value = getattr(self, name)
             if value is not None and not 0.01 <= value <= 100:
-                raise UserError(f"--{name} {value}: must be between 0.01 and 100")
-
+                raise UserError(f"{name} {value}: must be between 0.01 and 100")
         if self.reduction_mode not in (*REDUCTION_MODES, None):
-            raise UserError(f"unknown reduction mode {self.reduction_mode}; choose {', '.join(REDUCTION_MODES)}")
+            raise UserError(f"reduction mode {self.reduction_mode}: choose {', '.join(REDUCTION_MODES)}")
 
     def overridden_by(self, other: Variant) -> Variant:
         """The other's values where it has some, else this one's."""
@@ -190,11 +183,14 @@ def build_backbone(
     shortcut = shortcut or spec.default_shortcut
     if spec.family == "shiftresnet":
         if variant.reduction is not None or variant.reduction_mode is not None:
-            raise UserError(f"--reduction: {spec.architecture} takes --expansion")
+            given = f"mode {variant.reduction_mode}" if variant.reduction is None else variant.reduction
+            raise UserError(
+                f"reduction {given}: for ResNets and plain nets; {spec.architecture} takes an expansion"
+            )
         assert shortcut is not None
         return make_shift_resnet(spec.layers, spec.widths, classes, variant.expansion or 1.0, shortcut)
     if variant.expansion is not None:
-        raise UserError(f"--expansion {variant.expansion}: for shift nets; {spec.architecture} takes --reduction")
+        raise UserError(f"expansion {variant.expansion}: for shift nets; {spec.architecture} takes a reduction")
     widths, branch = spec.widths, None
     if variant.reduction is not None or variant.reduction_mode is not None:
         mode, reduction = variant.reduction_mode or "block", variant.reduction or 1.0
@@ -223,8 +219,9 @@ def build(
         num_classes: overrides the data set's (and is needed for `Folder`, which has none of its own).
         shortcut: "pad_avgpool", "pad_stride" or "projection"; default pad_avgpool for the CIFAR family,
             projection for the ImageNet family, as the reference has it.
-        policy_net: "reference", "pooled" (its input average-pooled by 2: a quarter of the FLOPs) or
-            "pooled4" (by 4).
+        policy_net: "reference", "pooled" (its input average-pooled by 2: a quarter of the FLOPs), "pooled4" (by
+            4), "stem" (looks through the ResNet's own stem, which the two share) or "constant" (one policy for
+            all images).
         variant: widths other than usual.
     Raises:
         UserError: unknown name, shortcut or policy network; class count missing; a net without shortcuts.
@@ -237,7 +234,7 @@ def build(
     resnet = build_backbone(spec, num_classes, shortcut, variant)
     if not isinstance(resnet, DroppableResNet):
         raise UserError(f"{name}: a net without shortcuts has no blocks to drop; build_static makes it")
-    return resnet, build_policy_network(resnet.num_blocks, spec.large_images, policy_net)
+    return resnet, build_policy_network(resnet.num_blocks, spec.large_images, policy_net, backbone=resnet)
 
 
 def build_static(
@@ -264,32 +261,3 @@ def build_static(
     """
     variant = Variant(expansion, reduction, reduction_mode)
     return build_backbone(parse_model_name(name), num_classes, shortcut, variant)
-
-
-def build_policy_network(
-    num_blocks: int, large_images: bool = False, policy_net: str = "reference"
-) -> PolicyNetwork:
-    """The reference's policy network for K blocks, with fresh weights.
-
-    32 px: a ResNet-8 trunk. 224 px: the image pooled by 2, then a [1, 1, 1, 1] trunk of the ImageNet family.
-    """
-    if policy_net not in POLICY_NETS:
-        raise UserError(f"unknown policy network {policy_net}; choose {', '.join(POLICY_NETS)}")
-    pool = POLICY_NETS[policy_net]
-    if large_images:
-        trunk = make_resnet((1, 1, 1, 1), IMAGENET_WIDTHS, 1, "projection", large_images=True)
-        pool *= 2
-    else:
-        trunk = make_resnet((1, 1, 1), CIFAR_WIDTHS, 1, "pad_avgpool")
-    head = trunk.fc
-    assert isinstance(head, nn.Linear)
-    trunk.fc = nn.Identity()
-    return PolicyNetwork(trunk, head.in_features, num_blocks, input_pool=pool)
-
-
-def folded_policy_network(policy_network: PolicyNetwork) -> PolicyNetwork:
-    """A copy for inference with BatchNorm folded into the trunk's convolutions; same keep probabilities."""
-    network = copy.deepcopy(policy_network).eval().requires_grad_(False)
-    if isinstance(network.features, Backbone):
-        network.features = network.features.folded()
-    return network

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
-from blockdrop.errors import UserError
+from agents.estimators import make_estimator
+from agents.rewards import RewardName
+from blockdrop.errors import UserError, require
 from blockdrop.models.backbone import Shortcut
 from blockdrop.models.compact import ReductionMode
+from blockdrop.models.deciders import PolicyNet
 from blockdrop.models.zoo import Variant, parse_model_name
 from blockdrop.training.compute import Compute, Precision, choose_compute
-
-PolicyNet = Literal["reference", "pooled", "pooled4"]
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises `UserError(message)` unless the condition holds."""
-    if not condition:
-        raise UserError(message)
 
 
 @dataclass(kw_only=True)
@@ -50,7 +45,8 @@ class ModelConfig:
     normalisation: Literal["imagenet", "cifar", "none", "half"] | None = None
     """Input normalisation; default: the checkpoint's, else the data set's."""
     policy_net: PolicyNet | None = None
-    """Policy network; pooled and pooled4 average-pool its input by 2 and 4; default: the checkpoint's."""
+    """Policy network: reference; pooled, pooled4 (input pooled by 2, 4); stem (looks through the ResNet's stem);
+    constant (one policy for all); default: the checkpoint's."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …."""
     precision: Precision = "auto"
@@ -129,6 +125,9 @@ class TrainingConfig(ModelConfig):
         return self.lr_decay_ratio ** (epoch // self.epoch_step)
 
 
+Schedule = Literal["one_cycle", "step"]
+
+
 @dataclass(kw_only=True)
 class SupervisedConfig(TrainingConfig):
     """Flags of the commands that train a network with SGD on labelled images."""
@@ -143,8 +142,8 @@ class SupervisedConfig(TrainingConfig):
     """Epochs to train."""
     epoch_step: int = 60
     """Under step: multiply the learning rate by lr_decay_ratio every so many epochs."""
-    schedule: Literal["one_cycle", "step"] = "one_cycle"
-    """Learning rate: one_cycle (up for a quarter of the run, then down) or step."""
+    schedule: Schedule | None = None
+    """Learning rate: one_cycle (up for a quarter of the run, then down) or step; default: one_cycle."""
     momentum: float = 0.9
     """SGD momentum (Nesterov)."""
 
@@ -152,15 +151,48 @@ class SupervisedConfig(TrainingConfig):
         super().check()
         require(0 < self.momentum < 1, f"--momentum {self.momentum}: must be in (0, 1)")
 
+    @property
+    def one_cycle(self) -> bool:
+        """Whether the learning rate follows one cycle; otherwise it decays in steps."""
+        return self.schedule != "step"
+
+
+RecipeName = Literal["reference", "fast"]
+Recipe = dict[str, Any]
+"""Flags that a recipe sets, without their dashes."""
+
 
 @dataclass(kw_only=True)
 class PolicyTrainingConfig(TrainingConfig):
     """Flags of both commands that train a policy network."""
 
+    RECIPES: ClassVar[dict[RecipeName, Recipe]] = {"reference": {}, "fast": {}}
+
+    recipe: RecipeName = "reference"
+    """Set of defaults for the other flags; --help shows them, after --recipe fast those of fast."""
     penalty: float = -1.0
     """Reward of a wrong prediction."""
     alpha: float = 0.8
     """Keep probabilities are bounded to [1 - alpha, alpha] before sampling."""
+    estimator: str = "self_critical"
+    """How rewards become a gradient."""
+    samples: int = 2
+    """Policies drawn for each image, of leave_one_out, antithetic (even) and value_baseline; of block_credit
+    decisions tried both ways."""
+    reward: RewardName = "blockdrop"
+    """blockdrop, flops (weighs blocks by their FLOPs) or log_likelihood (how wrong); see agents/rewards.py."""
+    target_flops: float | None = None
+    """Mean cost to aim for, a fraction of the full network's FLOPs, policy network included; a price on
+    computation adapts to it, in place of the reward's own trade-off."""
+    anneal_epochs: int = 0
+    """Epochs over which that target comes down from the full network's FLOPs."""
+    price_rate: float = 0.01
+    """How fast the price follows: its rise for each batch, were all of the full network's FLOPs too much."""
+
+    @classmethod
+    def of_recipe(cls, recipe: RecipeName, **flags: Any) -> Self:
+        """A recipe's flags, and others: from Python the way to a recipe, as the field alone changes nothing."""
+        return cls(recipe=recipe, **{**cls.RECIPES[recipe], **flags})
 
     def check(self) -> None:
         super().check()
@@ -168,3 +200,46 @@ class PolicyTrainingConfig(TrainingConfig):
         require(spec.droppable, f"{self.network}: {spec.architecture} has no blocks that a policy could drop")
         require(math.isfinite(self.penalty), f"--penalty {self.penalty}: must be a finite number")
         require(0.5 < self.alpha <= 1, f"--alpha {self.alpha}: must be above 0.5 and at most 1")
+        require(self.samples >= 1, f"--samples {self.samples}: must be at least 1")
+        require(
+            self.target_flops is None or 0 < self.target_flops <= 2,
+            f"--target_flops {self.target_flops}: must be above 0 and at most 2, a fraction of the full network's",
+        )
+        require(0 < self.price_rate <= 1, f"--price_rate {self.price_rate}: must be above 0 and at most 1")
+        require(
+            0 <= self.anneal_epochs < self.max_epochs,
+            f"--anneal_epochs {self.anneal_epochs}: must be at least 0 and below --max_epochs {self.max_epochs}",
+        )
+        for flag in ("anneal_epochs", "price_rate"):
+            self.check_meaning(flag, self.target_flops is not None, "--target_flops")
+        sampling = ("leave_one_out", "antithetic", "value_baseline", "block_credit")
+        self.check_meaning("samples", self.estimator in sampling, f"--estimator {', '.join(sampling)}")
+        require(
+            self.penalty != 0 or self.reward != "log_likelihood",
+            "--penalty 0: leaves no accuracy in the log_likelihood reward; pass another",
+        )
+
+    def check_meaning(self, flag: str, has_meaning: bool, needed: str) -> None:
+        """Raises `UserError` if a flag was given that does nothing without another."""
+        usual = self.RECIPES[self.recipe].get(flag, getattr(type(self), flag))
+        value = getattr(self, flag)
+        require(has_meaning or value == usual, f"--{flag} {value}: means nothing here; it goes with {needed}")
+
+    def target_after(self, epochs: float) -> float:
+        """The target in force after so many epochs, a fraction of the full network's FLOPs.
+
+        Raises:
+            ValueError: there is no target.
+        """
+        if self.target_flops is None:
+            raise ValueError("no target")
+        left = max(0.0, 1 - epochs / self.anneal_epochs) if self.anneal_epochs else 0.0
+        return self.target_flops + left * (1 - self.target_flops)
+
+
+def check_estimator(name: str, samples: int) -> None:
+    """Raises `UserError` for a number of samples that the estimator can't work with."""
+    try:
+        make_estimator(name, samples)
+    except ValueError as error:
+        raise UserError(f"--estimator {error}") from None

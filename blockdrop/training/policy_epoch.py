@@ -26,6 +26,9 @@ class SampledEpoch:
         self.flops = flops
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
         self.sums: dict[str, float] = defaultdict(float)
+        self.counts: dict[str, int] = defaultdict(int)
+        self.block_executions = 0
+        """How many times a block has run for a row since the run began; a backward pass counts twice."""
         self.start = time.perf_counter()
 
     def add(self, policy: Tensor, logits: Tensor, labels: Tensor, **means: Tensor) -> None:
@@ -33,14 +36,21 @@ class SampledEpoch:
         self.rows.append((policy.cpu(), logits.argmax(-1).cpu(), labels.cpu()))
         for name, value in means.items():
             self.sums[name] += value.item() * len(labels)
+            self.counts[name] += len(labels)
 
     def metrics(self, penalty: float, lr: float) -> dict[str, float]:
         """Accuracy, reward, blocks, … of the sampled policies, means, learning rate, images/s."""
         policy, predictions, labels = (torch.cat(parts) for parts in zip(*self.rows, strict=True))
         outcomes = Outcomes(policy, predictions, labels, self.flops.per_image(policy))
-        means = {name: total / len(labels) for name, total in self.sums.items()}
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
         speed = len(labels) / (time.perf_counter() - self.start)
-        return {**outcomes.metrics(penalty), **means, "lr": lr, "images_per_second": speed}
+        return {
+            **outcomes.metrics(penalty),
+            **means,
+            "lr": lr,
+            "block_executions": self.block_executions,
+            "images_per_second": speed,
+        }
 
 
 def finish_epoch(
@@ -52,6 +62,7 @@ def finish_epoch(
     penalty: float,
     test: bool,
     decided: int | None = None,
+    shuffle_policies: bool = False,
 ) -> tuple[dict[str, float], Path] | None:
     """Logs and prints the epoch; if `test`, tests the MAP policies and saves a checkpoint.
 
@@ -71,6 +82,7 @@ def finish_epoch(
         replace(compute, dtype=torch.float32),
         image_size=setup.image_size,
         decided=decided,
+        shuffle_policies=shuffle_policies,
     )
     metrics = outcomes.metrics(penalty)
     if decided is not None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from agents.policy_network import PolicyNetwork
 from blockdrop.console import progress
 from blockdrop.data import DATASETS, NORMALISATIONS, Augment, DataSource, Normalisation
-from blockdrop.errors import CheckpointError
+from blockdrop.errors import CheckpointError, require
+from blockdrop.flops import count_flops
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.checkpoints import (
     Checkpoint,
@@ -23,9 +24,10 @@ from blockdrop.models.checkpoints import (
     save_checkpoint,
     torchvision_checkpoint,
 )
-from blockdrop.models.zoo import Variant, build_backbone, build_policy_network, parse_model_name
+from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.zoo import Variant, build_backbone, parse_model_name
 from blockdrop.training.compute import Compute
-from blockdrop.training.config import ModelConfig, TrainingConfig, require
+from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, TrainingConfig
 from blockdrop.training.run_directory import RunDirectory, check_usable
 
 
@@ -64,7 +66,7 @@ class Setup:
         """A command's first lines: what runs on what, from where, to where."""
         parameters = f"{sum(p.numel() for p in self.resnet.parameters()):,} parameters"
         if self.has_policy:
-            count = sum(p.numel() for p in self.policy_network.parameters())
+            count = sum(p.numel() for p in self.policy_network.own_parameters())
             parameters += f" + {count:,} of the {self.policy_net} policy network"
         shortcuts = f"{self.resnet.shortcut or 'no'} shortcuts"
         widths = f", {self.variant}" if self.variant.numbers() else ""
@@ -108,13 +110,16 @@ class Setup:
         return path
 
 
-def open_setup(config: ModelConfig, paths: tuple[str, ...], new_head: bool = False) -> Setup:
+def open_setup(
+    config: ModelConfig, paths: tuple[str, ...], new_head: bool = False, initial_keep: float | None = None
+) -> Setup:
     """Builds the models, fills them from the checkpoints in order, and opens the data.
 
     Args:
         config: checked flags.
         paths: checkpoints of any dialect, or the word torchvision; each fills what it holds, later ones win.
         new_head: keep a fresh classifier head (fine-tuning for other classes).
+        initial_keep: keep probability that a fresh policy network starts near.
     Raises:
         UserError: anything missing, damaged or not fitting together.
     """
@@ -137,7 +142,9 @@ def open_setup(config: ModelConfig, paths: tuple[str, ...], new_head: bool = Fal
         resnet = network_from(backbones[-1], spec, data.num_classes, config.shortcut, variant, new_head)
     else:
         resnet = build_backbone(spec, data.num_classes, config.shortcut, variant)
-    policy_network = build_policy_network(resnet.num_blocks, spec.large_images, policy_net)
+    policy_network = build_policy_network(
+        resnet.num_blocks, spec.large_images, policy_net, backbone=resnet, initial_keep=initial_keep
+    )
     if policies:
         require(
             spec.droppable,
@@ -164,6 +171,7 @@ def open_training(
     backbone: bool = False,
     policy: bool = False,
     policy_init: str | None = None,
+    initial_keep: float | None = None,
 ) -> tuple[Setup, RunDirectory]:
     """Models, data and run directory of a command that trains.
 
@@ -171,7 +179,7 @@ def open_training(
     and deletes nothing under --overwrite.
 
     Args:
-        paths, new_head: as for `open_setup`.
+        paths, new_head, initial_keep: as for `open_setup`.
         backbone, policy: whether the checkpoints must hold them.
         policy_init: backbone whose first blocks start the policy network's trunk.
     Raises:
@@ -179,18 +187,33 @@ def open_training(
     """
     inputs = (*paths, *([policy_init] if policy_init else []))
     check_usable(config.cv_dir, config.overwrite, inputs)
-    setup = open_setup(config, paths, new_head)
+    setup = open_setup(config, paths, new_head, initial_keep)
     files = ", ".join(paths)
     require(
         setup.has_backbone or not backbone, f"{files}: no trained backbone in it; add a checkpoint that has one"
     )
-    require(setup.has_policy or not policy, f"{files}: no policy network in it; run blockdrop.cl_train first")
+    require(
+        setup.has_policy or not policy,
+        f"{files}: no policy network in it; run blockdrop.cl_train first, "
+        "or start a fresh one with --recipe fast or --initial_keep",
+    )
     if policy_init:
         require(not setup.has_policy, f"--policy_init {policy_init}: {files} already holds a policy network")
         load_policy_trunk(policy_init, setup.policy_network)
     setup.has_policy = True
+    _check_target(config, setup)
     len(setup.data.train), len(setup.data.test)  # reads them
     return setup, RunDirectory(config.cv_dir, command, config, config.overwrite)
+
+
+def _check_target(config: TrainingConfig, setup: Setup) -> None:
+    if isinstance(config, PolicyTrainingConfig) and config.target_flops is not None:
+        least = count_flops(setup.resnet, setup.policy_network, setup.image_size).least_share()
+        require(
+            config.target_flops > least,
+            f"--target_flops {config.target_flops}: with all blocks dropped the {setup.policy_net} policy network "
+            f"and the rest cost {least:.3f} of the full network's FLOPs; choose more, or a cheaper --policy_net",
+        )
 
 
 def _check_classes(checkpoint: Checkpoint, data: DataSource) -> None:

@@ -14,3 +14,13 @@ def test_input_is_pooled_first() -> None:
     torch.testing.assert_close(keep_probs, network.logit(pooled.flatten(1)).sigmoid())
     torch.testing.assert_close(value, network.vnet(pooled.flatten(1)))
     assert network.num_blocks == 6
+
+
+def test_borrowed_modules_are_not_its_own_to_train() -> None:
+    lent, own = nn.Linear(4, 4), nn.Linear(4, 2)
+    features = nn.Sequential(lent, own)
+    network = PolicyNetwork(features, 2, num_blocks=3)
+    assert len(network.own_parameters()) == len(list(network.parameters())) == 8
+    features.borrowed = (lent,)  # type: ignore[assignment]
+    expected = [*own.parameters(), *network.logit.parameters(), *network.vnet.parameters()]
+    assert [id(parameter) for parameter in network.own_parameters()] == [id(parameter) for parameter in expected]

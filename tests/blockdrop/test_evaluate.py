@@ -296,8 +296,8 @@ def test_a_static_net_has_no_use_for_a_threshold(tmp_path: Path, run: Command) -
         (("--budget", "0.5", "--threshold", "0.5"), "--threshold and --budget: pass one of them"),
         (("--json", "{tmp}/plain8.t7", "--overwrite"), "is the checkpoint that --load reads"),
         (("--shortcut", "projection"), "shortcut projection: plain8 has no shortcuts"),
-        (("--expansion", "2"), "--expansion 2.0: for shift nets; plain8 takes --reduction"),
-        (("--reduction", "0"), "--reduction 0.0: must be "),
+        (("--expansion", "2"), "expansion 2.0: for shift nets; plain8 takes a reduction"),
+        (("--reduction", "0"), "reduction 0.0: must be "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

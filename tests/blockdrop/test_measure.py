@@ -54,3 +54,21 @@ def test_every_network_passes_all_images_by_every_engine(monkeypatch: pytest.Mon
         with torch.no_grad():
             expected = networks[number // 2](batch[0])
         torch.testing.assert_close(torch.cat(logits), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_some_images_stand_for_all_and_executors_that_there_are_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = MemoryImages(torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8), torch.zeros(5, dtype=torch.long))
+    compute = Compute(CPU, torch.float32, channels_last=True)
+    networks = [build_static(f"{name}_Digits").eval() for name in ("plain8", "R8")]
+    ready = [measure.executor(network, None, compute, "torch") for network in networks]
+    monkeypatch.setattr(measure, "executor", lambda *args: pytest.fail("made another"))
+
+    def time_them(runs: list, batches: list[Tensor], device: torch.device) -> list[float]:
+        assert [len(batch) for batch in batches] == [2, 1]
+        assert runs == ready
+        return [3.0, 6.0]
+
+    monkeypatch.setattr(measure, "seconds_in_turns", time_them)
+    how = (images, NORMALISATIONS["half"], compute, 2, ("torch",))
+    seconds = measure.measure_passes(networks, *how, timed_images=3, executors={"torch": ready})
+    assert seconds == [{"torch": 5.0}, {"torch": 10.0}], "of five images, three of which were timed"

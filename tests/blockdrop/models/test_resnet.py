@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from blockdrop import from_torchvision
-from blockdrop.models.resnet import DroppableResNet, make_shortcut, plan_rows
+from blockdrop.models.resnet import DroppableResNet, block_executions, make_shortcut, plan_rows
 from tests.conftest import randomise_statistics
 
 # every family (3 and 4 stages, basic and bottleneck, small and large stem) with every shortcut kind
@@ -246,3 +246,126 @@ def test_what_is_no_torchvision_resnet_is_refused() -> None:
         from_torchvision(model)
     with pytest.raises(TypeError, match="expected a torchvision ResNet"):
         from_torchvision(torchvision.models.mobilenet_v3_small())
+
+
+def weighted_logits(
+    resnet: DroppableResNet, images: Tensor, policy: Tensor, gates: Tensor, execution: str
+) -> Tensor:
+    logits = resnet(images, policy, execution, gates)  # type: ignore[arg-type]
+    weights = torch.randn(logits.shape, dtype=logits.dtype, generator=torch.Generator().manual_seed(5))
+    return (logits * weights).sum()
+
+
+@pytest.mark.parametrize("shortcut", ["pad_avgpool", "pad_stride", "projection"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gates_leave_the_logits_as_they_are(
+    make_resnet: Callable[..., DroppableResNet], shortcut: str, channels_last: bool
+) -> None:
+    resnet, images = make_resnet("R14_C10", shortcut=shortcut), images_for("R14_C10")
+    if channels_last:
+        resnet, images = (x.to(memory_format=torch.channels_last) for x in (resnet, images))
+    policy = torch.rand(5, 6) < 0.5
+    gates = policy.float().requires_grad_()
+    for execution in ("sparse", "masked"):
+        with torch.no_grad():
+            expected = resnet(images, policy, execution)
+        torch.testing.assert_close(resnet(images, policy, execution, gates), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shortcut", ["pad_avgpool", "projection"])
+def test_the_gradient_of_a_kept_blocks_gate_is_the_same_sparse_and_masked(
+    make_resnet: Callable[..., DroppableResNet], shortcut: str
+) -> None:
+    resnet, images = make_resnet("R14_C10", shortcut=shortcut).double(), images_for("R14_C10").double()
+    policy = torch.rand(5, 6) < 0.5
+    policy[:, 0], policy[0], policy[:, 3] = True, True, False  # a block for all images, and one for a single one
+    policy[0, 3] = True
+    found = []
+    for execution in ("sparse", "masked"):
+        gates = policy.double().requires_grad_()
+        weighted_logits(resnet, images, policy, gates, execution).backward()
+        found.append(gates.grad)
+    sparse, masked = found
+    torch.testing.assert_close(sparse[policy], masked[policy], rtol=1e-5, atol=1e-6)
+    assert (masked[policy] != 0).all()
+    assert (sparse[~policy] == 0).all(), "a dropped block doesn't run, so nothing is known of its gate"
+    assert (masked[~policy] != 0).all()
+
+
+def test_gates_leave_the_gradient_of_the_weights_as_it_is(make_resnet: Callable[..., DroppableResNet]) -> None:
+    resnet, images = make_resnet("R14_C10", shortcut="projection").double(), images_for("R14_C10").double()
+    policy = torch.rand(5, 6) < 0.5
+    for execution in ("sparse", "masked"):
+        gradients = []
+        for gates in (None, policy.double().requires_grad_()):
+            resnet.zero_grad()
+            resnet(images, policy, execution, gates).square().sum().backward()
+            gradients.append(
+                [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in resnet.parameters()]
+            )
+        for without, gated in zip(*gradients, strict=True):
+            torch.testing.assert_close(gated, without)
+
+
+@pytest.mark.parametrize("shortcut", ["pad_avgpool", "projection"])
+@pytest.mark.parametrize("around", [0.0, 1.0])
+def test_a_gates_derivative_is_a_finite_difference_of_the_logits(
+    make_resnet: Callable[..., DroppableResNet], shortcut: str, around: float
+) -> None:
+    resnet, images = make_resnet("R14_C10", shortcut=shortcut).double(), images_for("R14_C10", 2).double()
+    policy = torch.rand(2, 6) < 0.5
+    for k in range(6):
+        policy[:, k] = bool(around)
+        gates = policy.double().requires_grad_()
+        (gradient,) = torch.autograd.grad(weighted_logits(resnet, images, policy, gates, "masked"), gates)
+        step = torch.zeros_like(policy, dtype=torch.float64)
+        step[0, k] = 1e-6
+        with torch.no_grad():
+            above, below = (
+                weighted_logits(resnet, images, policy, policy + sign * step, "masked") for sign in (1, -1)
+            )
+        torch.testing.assert_close((above - below) / 2e-6, gradient[0, k], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("policy", "gates"),
+    [
+        (None, torch.ones(5, 6)),
+        (torch.ones(5, 6).bool(), torch.ones(5, 7)),
+        (torch.ones(2, 5, 6).bool(), torch.ones(2, 5, 6)),
+    ],
+    ids=["no policy", "another shape", "several policies"],
+)
+def test_gates_need_a_policy_of_their_shape(
+    make_resnet: Callable[..., DroppableResNet], policy: Tensor | None, gates: Tensor
+) -> None:
+    with pytest.raises(ValueError, match="gates: "):
+        make_resnet("R14_C10")(images_for("R14_C10"), policy, gates=gates)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_executions_are_the_distinct_prefixes_that_end_in_a_kept_block(data: st.DataObject) -> None:
+    shape = tuple(data.draw(st.integers(1, high)) for high in (4, 4, 5))
+    size = shape[0] * shape[1] * shape[2]
+    policies = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size))).view(shape)
+    prefixes = {
+        (n, tuple(policies[s, n, : t + 1].tolist()))
+        for s in range(shape[0])
+        for n in range(shape[1])
+        for t in range(shape[2])
+        if policies[s, n, t]
+    }
+    assert block_executions(policies) == len(prefixes)
+    assert block_executions(policies[0]) == policies[0].sum(), "one policy an image shares nothing"
+
+
+def test_executions_are_the_rows_that_the_blocks_run(make_resnet: Callable[..., DroppableResNet]) -> None:
+    resnet, policies = make_resnet("R14_C10"), torch.rand(3, 4, 6) < 0.6
+    rows: list[int] = []
+    for stage in resnet.blocks:
+        for branch in stage:
+            branch.register_forward_hook(lambda _m, args, _o: rows.append(len(args[0])))
+    with torch.no_grad():
+        resnet(images_for("R14_C10", 4), policies)
+    assert sum(rows) == block_executions(policies)

@@ -109,14 +109,14 @@ def test_unknown_options_are_named(option: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet8_C10", {"expansion": 3}, "--expansion 3: for shift nets; resnet8 takes --reduction"),
-        ("plain8_C10", {"expansion": 2.5}, "--expansion 2.5: for shift nets; plain8 takes --reduction"),
-        ("shiftresnet8_C10", {"reduction": 2}, "--reduction: shiftresnet8 takes --expansion"),
-        ("shiftresnet8_C10", {"reduction_mode": "net"}, "--reduction: shiftresnet8 takes --expansion"),
+        ("resnet8_C10", {"expansion": 3}, "expansion 3: for shift nets; resnet8 takes a reduction"),
+        ("plain8_C10", {"expansion": 2.5}, "expansion 2.5: for shift nets; plain8 takes a reduction"),
+        ("shiftresnet8_C10", {"reduction": 2}, "reduction 2: for ResNets and plain nets; shiftresnet8 takes"),
+        ("shiftresnet8_C10", {"reduction_mode": "net"}, "reduction mode net: for ResNets and plain nets"),
         (
             "shiftresnet8_C10",
             {"expansion": 0.06},
-            "--expansion 0.06: leaves blocks of 16 channels no inner channel",
+            "expansion 0.06: leaves blocks of 16 channels no inner channel; choose a larger one",
         ),
         ("plain8_C10", {"shortcut": "projection"}, "shortcut projection: plain8 has no shortcuts"),
         ("exactplain8_C10", {"shortcut": "pad_avgpool"}, "shortcut pad_avgpool: exactplain8 has no shortcuts"),
@@ -124,12 +124,12 @@ def test_unknown_options_are_named(option: str, value: str) -> None:
         (
             "resnet8_C10",
             {"reduction": 2, "reduction_mode": "wide"},
-            "unknown reduction mode wide; choose block, net",
+            "reduction mode wide: choose block, net",
         ),
-        ("resnet8_C10", {"reduction": 0}, "--reduction 0: must be between 0.01 and 100"),
-        ("resnet8_C10", {"reduction": 1000}, "--reduction 1000: must be between 0.01 and 100"),
-        ("resnet8_C10", {"reduction": float("nan")}, "--reduction nan: must be between"),
-        ("shiftresnet8_C10", {"expansion": -3}, "--expansion -3: must be between 0.01 and 100"),
+        ("resnet8_C10", {"reduction": 0}, "reduction 0: must be between 0.01 and 100"),
+        ("resnet8_C10", {"reduction": 1000}, "reduction 1000: must be between 0.01 and 100"),
+        ("resnet8_C10", {"reduction": float("nan")}, "reduction nan: must be between"),
+        ("shiftresnet8_C10", {"expansion": -3}, "expansion -3: must be between 0.01 and 100"),
         ("plain8_Folder", {}, "plain8_Folder: a Folder has no class count of its own; pass num_classes"),
     ],
 )

@@ -1,0 +1,158 @@
+"""Policy networks by name: what looks at an image, and how closely, before blocks are kept or dropped."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from typing import Literal, Self, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agents.policy_network import PolicyNetwork
+from blockdrop.errors import UserError
+from blockdrop.models.backbone import Backbone, Branch, NoShortcut, conv2d, initialise
+from blockdrop.models.resnet import make_resnet
+
+PolicyNet = Literal["reference", "pooled", "pooled4", "stem", "constant"]
+"""reference: a ResNet-8 (224 px: the image pooled by 2, a [1, 1, 1, 1] ResNet). pooled, pooled4: the same on an
+image pooled by 2, 4 more. stem: two convolutions on the pooled output of the backbone's stem. constant: the same
+keep probabilities for every image."""
+POLICY_NETS: tuple[PolicyNet, ...] = get_args(PolicyNet)
+INPUT_POOLS: dict[str, int] = {"reference": 1, "pooled": 2, "pooled4": 4}
+
+
+class StemFeatures(Backbone):
+    """Features of the output of another backbone's stem, for C channels of which there are 4 C features.
+
+    The map is average-pooled and goes through two 3×3 convolutions (to 2 C channels; to 4 C, with stride 2), each
+    with BatchNorm and ReLU, and a global average. The stem's modules are the backbone's own, shared and not
+    copied, and training these features changes nothing of them: no gradient reaches them, their BatchNorm takes
+    its running statistics in every mode and never updates them, and `train()` leaves their mode alone (`eval()`
+    goes for all).
+
+    Args:
+        backbone: whose `conv1`, `bn1` and `maxpool` are shared.
+        pool: the factor of the average-pooling.
+    """
+
+    def __init__(self, backbone: Backbone, pool: int):
+        assert isinstance(backbone.conv1, nn.Conv2d)
+        channels = backbone.conv1.out_channels
+        branch = Branch(
+            [conv2d(channels, 2 * channels, 3), conv2d(2 * channels, 4 * channels, 3, stride=2)],
+            [nn.BatchNorm2d(2 * channels), nn.BatchNorm2d(4 * channels)],
+        )
+        pools = nn.Sequential(backbone.maxpool, nn.AvgPool2d(pool))
+        blocks = [[initialise(branch)]]
+        super().__init__(
+            backbone.conv1, backbone.bn1, pools, blocks, [NoShortcut()], fc=nn.Identity(), shortcut=None
+        )
+        self.feature_dim = 4 * channels
+
+    @property
+    def borrowed(self) -> tuple[nn.Module, ...]:
+        """The backbone's modules."""
+        return self.conv1, self.bn1, self.get_submodule("maxpool.0")
+
+    def stem(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) to the pooled map (N, C, H', W'), without a gradient."""
+        with torch.no_grad():
+            x, norm = self.conv1(images), self.bn1
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):  # keep probabilities are the same in training
+                batch = norm.running_mean is None
+                x = F.batch_norm(
+                    x, norm.running_mean, norm.running_var, norm.weight, norm.bias, batch, 0.0, norm.eps
+                )
+            else:
+                x = norm(x)
+            return self.maxpool(F.relu(x, inplace=True))
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`, but `train()` leaves the borrowed modules' mode alone."""
+        theirs = [(part, part.training) for module in self.borrowed for part in module.modules()]
+        super().train(mode)
+        if mode:
+            for part, training in theirs:
+                part.training = training
+        return self
+
+
+class NoFeatures(nn.Module):
+    """Features of width 0: of the linear heads on them only the biases remain, and nothing is multiplied."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) to (N, 0)."""
+        return images.new_zeros(len(images), 0)
+
+
+def build_policy_network(
+    num_blocks: int,
+    large_images: bool = False,
+    policy_net: str = "reference",
+    *,
+    backbone: Backbone | None = None,
+    initial_keep: float | None = None,
+) -> PolicyNetwork:
+    """A policy network for K blocks, with fresh weights.
+
+    Args:
+        policy_net: see `PolicyNet`.
+        backbone: the network that it decides on; "stem" shares its stem.
+        initial_keep: keep probability to start from: the logits' bias is set to its logit.
+    Raises:
+        UserError: unknown name, an initial keep probability outside (0, 1).
+        ValueError: "stem" without a backbone.
+    """
+    if policy_net not in POLICY_NETS:
+        raise UserError(f"unknown policy network {policy_net}; choose {', '.join(POLICY_NETS)}")
+    if initial_keep is not None and not 0 < initial_keep < 1:
+        raise UserError(f"initial keep probability {initial_keep}: must be above 0 and below 1")
+    if policy_net == "stem":
+        if backbone is None:
+            raise ValueError("policy network stem: looks through a backbone's stem; pass backbone=")
+        stem = StemFeatures(backbone, pool=7 if large_images else 4)  # 56 × 56 or 32 × 32 to 8 × 8
+        network = PolicyNetwork(stem, stem.feature_dim, num_blocks)
+    elif policy_net == "constant":
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            network = PolicyNetwork(NoFeatures(), 0, num_blocks)
+    else:
+        network = _with_own_trunk(num_blocks, large_images, INPUT_POOLS[policy_net])
+    if initial_keep is not None:
+        nn.init.constant_(network.logit.bias, math.log(initial_keep / (1 - initial_keep)))
+    return network
+
+
+def _with_own_trunk(num_blocks: int, large_images: bool, pool: int) -> PolicyNetwork:
+    """The reference's, its input pooled by `pool` beyond the reference's pooling."""
+    if large_images:
+        trunk = make_resnet((1, 1, 1, 1), (64, 128, 256, 512), 1, "projection", large_images=True)
+        pool *= 2
+    else:
+        trunk = make_resnet((1, 1, 1), (16, 32, 64), 1, "pad_avgpool")
+    head = trunk.fc
+    assert isinstance(head, nn.Linear)
+    trunk.fc = nn.Identity()
+    return PolicyNetwork(trunk, head.in_features, num_blocks, input_pool=pool)
+
+
+def name_of(policy_network: PolicyNetwork, large_images: bool) -> str | None:
+    """The name by which `build_policy_network` makes such a network, to go by its input's pooling and whether its
+    features are of a kind of ours; None if there is none."""
+    if isinstance(policy_network.features, StemFeatures):
+        return "stem"
+    if isinstance(policy_network.features, NoFeatures):
+        return "constant"
+    pools = {pool * (2 if large_images else 1): name for name, pool in INPUT_POOLS.items()}
+    return pools.get(policy_network.input_pool)
+
+
+def folded_policy_network(policy_network: PolicyNetwork) -> PolicyNetwork:
+    """A copy for inference with BatchNorm folded into the trunk's convolutions; same keep probabilities."""
+    network = copy.deepcopy(policy_network).eval().requires_grad_(False)
+    if isinstance(network.features, Backbone):
+        network.features = network.features.folded()
+    return network

@@ -1,0 +1,81 @@
+"""BatchNorm statistics of the policies that are used, in place of those that training happened to sample."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from agents.policies import map_policy
+from agents.policy_network import PolicyNetwork
+from blockdrop.models.resnet import DroppableResNet, Execution
+
+
+def recalibrate(
+    resnet: DroppableResNet,
+    policy_network: PolicyNetwork,
+    batches: Iterable[Tensor],
+    keep_full: float = 0.0,
+    execution: Execution = "sparse",
+    shuffle_policies: bool = False,
+) -> int:
+    """Sets the running statistics of the ResNet to their means over batches under MAP policies.
+
+    In training a block sees the images that sampled policies route to it, at inference those of the MAP policies.
+    A block that no image of the batches runs keeps its statistics; so do modules that the policy network borrows,
+    whose statistics it decides by. The policy network is left as it is.
+
+    Args:
+        batches: normalised images (N, 3, H, W).
+        keep_full, execution, shuffle_policies: as in training; see `blockdrop.finetune`.
+    Returns:
+        how many times a block ran for a row.
+    """
+    running = _UnderMapPolicies(
+        resnet, copy.deepcopy(policy_network).eval(), keep_full, execution, shuffle_policies
+    )
+    norms = [module for module in resnet.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
+    update_bn(batches, running)
+    borrowed = {part for module in policy_network.borrowed for part in module.modules()}
+    for norm, buffers in zip(norms, before, strict=True):
+        if norm.num_batches_tracked == 0 or norm in borrowed:
+            for buffer, old in zip(norm.buffers(), buffers, strict=True):
+                buffer.copy_(old)
+    return running.executions
+
+
+def rows_kept_whole(keep_full: float, images: Tensor) -> int:
+    """How many of a (shuffled) batch's first images run all blocks, and teach no policy; never all of them."""
+    return math.floor(keep_full * len(images))
+
+
+class _UnderMapPolicies(nn.Module):
+    """The ResNet as a function of images alone. The policy network stands in a list, which keeps it out of
+    `modules()`: its own statistics stay."""
+
+    def __init__(
+        self,
+        resnet: DroppableResNet,
+        policy_network: PolicyNetwork,
+        keep_full: float,
+        execution: Execution,
+        shuffle_policies: bool,
+    ):
+        super().__init__()
+        self.resnet, self.policy_network = resnet, [policy_network]
+        self.keep_full, self.execution, self.shuffle_policies = keep_full, execution, shuffle_policies
+        self.executions = 0
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        policy = map_policy(self.policy_network[0](images)[0])
+        if self.shuffle_policies:
+            policy = policy.roll(1, dims=0)
+        policy[: rows_kept_whole(self.keep_full, images)] = True
+        self.executions += policy.numel() if self.execution == "masked" else int(policy.sum())
+        return self.resnet(images, policy, self.execution)

@@ -1,0 +1,255 @@
+"""Joint training: who learns when, what is counted, and every way of learning end to end."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agents.estimators import ESTIMATORS, PATHWISE
+from blockdrop import build, cl_train, finetune, load_checkpoint, save_checkpoint
+from blockdrop.data import NORMALISATIONS
+from blockdrop.finetune import FinetuneConfig, count_executions
+from blockdrop.models.checkpoints import read_checkpoint
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Path:
+    """A ResNet-8 for two classes, without a policy network."""
+    path = tmp_path / "resnet.t7"
+    resnet, _ = build("R8_Folder", num_classes=2)
+    save_checkpoint(path, model="R8_Folder", resnet=resnet, normalisation=NORMALISATIONS["half"])
+    return path
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Path:
+    """The same with a policy network that keeps about half."""
+    path = tmp_path / "both.t7"
+    resnet, policy_network = build("R8_Folder", num_classes=2)
+    save_checkpoint(
+        path,
+        model="R8_Folder",
+        resnet=resnet,
+        policy_network=policy_network,
+        normalisation=NORMALISATIONS["half"],
+    )
+    return path
+
+
+def records(folder: Path, phase: str) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["phase"] == phase]
+
+
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, *PATHWISE])
+def test_every_estimator_trains_both_networks(
+    estimator: str, tmp_path: Path, image_tree: Path, both: Path, command: Command
+) -> None:
+    flags = ("--model", "R8_Folder", "--data_dir", image_tree, "--batch_size", 6, "--max_epochs", 1)
+    execution = ("--execution", "masked") if estimator in ("straight_through", "gumbel") else ()
+    code, _, error = command(
+        finetune, *flags, "--pretrained", both, "--estimator", estimator, *execution, "--cv_dir", tmp_path / "f"
+    )
+    assert (code, error.startswith("error")) == (0, False)
+    before, after = read_checkpoint(both), read_checkpoint(tmp_path / "f")
+    assert before.policy_network is not None
+    assert after.policy_network is not None
+    assert not before.policy_network["logit.weight"].equal(after.policy_network["logit.weight"])
+    assert before.resnet is not None
+    assert after.resnet is not None
+    assert not before.resnet["conv1.weight"].equal(after.resnet["conv1.weight"])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_curriculum_takes_every_estimator_from_rewards(
+    estimator: str, tmp_path: Path, image_tree: Path, backbone: Path, command: Command
+) -> None:
+    flags = ("--model", "R8_Folder", "--data_dir", image_tree, "--max_epochs", 1, "--policy_net", "pooled4")
+    more = ("--load", backbone, "--estimator", estimator, "--reward", "log_likelihood", "--target_flops", 0.5)
+    assert command(cl_train, *flags, *more, "--cv_dir", tmp_path / "c")[0] == 0
+    (epoch,) = records(tmp_path / "c", "train")
+    # One decided block of three: the policies of an image share the two before it, and whatever they agree on.
+    assert 12 * 2 <= epoch["block_executions"] <= 12 * 3
+    assert epoch["spent"] > 0.5
+
+
+def test_the_fast_recipe_starts_from_a_plain_backbone(
+    tmp_path: Path, image_tree: Path, backbone: Path, command: Command
+) -> None:
+    flags = ("--model", "R8_Folder", "--data_dir", image_tree, "--batch_size", 6, "--pretrained", backbone)
+    code, _, error = command(finetune, *flags, "--cv_dir", tmp_path / "r")
+    assert code == 2
+    assert "no policy network in it" in error
+
+    fast = ("--recipe", "fast", "--max_epochs", 3, "--settle_epochs", 1, "--recalibrate", 6, "--keep_full", 0.2)
+    assert command(finetune, *flags, *fast, "--cv_dir", tmp_path / "f")[0] == 0
+    config = json.loads((tmp_path / "f" / "config.json").read_text())
+    recipe = FinetuneConfig.RECIPES["fast"]
+    assert {
+        **recipe,
+        "batch_size": 6,
+        "max_epochs": 3,
+        "settle_epochs": 1,
+        "recalibrate": 6,
+        "keep_full": 0.2,
+    }.items() <= config.items()
+    assert config["recipe"] == "fast"
+    assert {line["policy_net"] for line in [config]} == {recipe["policy_net"]}
+    first, second, settled = records(tmp_path / "f", "train")
+    assert first["block_executions"] < second["block_executions"] < settled["block_executions"]
+    assert {"price", "spent", "divergence", "information"} <= first.keys()
+    assert "information" not in settled
+
+
+def test_a_recipe_is_a_set_of_flags_that_the_command_line_overrules() -> None:
+    config = FinetuneConfig.of_recipe("fast", alpha=0.7)
+    assert config.alpha == 0.7
+    assert config.estimator == FinetuneConfig.RECIPES["fast"]["estimator"]
+    assert FinetuneConfig.of_recipe("reference") == FinetuneConfig()
+
+
+def test_an_unknown_recipe_is_one_line(command: Command) -> None:
+    code, _, error = command(finetune, "--recipe", "slow")
+    assert code == 2
+    assert "slow" in error
+
+
+def test_frozen_and_settling_epochs_train_one_network_each(tmp_path: Path, image_tree: Path, both: Path) -> None:
+    common: dict[str, Any] = {
+        "model": "R8_Folder", "data_dir": str(image_tree), "batch_size": 6, "max_epochs": 1, "lr": 0.01,
+        "pretrained": (str(both),), "estimator": "kept_straight_through",
+    }  # fmt: skip
+    finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "frozen"), freeze_epochs=1))
+    finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "settled"), settle_epochs=1))
+    start, frozen, settled = (read_checkpoint(path) for path in (both, tmp_path / "frozen", tmp_path / "settled"))
+
+    def equal(a: dict[str, torch.Tensor] | None, b: dict[str, torch.Tensor] | None) -> bool:
+        assert a is not None
+        assert b is not None
+        return all(a[key].equal(b[key]) for key in a)
+
+    assert equal(start.resnet, frozen.resnet)
+    assert not equal(start.policy_network, frozen.policy_network)
+    assert equal(start.policy_network, settled.policy_network)
+    assert not equal(start.resnet, settled.resnet)
+
+
+def test_who_learns_when() -> None:
+    config = FinetuneConfig(max_epochs=6, freeze_epochs=2, settle_epochs=1, alternate=True)
+    assert [config.learners(epoch, 0) for epoch in (0, 1, 5)] == [(False, True), (False, True), (True, False)]
+    assert [config.learners(2, batch) for batch in range(3)] == [(True, False), (False, True), (True, False)]
+    assert FinetuneConfig().learners(0, 1) == (True, True)
+
+
+def test_cosine_rises_then_falls_to_zero() -> None:
+    config = FinetuneConfig(schedule="cosine")
+    assert config.lr_factor(0, 0.0) == 0
+    assert config.lr_factor(0, 0.5) == pytest.approx(0.5)
+    assert config.lr_factor(0, 1.0) == pytest.approx(0.0)
+    assert config.lr_factor(0, 0.025) == pytest.approx((1 + math.cos(math.pi * 0.025)) / 4)
+
+
+def test_executions_are_those_of_the_way_that_runs() -> None:
+    policies = torch.tensor([[[True, True, False]], [[True, False, True]]])
+    assert count_executions(FinetuneConfig(execution="masked"), policies) == 6
+    assert count_executions(FinetuneConfig(execution="sparse"), policies) == 3
+
+
+def test_counted_work_of_an_epoch(tmp_path: Path, image_tree: Path, both: Path) -> None:
+    config = FinetuneConfig(
+        model="R8_Folder", data_dir=str(image_tree), batch_size=6, max_epochs=1, pretrained=(str(both),),
+        execution="masked", cv_dir=str(tmp_path / "f"),
+    )  # fmt: skip
+    finetune.main(config)
+    (epoch,) = records(tmp_path / "f", "train")
+    # 12 images, 3 blocks: forward and backward (which counts twice) of the draw, forward of the MAP policy
+    assert epoch["block_executions"] == 12 * 3 * (3 + 1)
+
+
+def test_self_distillation_counts_its_teacher(tmp_path: Path, image_tree: Path, both: Path) -> None:
+    config = FinetuneConfig(
+        model="R8_Folder", data_dir=str(image_tree), batch_size=6, max_epochs=1, pretrained=(str(both),),
+        execution="masked", cv_dir=str(tmp_path / "f"), estimator="straight_through", distill=1.0,
+    )  # fmt: skip
+    finetune.main(config)
+    (epoch,) = records(tmp_path / "f", "train")
+    assert epoch["block_executions"] == 12 * 3 * (3 + 1)
+    assert epoch["divergence"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--estimator", "straight_through"), "--execution masked"),
+        (("--estimator", "antithetic", "--samples", 3), "even"),
+        (("--estimator", "leave_one_out", "--samples", 1), "at least 2"),
+        (("--keep_full", 1), "--keep_full 1.0"),
+        (("--target_flops", 0), "--target_flops 0.0"),
+        (("--initial_keep", 1), "--initial_keep 1.0"),
+        (("--max_epochs", 2, "--settle_epochs", 3), "--settle_epochs 3"),
+        (("--distill", -1), "--distill -1.0"),
+        (("--distill", 1, "--distill_temperature", 0), "--distill_temperature 0.0"),
+        (("--distill_temperature", 3), "goes with --distill"),
+        (("--temperature", 2), "goes with --estimator gumbel"),
+        (("--samples", 4), "goes with --estimator leave_one_out"),
+        (("--price_rate", 0.1), "goes with --target_flops"),
+        (("--resnet_lr", 0.1), "goes with --optimizer sgd"),
+        (("--schedule", "cosine", "--epoch_step", 3), "goes with --schedule step"),
+        (("--estimator", "kept_straight_through", "--reward", "flops"), "goes with estimators from rewards"),
+        (("--estimator", "kept_straight_through", "--penalty", 0), "--penalty 0"),
+        (("--reward", "log_likelihood", "--penalty", 0), "--penalty 0"),
+        (("--keep_full", 0.001), "not even one image"),
+        (("--target_flops", 0.5, "--max_epochs", 3, "--anneal_epochs", 3), "--anneal_epochs 3"),
+    ],
+)
+def test_bad_flags_are_named(flags: tuple[object, ...], message: str, both: Path, command: Command) -> None:
+    code, _, error = command(finetune, "--model", "R8_Folder", "--pretrained", both, *flags)
+    assert code == 2
+    assert message in error
+
+
+def test_the_full_network_is_kept_by_its_share_of_the_batch(tmp_path: Path, image_tree: Path, both: Path) -> None:
+    """With a policy network that drops everything, only the images of --keep_full run any block."""
+    resnet, policy_network = build("R8_Folder", num_classes=2)
+    meta = load_checkpoint(both, resnet=resnet, policy_network=policy_network)
+    torch.nn.init.constant_(policy_network.logit.bias, -30.0)
+    path = tmp_path / "drops.t7"
+    save_checkpoint(
+        path, model="R8_Folder", resnet=resnet, policy_network=policy_network, normalisation=meta.normalisation
+    )
+    config = FinetuneConfig(
+        model="R8_Folder", data_dir=str(image_tree), batch_size=6, max_epochs=1, pretrained=(str(path),),
+        alpha=1.0, cv_dir=str(tmp_path / "f"), estimator="kept_straight_through", keep_full=0.5,
+    )  # fmt: skip
+    finetune.main(config)
+    (epoch,) = records(tmp_path / "f", "train")
+    assert epoch["block_executions"] == 3 * 6 * 3
+    assert epoch["blocks"] == 1.5
+
+
+def test_a_target_below_what_dropping_can_reach_is_refused(
+    image_tree: Path, both: Path, tmp_path: Path, command: Command
+) -> None:
+    flags = ("--model", "R8_Folder", "--data_dir", image_tree, "--pretrained", both, "--cv_dir", tmp_path / "f")
+    code, _, error = command(finetune, *flags, "--target_flops", 0.5)
+    assert code == 2
+    assert "the reference policy network and the rest cost 1.0" in error
+    assert not (tmp_path / "f").exists()
+
+
+def test_the_price_of_a_curriculum_waits_for_blocks_that_are_not_decided_yet(
+    tmp_path: Path, image_tree: Path, backbone: Path, command: Command
+) -> None:
+    """With one block of three decided the target can't be met, and what can't be saved isn't charged for."""
+    flags = ("--model", "R8_Folder", "--data_dir", image_tree, "--policy_net", "constant", "--load", backbone)
+    more = ("--max_epochs", 1, "--batch_size", 2, "--target_flops", 0.1, "--price_rate", 1)
+    assert command(cl_train, *flags, *more, "--cv_dir", tmp_path / "c")[0] == 0
+    (epoch,) = records(tmp_path / "c", "train")
+    share_of_a_block = 7_077_888 / 24_478_720  # the last one of a ResNet-8
+    assert epoch["price"] <= (1 + 6) * share_of_a_block

@@ -1,0 +1,222 @@
+"""The learning curve: what its runs are, what is read from them, and what its tables say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from agents.rewards import blockdrop_reward
+from blockdrop import Variant, build, cl_train, finetune
+from blockdrop.data import NORMALISATIONS, MemoryImages
+from blockdrop.errors import UserError
+from blockdrop.training.compute import choose_compute
+from blockdrop.training.setup import Setup
+from experiments import learning_curve
+from experiments.learning_curve import (
+    LearningCurveConfig,
+    check_same_run,
+    evaluate_end,
+    markdown,
+    plan,
+    read_tests,
+    reference_target,
+    summary,
+    work_to_target,
+)
+
+
+def config(cv_dir: Path, tree: Path, **flags: Any) -> LearningCurveConfig:
+    common: dict[str, Any] = {
+        "model": "R8_Folder", "data_dir": str(tree), "cv_dir": str(cv_dir), "arms": ("reference", "fast", "fixed"),
+        "seeds": (0,), "pretrain_epochs": 1, "curriculum_epochs": 2, "finetune_epochs": 1, "fast_epochs": 3,
+    }  # fmt: skip
+    return LearningCurveConfig(**{**common, **flags})
+
+
+def test_from_nothing_to_table_chart_and_numbers(
+    tmp_path: Path, image_tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"json": str(tmp_path / "curve.json"), "figure": str(tmp_path / "curve.png")}
+    report = learning_curve.main(config(tmp_path / "cv", image_tree, **files))
+    out = capsys.readouterr().out
+    assert "| reference | 0 | cl_train, 2 epochs |" in out
+    assert "| reference | 0 | finetune, 1 epochs |" in out
+    assert "fixed, seed 0 (3 of 3 blocks): one policy for all images" in out
+    assert json.loads((tmp_path / "curve.json").read_text()) == json.loads(json.dumps(report))
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.size == (1200, 500)
+
+    reference, fast, fixed = report["runs"]
+    assert [(test["command"], test["epochs"]) for test in reference["tests"]] == [
+        ("cl_train", 1), ("cl_train", 2), ("finetune", 1),
+    ]  # fmt: skip
+    assert len(fast["tests"]) == len(fixed["tests"]) == 3
+    for run in report["runs"]:
+        works = [test["work"] for test in run["tests"]]
+        assert works == sorted(works), "work adds up over a run's commands"
+        assert run["end"]["accuracy"] == run["tests"][-1]["accuracy"], "the checkpoint is the one that was tested"
+        assert run["end"]["unique_policies"] == run["tests"][-1]["unique_policies"]
+    assert fixed["end"]["dealt_accuracies"] == [fixed["end"]["accuracy"]] * 5, (
+        "one policy, whomever it is dealt to"
+    )
+
+    for command in (cl_train, finetune):
+        monkeypatch.setattr(command, "main", lambda config: pytest.fail("trained again"))
+    again = learning_curve.main(config(tmp_path / "cv", image_tree))
+    assert [run["tests"] for run in again["runs"]] == [run["tests"] for run in report["runs"]]
+    with pytest.raises(UserError, match=r"fast-s0 holds a run of --max_epochs 3, not 4; name another folder"):
+        learning_curve.main(config(tmp_path / "cv", image_tree, fast_epochs=4))
+
+
+def test_the_reference_is_the_curriculum_and_then_its_fine_tuning(tmp_path: Path) -> None:
+    flags = LearningCurveConfig(load="backbone", cv_dir=str(tmp_path))
+    curriculum, tuning = plan(flags, "reference", seed=3)
+    assert isinstance(curriculum, cl_train.CurriculumConfig)
+    assert curriculum.load == ("backbone",)
+    assert isinstance(tuning, finetune.FinetuneConfig)
+    assert tuning.pretrained == (curriculum.cv_dir,)
+    defaults = (cl_train.CurriculumConfig(), finetune.FinetuneConfig())
+    ours = {"model", "cv_dir", "load", "pretrained", "seed", "max_epochs", "test_every", "overwrite"}
+    for step, default in zip((curriculum, tuning), defaults, strict=True):
+        for flag, value in dataclasses.asdict(default).items():
+            assert flag in ours or getattr(step, flag) == value, flag
+
+
+def test_the_fixed_policy_is_learned_by_the_means_of_fast(tmp_path: Path) -> None:
+    flags = LearningCurveConfig(load="backbone", cv_dir=str(tmp_path))
+    ((fast,), (fixed,)) = (tuple(plan(flags, arm, seed=0)) for arm in ("fast", "fixed"))
+    recipe = finetune.FinetuneConfig.RECIPES["fast"]
+    assert fast.max_epochs == fixed.max_epochs == recipe["max_epochs"]
+    for flag, value in recipe.items():
+        assert getattr(fast, flag) == (1 if flag == "test_every" else value)
+    differing = {
+        flag for flag, value in dataclasses.asdict(fast).items() if dataclasses.asdict(fixed)[flag] != value
+    }
+    assert differing == {"cv_dir", "policy_net", "lr"}
+
+
+def write_run(folder: Path, command: str, lines: list[dict[str, Any]], **flags: Any) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"command": command, **flags}))
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def test_work_and_minutes_go_on_over_the_commands_and_rewards_are_at_one_penalty(tmp_path: Path) -> None:
+    policy = torch.tensor([[True, False], [True, True], [False, False], [True, False]])
+    correct = torch.tensor([True, True, True, False])
+    for folder, command, penalty in ((tmp_path / "c", "cl_train", -1.0), (tmp_path / "f", "finetune", -5.0)):
+        train = {"epoch": 0, "phase": "train", "block_executions": 100, "images_per_second": 2.0}
+        reward = blockdrop_reward(correct, policy, penalty).mean().item()
+        test = {"accuracy": 0.75, "reward": reward, "flops": 30, "blocks": 1.0, "unique_policies": 3}
+        write_run(folder, command, [train, {"epoch": 0, "phase": "test", **test}], max_epochs=1, penalty=penalty)
+    found = read_tests([tmp_path / "c", tmp_path / "f"], images=240, full_flops=40)
+    assert found is not None
+    assert [test["work"] for test in found] == [100, 200]
+    assert [test["minutes"] for test in found] == [2, 4]
+    assert [test["flops"] for test in found] == [0.75, 0.75]
+    expected = blockdrop_reward(correct, policy, penalty=-1.0).mean().item()
+    assert [test["reward"] for test in found] == pytest.approx([expected, expected])
+
+    (tmp_path / "f" / "config.json").write_text(json.dumps({"command": "finetune", "max_epochs": 2}))
+    assert read_tests([tmp_path / "c", tmp_path / "f"], images=240, full_flops=40) is None, "cut off"
+
+
+def test_a_run_of_other_flags_is_another_run(tmp_path: Path) -> None:
+    (step,) = plan(LearningCurveConfig(load="backbone", cv_dir=str(tmp_path)), "fast", seed=0)
+    check_same_run(step)
+    write_run(Path(step.cv_dir), "finetune", [], **{**dataclasses.asdict(step), "data_dir": "elsewhere"})
+    check_same_run(step)
+    with pytest.raises(UserError, match=r"holds a run of --target_flops 0.5, not 0.4; name another folder"):
+        check_same_run(dataclasses.replace(step, target_flops=0.4))
+
+
+def run_of(arm: str, rewards: list[float], curriculum: int = 0, policies: int = 2) -> dict[str, Any]:
+    tests = [
+        {
+            "command": "cl_train" if number < curriculum else "finetune", "epochs": number + 1,
+            "work": 1e6 * (number + 1), "minutes": 2.0, "accuracy": 0.75, "flops": 0.5, "blocks": 2.0,
+            "reward": reward, "unique_policies": policies,
+        }
+        for number, reward in enumerate(rewards)
+    ]  # fmt: skip
+    end = {"accuracy": 0.75, "dealt_accuracy": 0.7, "unique_policies": policies, "full_accuracy": 0.8}
+    return {"arm": arm, "seed": 0, "tests": tests, "end": end}
+
+
+def test_work_to_the_reference_s_reward_is_that_of_the_first_test_that_has_it() -> None:
+    reference = run_of("reference", [0.1, 0.3, 0.2, 0.2, 0.5], curriculum=4)
+    target = reference_target([reference])
+    assert target == {"reward": 0.2, "work": 4e6}
+    assert work_to_target(run_of("fast", [0.19, 0.2, 0.1]), target)["share"] == 0.5
+    assert work_to_target(run_of("fast", [0.19]), target)["work"] is None
+
+
+def test_the_tables_say_what_was_found() -> None:
+    runs = [
+        run_of("reference", [0.25, 0.5], curriculum=1),
+        run_of("fast", [0.3]),
+        run_of("fixed", [0.2], policies=1),
+    ]
+    target = reference_target(runs)
+    assert target is not None
+    report = {
+        "backbone": {"accuracy": 0.85, "flops": 1000, "blocks": 3},
+        "runs": runs,
+        "arms": {run["arm"]: summary([run]) for run in runs},
+        "target": target,
+        "to_target": [work_to_target(run, target) for run in runs],
+    }
+    lines = markdown(report).splitlines()
+    assert "| reference | 0 | cl_train, 1 epochs | 1.00 | 2.0 | 75.00 | 50.0 | 2.00 | 0.2500 | 2 |" in lines
+    assert "| fast | 0 | 1.00 | 1.000 |" in lines
+    assert "| fixed | 0 | not reached |  |" in lines
+    assert "| fast | 0 | 80.00 | -5.00 | 75.00 | 70.00 | +5.00 | 2 | +0.00 | +0.0 |" in lines
+    assert lines[-1] == (
+        "fixed, seed 0 (2 of 3 blocks): one policy for all images: a pruned network, not a dynamic one."
+    )
+
+
+def test_images_that_are_dealt_others_policies_lose_what_theirs_knew() -> None:
+    """One image keeps all blocks, another none; with each other's policy they are taken for another class."""
+    resnet, policy_network = build("R8_Digits", num_classes=2)
+    resnet.eval(), policy_network.eval()
+    pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    images = pixels / 255
+    own = torch.tensor([[False] * 3, [True] * 3])
+    with torch.no_grad():
+        one, other = policy_network.features(images)
+        policy_network.logit.weight.copy_((other - one).expand(3, -1))
+        policy_network.logit.bias.fill_((one - other) @ (one + other) / 2)
+        assert (policy_network(images)[0] >= 0.5).equal(own)
+        head, resnet.fc = resnet.fc, torch.nn.Identity()
+        features = torch.cat([resnet(images, own), resnet(images, ~own)])  # (4, 64)
+        wanted = torch.tensor([1.0, 1.0, -1.0, -1.0])
+        head.weight.zero_(), head.bias.zero_()
+        head.weight[1] = torch.linalg.lstsq(features, wanted, driver="gelsd").solution
+        resnet.fc = head
+        assert resnet(images, own).argmax(-1).tolist() == [1, 1]
+        assert resnet(images, ~own).argmax(-1).tolist() == [0, 0]
+    data: Any = None
+    setup = Setup(
+        "R8_Digits", Variant(), resnet, policy_network, "reference", NORMALISATIONS["none"], data, 32, True, True,
+        [], {},
+    )  # fmt: skip
+    crowd = MemoryImages(pixels.repeat_interleave(50, 0), torch.ones(100, dtype=torch.int64))
+    end = evaluate_end(setup, crowd, choose_compute("cpu", "float32"))
+    assert end["accuracy"] == 1
+    assert end["unique_policies"] == 2
+    assert all(0.3 < accuracy < 0.7 for accuracy in end["dealt_accuracies"]), "half of them keep their kind"
+    assert end["full_accuracy"] == 0.5
+
+
+def test_unknown_arms_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--arms slow: choose reference, fast"):
+        learning_curve.main(LearningCurveConfig(arms=("slow",), cv_dir=str(tmp_path)))
+    with pytest.raises(UserError, match=r"--figure curve.gif: must end in .png"):
+        learning_curve.main(LearningCurveConfig(figure="curve.gif", cv_dir=str(tmp_path)))
