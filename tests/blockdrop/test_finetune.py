@@ -11,8 +11,9 @@ import torch
 
 from agents.estimators import ESTIMATORS, PATHWISE
 from blockdrop import build, cl_train, finetune, load_checkpoint, save_checkpoint
-from blockdrop.data import NORMALISATIONS
+from blockdrop.data import NORMALISATIONS, DataSource
 from blockdrop.finetune import FinetuneConfig, count_executions
+from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints import read_checkpoint
 
 Command = Callable[..., tuple[int, str, str]]
@@ -253,3 +254,20 @@ def test_the_price_of_a_curriculum_waits_for_blocks_that_are_not_decided_yet(
     (epoch,) = records(tmp_path / "c", "train")
     share_of_a_block = 7_077_888 / 24_478_720  # the last one of a ResNet-8
     assert epoch["price"] <= (1 + 6) * share_of_a_block
+
+
+def test_shuffled_policies_are_those_of_other_images() -> None:
+    resnet, policy_network = build("R8_Digits", policy_net="pooled4")
+    images = DataSource("Digits").test.subset(torch.arange(60))
+    keep_probs = evaluate_images(resnet, policy_network, images, NORMALISATIONS["half"]).keep_probs
+    assert keep_probs is not None
+    own, shuffled = (
+        evaluate_images(
+            resnet, policy_network, images, NORMALISATIONS["half"],
+            threshold=keep_probs.median().item(), shuffle_policies=shuffle,
+        )
+        for shuffle in (False, True)
+    )  # fmt: skip
+    assert own.unique_policies > 1
+    assert not own.policy.equal(shuffled.policy)
+    assert sorted(own.policy.tolist()) == sorted(shuffled.policy.tolist())
