@@ -1,20 +1,19 @@
-"""Every checkpoint dialect in, one dialect out. A file is data: reading it never runs code from it.
+"""Every checkpoint dialect in, one dialect out. A file is data: reading it never runs code from it, and takes
+memory in proportion to its size.
 
 Dialects read:
 - ours: what `save_checkpoint` writes;
 - the BlockDrop reference's `.t7`: `agent` (older: `net`, with stray `features.fc*`), perhaps `resnet`;
 - torchvision-style backbones: `layer1.0.conv1.weight`, `fc` or `linear`, perhaps under `state_dict`, perhaps
   prefixed `module.`;
-each in torch's zip or pre-1.6 serialisation. Zip files carry checksums, which are compared; pre-1.6 files don't,
-unless their name ends in their hash (`resnet18-f37072fd.pth`), as published weights' names do.
+each in torch's zip or pre-1.6 serialisation (`read_torch_file`).
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from http.client import HTTPException
@@ -23,7 +22,6 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -32,7 +30,9 @@ from agents.policy_network import PolicyNetwork
 from blockdrop.data import NORMALISATIONS, Normalisation
 from blockdrop.errors import CheckpointError, NumericalError
 from blockdrop.models.backbone import SHORTCUTS, Backbone, Shortcut
+from blockdrop.models.checkpoint_files import read_torch_file
 from blockdrop.models.deciders import POLICY_NETS, name_of
+from blockdrop.models.tensor_pickle import one_line
 from blockdrop.models.zoo import (
     CIFAR_DEPTHS,
     IMAGENET_LAYERS,
@@ -43,15 +43,7 @@ from blockdrop.models.zoo import (
 )
 
 FORMAT = "blockdrop"
-PRE_16_START = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
-"""Pickle header and magic number with which torch.save began its files before version 1.6."""
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-NUMPY_SCALARS: list[Any] = [  # plain numbers, which training scripts often leave beside the weights
-    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
-]
+LONGEST_KEY = 200
 State = dict[str, Tensor]
 
 
@@ -108,20 +100,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: missing, damaged, foreign, or a file that would run code.
     """
     path = _newest_checkpoint(Path(path))
-    content = _read_file(path)
+    content = read_torch_file(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
 
     policy_state, resnet_state = content.get("agent"), content.get("resnet")
     if isinstance(net := content.get("net"), Mapping):  # older files of the reference, or others' backbones
         if any("logit." in str(key) for key in net):
-            policy_state = policy_state or net
+            policy_state = net if policy_state is None else policy_state
         else:
-            resnet_state = resnet_state or net
+            resnet_state = net if resnet_state is None else resnet_state
     bare = content.get("state_dict", content) if policy_state is None and resnet_state is None else None
     if bare is not None:
         if not isinstance(bare, Mapping) or not any(isinstance(value, Tensor) for value in bare.values()):
-            keys = ", ".join(map(str, list(content)[:4])) or "nothing"
+            keys = ", ".join(one_line(key, 40) for key in list(content)[:4]) or "nothing"
             raise CheckpointError(f"{path}: neither a backbone nor a policy network in it (found {keys})")
         is_policy = any("logit." in str(key) for key in bare)
         policy_state, resnet_state = (bare, None) if is_policy else (None, bare)
@@ -143,9 +135,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     )
     for key in ("acc", "reward", "best_prec1"):
         value = content.get(key)
-        if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
+        if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
-        if isinstance(value, int | float):
+        if _is_number(value):
             checkpoint.metrics[key] = value
     return checkpoint
 
@@ -198,30 +190,11 @@ def load_checkpoint(
         CheckpointError: unreadable, the part asked for isn't in it, or another architecture.
     """
     checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
-    parts: list[tuple[nn.Module, State]] = []
+    filled: list[tuple[nn.Module, State]] = []
     if resnet is not None:
-        if checkpoint.resnet is None:
-            raise CheckpointError(f"{checkpoint.path}: holds a policy network but no backbone")
-        check_family(checkpoint, _family(resnet))
-        if checkpoint.shortcut != resnet.shortcut:
-            raise CheckpointError(
-                f"{checkpoint.path}: its shortcuts are of kind {checkpoint.shortcut}, the model's are "
-                f"{resnet.shortcut}; shortcut={checkpoint.shortcut} is needed"
-            )
-        state = dict(checkpoint.resnet)
-        if ignore_head:
-            state |= {f"fc.{key}": value for key, value in resnet.fc.state_dict().items()}
-        _check_same_network(checkpoint.path, state, resnet)
-        parts.append((resnet, state))
+        filled.append((resnet, _backbone_state(checkpoint, resnet, ignore_head)))
     if policy_network is not None:
-        if checkpoint.policy_network is None:
-            raise CheckpointError(f"{checkpoint.path}: holds a backbone but no policy network")
-        _check_policy_network(checkpoint, checkpoint.policy_network, policy_network)
-        parts.append((policy_network, checkpoint.policy_network))
-    filled = [(module, _complete(checkpoint.path, state, module)) for module, state in parts]
-    if policy_network is not None:
-        state = _with_borrowed(checkpoint.path, filled.pop()[1], policy_network, filled)
-        filled.append((policy_network, state))
+        filled.append((policy_network, _policy_state(checkpoint, policy_network, filled)))
     for module, state in filled:
         module.load_state_dict(state)
     return checkpoint
@@ -248,12 +221,14 @@ def network_from(
     if checkpoint.resnet is None:
         raise CheckpointError(f"{checkpoint.path}: holds a policy network but no backbone")
     check_family(checkpoint, spec.family)
-    shortcut = shortcut or checkpoint.shortcut
-    network = build_backbone(
-        spec, num_classes or checkpoint.num_classes, shortcut, checkpoint.variant if variant is None else variant
-    )
+    num_classes, shortcut = num_classes or checkpoint.num_classes, shortcut or checkpoint.shortcut
+    variant = checkpoint.variant if variant is None else variant
     if checkpoint.dialect != FORMAT and "projection" not in (shortcut, checkpoint.shortcut):
         checkpoint = replace(checkpoint, shortcut=shortcut)
+    with torch.device("meta"):  # without memory: what the file describes may be far larger than what it holds
+        described = build_backbone(spec, num_classes, shortcut, variant)
+    _backbone_state(checkpoint, described, new_head)
+    network = build_backbone(spec, num_classes, shortcut, variant)
     load_checkpoint(checkpoint, resnet=network, ignore_head=new_head)
     return network
 
@@ -417,67 +392,20 @@ def _contiguous_state(module: nn.Module) -> State:
 
 def _newest_checkpoint(path: Path) -> Path:
     if os.path.isdir(path):
-        found = [
-            (int(m[1]), p.stat().st_mtime, p)
-            for p in path.iterdir()
-            if (m := re.match(r"ckpt_E_(\d+)_.*\.t7$", p.name))
-        ]
+        try:
+            found = [
+                (int(m[1]), p.stat().st_mtime, p)
+                for p in path.iterdir()
+                if (m := re.match(r"ckpt_E_(\d+)_.*\.t7$", p.name)) and p.is_file()
+            ]
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
         if not found:
             raise CheckpointError(f"{path}: no ckpt_E_*.t7 checkpoint in this folder")
         return max(found)[2]
     if not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such checkpoint file")
     return path
-
-
-def _read_file(path: Path) -> Any:
-    _check_archive(path)
-    _check_hash_in_name(path)
-    with open(path, "rb") as file:
-        start = file.read(len(PRE_16_START))
-    if start.startswith(b"\x80") and start[2:] != PRE_16_START[2:]:
-        raise CheckpointError(f"{path}: refused: a bare pickle, which would run code; not made by torch.save")
-    try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        message = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
-        unsafe = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global|type)[^\n]*?([\w]+\.[\w.]+)", message)
-        if unsafe:
-            raise CheckpointError(
-                f"{path}: refused: reading it would run code from the file ({unsafe[1] or unsafe[2]}); save the "
-                "state dict alone"
-            ) from None
-        raise CheckpointError(f"{path}: damaged, or not a torch checkpoint") from None
-
-
-def _check_hash_in_name(path: Path) -> None:
-    named = re.search(r"-([0-9a-f]{8,64})\.(?:th|pth|pt|t7)$", path.name)
-    if named and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(named[1]):
-        raise CheckpointError(f"{path}: damaged (its content doesn't have the hash that its name promises)")
-
-
-def _check_archive(path: Path) -> None:
-    """Torch itself doesn't compare a zip archive's checksums, so a flipped bit would pass for a weight."""
-    try:
-        with open(path, "rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"
-        if not is_zip:
-            return
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise CheckpointError(f"{path}: a compressed archive, not a torch checkpoint")
-            bad = archive.testzip()
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror or error})") from None
-    except CheckpointError:
-        raise
-    except Exception:
-        raise CheckpointError(f"{path}: damaged (not a whole zip archive)") from None
-    if bad is not None:
-        raise CheckpointError(f"{path}: damaged (wrong checksum of {bad})")
 
 
 def _tensors(path: Path, state: Any) -> State | None:
@@ -488,9 +416,9 @@ def _tensors(path: Path, state: Any) -> State | None:
     tensors = {}
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: not a state dict: {str(key)[:60]} is a {type(value).__name__}")
-        if value.layout != torch.strided or value.device.type != "cpu":
-            raise CheckpointError(f"{path}: {key} is not a plain tensor ({value.layout}, {value.device})")
+            raise CheckpointError(f"{path}: not a state dict: {one_line(key, 60)} is a {type(value).__name__}")
+        if len(key) > LONGEST_KEY or not key.isprintable():
+            raise CheckpointError(f"{path}: not a state dict: {one_line(key, 60)} is no tensor's name")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"{path}: {key} holds values that aren't finite; the file is damaged")
         tensors[key.removeprefix("module.")] = value
@@ -538,19 +466,19 @@ def _customary_normalisation(resnet: State | None, linear_head: bool) -> Normali
         return None
     if linear_head or any(key.startswith("ds.") for key in resnet):
         return NORMALISATIONS["imagenet"]
-    return NORMALISATIONS["cifar" if _stage_sizes(resnet) == (5, 5, 5) else "none"]
+    return NORMALISATIONS["cifar" if stage_sizes(resnet) == (5, 5, 5) else "none"]
 
 
 def _ours(path: Path, content: Mapping[str, Any], resnet: State | None, policy: State | None) -> Checkpoint:
     try:
-        recorded = content["normalisation"]
-        mean, std = (tuple(float(x) for x in recorded[key]) for key in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError("normalisation")
+        recorded = _mapping(content["normalisation"])
+        mean, std = (_three_numbers(recorded[key]) for key in ("mean", "std"))
         shortcut, policy_net = content["shortcut"], content.get("policy_net", "reference")
-        if shortcut not in (*SHORTCUTS, None) or policy_net not in POLICY_NETS:
-            raise ValueError("shortcut or policy network")
-        point = content.get("operating_point")
+        if shortcut not in (*SHORTCUTS, None) or policy_net not in POLICY_NETS or min(std) <= 0:
+            raise ValueError("shortcut, policy network or normalisation")
+        classes, version, point = (content.get(key) for key in ("classes", "version", "operating_point"))
+        if not (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))):
+            raise ValueError("classes")
         return Checkpoint(
             path=str(path),
             dialect=FORMAT,
@@ -558,18 +486,40 @@ def _ours(path: Path, content: Mapping[str, Any], resnet: State | None, policy: 
             policy_network=policy,
             shortcut=shortcut,
             normalisation=Normalisation(mean, std),
-            model=parse_model_name(str(content["model"])).name,
+            model=_model_name(content["model"]),
             variant=read_variant(content.get("variant", {})),
             policy_net=policy_net,
-            classes=content.get("classes"),
+            classes=classes,
             epoch=_integer(content.get("epoch")),
-            metrics={str(k): v for k, v in (content.get("metrics") or {}).items() if isinstance(v, int | float)},
-            config=dict(content.get("config") or {}),
-            version=str(content.get("version")),
+            metrics={str(k): v for k, v in _mapping(content.get("metrics")).items() if _is_number(v)},
+            config=dict(_mapping(content.get("config"))),
+            version=version if isinstance(version, str) else None,
             operating_point=None if point is None else check_operating_point(point),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: a blockdrop checkpoint with a damaged header ({error})") from None
+        raise CheckpointError(
+            f"{path}: a blockdrop checkpoint with a damaged header ({one_line(error)})"
+        ) from None
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping | None):
+        raise ValueError(f"a {type(value).__name__} in place of a dict")
+    return value or {}
+
+
+def _three_numbers(values: Any) -> tuple[float, float, float]:
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        raise ValueError("normalisation is not by three numbers")
+    if not all(_is_number(value) and math.isfinite(value) for value in values):
+        raise ValueError("normalisation is not by finite numbers")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _model_name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{one_line(value)} is no model name")
+    return parse_model_name(value).name
 
 
 def read_variant(recorded: Any) -> Variant:
@@ -587,11 +537,15 @@ def read_variant(recorded: Any) -> Variant:
     return Variant(**recorded)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+
+
 def _integer(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
+    return value if isinstance(value, int) and _is_number(value) else None
 
 
-def _stage_sizes(state: Mapping[str, Any]) -> tuple[int, ...]:
+def stage_sizes(state: Mapping[str, Any]) -> tuple[int, ...]:
     sizes: dict[int, int] = {}
     for key in state:
         if match := re.match(r"blocks\.(\d+)\.(\d+)\.", key):
@@ -634,7 +588,7 @@ def _family(net: Backbone) -> str:
 
 def _check_same_network(path: str, state: State, resnet: Backbone) -> None:
     def name(weights: Mapping[str, Any]) -> str:
-        return describe_depth(_stage_sizes(weights), "blocks.0.0.conv3.weight" in weights)
+        return describe_depth(stage_sizes(weights), "blocks.0.0.conv3.weight" in weights)
 
     wanted = resnet.state_dict()
     if name(state) != name(wanted):
@@ -642,6 +596,34 @@ def _check_same_network(path: str, state: State, resnet: Backbone) -> None:
     have, want = state.get("fc.weight"), wanted.get("fc.weight")
     if have is not None and want is not None and have.dim() == want.dim() and len(have) != len(want):
         raise CheckpointError(f"{path}: made for {len(have)} classes, the model has {len(want)}")
+
+
+def _backbone_state(checkpoint: Checkpoint, resnet: Backbone, ignore_head: bool) -> State:
+    """What fills the backbone, checked against it."""
+    if checkpoint.resnet is None:
+        raise CheckpointError(f"{checkpoint.path}: holds a policy network but no backbone")
+    check_family(checkpoint, _family(resnet))
+    if checkpoint.shortcut != resnet.shortcut:
+        raise CheckpointError(
+            f"{checkpoint.path}: its shortcuts are of kind {checkpoint.shortcut}, the model's are "
+            f"{resnet.shortcut}; shortcut={checkpoint.shortcut} is needed"
+        )
+    state = dict(checkpoint.resnet)
+    if ignore_head:
+        state |= {f"fc.{key}": value for key, value in resnet.fc.state_dict().items()}
+    _check_same_network(checkpoint.path, state, resnet)
+    return _complete(checkpoint.path, state, resnet)
+
+
+def _policy_state(
+    checkpoint: Checkpoint, policy_network: PolicyNetwork, others: list[tuple[nn.Module, State]]
+) -> State:
+    """What fills the policy network, checked against it and against the modules about to be filled."""
+    if checkpoint.policy_network is None:
+        raise CheckpointError(f"{checkpoint.path}: holds a backbone but no policy network")
+    _check_policy_network(checkpoint, checkpoint.policy_network, policy_network)
+    state = _complete(checkpoint.path, checkpoint.policy_network, policy_network)
+    return _with_borrowed(checkpoint.path, state, policy_network, others)
 
 
 def _check_policy_network(checkpoint: Checkpoint, state: State, policy_network: PolicyNetwork) -> None:

@@ -22,8 +22,10 @@ from blockdrop import build, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource, Images
 from blockdrop.errors import CheckpointError, NumericalError
 from blockdrop.measure import evaluate_images
+from blockdrop.models import checkpoints
 from blockdrop.models.checkpoints import (
     load_policy_trunk,
+    network_from,
     project_version,
     read_checkpoint,
     torchvision_checkpoint,
@@ -546,6 +548,77 @@ def test_a_checkpoint_of_an_unknown_model_is_refused(tmp_path: Path, model: Any)
     torch.save(content | {"model": model}, tmp_path / "damaged.t7")
     with pytest.raises(CheckpointError, match=rf"damaged\.t7: .* damaged header \({model}"):
         read_checkpoint(tmp_path / "damaged.t7")
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"classes": 3}, "classes"),
+        ({"classes": ["a", 3]}, "classes"),
+        ({"metrics": [1]}, "a list in place of a dict"),
+        ({"metrics": torch.ones(2)}, "a Tensor in place of a dict"),
+        ({"config": torch.ones(2)}, "a Tensor in place of a dict"),
+        ({"normalisation": None}, "'mean'"),
+        ({"normalisation": {"mean": torch.ones(3), "std": [1, 1, 1]}}, "not by three numbers"),
+        ({"normalisation": {"mean": [0, 0, 10**400], "std": [1, 1, 1]}}, "not by finite numbers"),
+        ({"normalisation": {"mean": [0, 0, 0], "std": [1, math.nan, 1]}}, "not by finite numbers"),
+        ({"normalisation": {"mean": [0, 0, 0], "std": [1, 0, 1]}}, "normalisation"),
+        ({"shortcut": torch.ones(2)}, "shortcut"),
+        ({"policy_net": ["reference"]}, "policy network"),
+        ({"model": f"R{'8' * 5000}_C10"}, "limit"),
+        ({"model": "R8_C10\n\x1b[2J"}, r"R8_C10\\n\\x1b"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_a_header_of_other_types_is_refused_in_one_line(
+    tmp_path: Path, header: dict[str, Any], message: str
+) -> None:
+    save_static(tmp_path / "c.t7", "R8_C10")
+    torch.save(torch.load(tmp_path / "c.t7", weights_only=True) | header, tmp_path / "damaged.t7")
+    with pytest.raises(CheckpointError, match=rf"damaged\.t7: .* damaged header .*{message}") as caught:
+        read_checkpoint(tmp_path / "damaged.t7")
+    assert str(caught.value).isprintable()
+
+
+def test_numbers_too_large_to_be_any_count_are_left_out(tmp_path: Path) -> None:
+    save_static(tmp_path / "c.t7", "R8_C10")
+    content = torch.load(tmp_path / "c.t7", weights_only=True)
+    damage = {"epoch": 10**30, "metrics": {"decided": 10**400, "accuracy": 0.5}}
+    torch.save(content | damage, tmp_path / "c.t7")
+    checkpoint = read_checkpoint(tmp_path / "c.t7")
+    assert (checkpoint.epoch, checkpoint.metrics) == (None, {"accuracy": 0.5})
+
+
+def test_a_network_that_the_file_doesnt_hold_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head for a million classes takes as many numbers in the file, and 64 times as many in the network."""
+    state = build("R8_C10")[0].state_dict()
+    heads = {"fc.weight": torch.ones(1_000_000, 1), "fc.bias": torch.ones(1_000_000)}
+    torch.save(state | heads, tmp_path / "c.pth")
+    built, build_backbone = [], checkpoints.build_backbone
+
+    def build_and_note(*how: Any) -> Any:
+        built.append(build_backbone(*how))
+        return built[-1]
+
+    monkeypatch.setattr(checkpoints, "build_backbone", build_and_note)
+    with pytest.raises(CheckpointError, match=r"fc\.weight has shape \(1000000, 1\)"):
+        network_from(read_checkpoint(tmp_path / "c.pth"), parse_model_name("R8_C10"))
+    assert {parameter.device.type for network in built for parameter in network.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("key", ["blocks.0.0.conv1.weight" * 20, "blocks.0.0\n.weight", "blocks.0.0.\ud800"])
+def test_a_name_that_no_tensor_has_is_refused_in_one_line(tmp_path: Path, key: str) -> None:
+    torch.save({"resnet": {key: torch.ones(1)}}, tmp_path / "c.t7")
+    with pytest.raises(CheckpointError, match="is no tensor's name") as caught:
+        read_checkpoint(tmp_path / "c.t7")
+    assert str(caught.value).isprintable()
+
+
+def test_what_only_looks_like_a_checkpoint_is_not_a_runs_newest(tmp_path: Path) -> None:
+    save_static(tmp_path / "ckpt_E_1_A_0.100.t7", "R8_C10")
+    (tmp_path / "ckpt_E_2_A_0.100.t7").symlink_to(tmp_path / "gone")
+    (tmp_path / "ckpt_E_3_A_0.100.t7").mkdir()
+    assert Path(read_checkpoint(tmp_path).path).name == "ckpt_E_1_A_0.100.t7"
 
 
 @pytest.fixture

@@ -1,0 +1,459 @@
+"""Sound checkpoints of each dialect, and mutants: what chance or malice could make of them.
+
+All is drawn from a seed, so a mutant is known by its dialect, seed and number. Some changes know nothing of the
+format; others keep it whole (opcodes, checksums, entries) to get past the checks at the door.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import math
+import os
+import pickle
+import pickletools
+import re
+import struct
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.policy_network import PolicyNetwork
+from blockdrop.data import NORMALISATIONS
+from blockdrop.models.backbone import Backbone
+from blockdrop.models.checkpoint_files import PRE_16_START, read_torch_file
+from blockdrop.models.checkpoints import save_checkpoint
+from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.resnet import make_resnet
+from blockdrop.models.tensor_pickle import STORAGES
+from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, parse_model_name
+
+MODEL = "R8_C10"
+SMALL = Variant(reduction=64, reduction_mode="net")  # widths of 2, 4 and 8: most of a file is structure
+TRACE = "executed"
+"""A file that attacks leave in the working directory if their code runs."""
+
+State = dict[str, Tensor]
+Content = dict[str, Any]
+
+
+def small_backbone(shortcut: Any = None, spec: ModelSpec | None = None, variant: Variant = SMALL) -> Backbone:
+    return build_backbone(spec or parse_model_name(MODEL), None, shortcut, variant)
+
+
+def small_policy_network() -> PolicyNetwork:
+    """Of the reference's shape, for the three blocks of a ResNet-8."""
+    trunk = make_resnet((1, 1, 1), (2, 4, 8), 1, "pad_avgpool")
+    trunk.fc = nn.Identity()
+    return PolicyNetwork(trunk, feature_dim=8, num_blocks=3)
+
+
+# ---- sound content
+
+
+def blockdrop_contents() -> list[Content]:
+    """A backbone; one with a policy network, an operating point and all else; a shift net."""
+    point = {"threshold": 0.25, "budget": 0.5, "flops_fraction": 0.49, "held_out_images": 6}
+    curve = [{"threshold": 0.5, "accuracy": 0.1}, {"threshold": 0.75, "accuracy": 0.2}]
+    resnet, shift = small_backbone(), small_backbone(None, parse_model_name("shiftresnet8_C10"), Variant(0.5))
+    stem = build_policy_network(3, policy_net="stem", backbone=resnet)
+    files: list[dict[str, Any]] = [
+        {"model": MODEL, "variant": SMALL, "resnet": resnet},
+        {
+            "model": MODEL, "variant": SMALL, "resnet": resnet, "policy_network": stem, "policy_net": "stem",
+            "classes": [f"class {n}" for n in range(10)], "epoch": 7, "metrics": {"accuracy": 0.5, "decided": 3},
+            "config": {"lr": 0.1, "load": ("x",), "arch": None}, "operating_point": point | {"curve": curve},
+        },
+        {
+            "model": "shiftresnet8_C10", "variant": Variant(0.5), "resnet": shift, "policy_net": "constant",
+            "policy_network": build_policy_network(3, policy_net="constant"),
+        },
+    ]  # fmt: skip
+    contents = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "c.t7")
+        for file in files:
+            save_checkpoint(path, normalisation=NORMALISATIONS["half"], **file)
+            contents.append(read_torch_file(path))
+    return contents
+
+
+def reference_contents() -> list[Content]:
+    """Policy network and backbone; an older file of both; a policy network alone."""
+    policy, resnet = small_policy_network().state_dict(), small_backbone("projection").state_dict()
+    stray = {"features.fc.weight": torch.zeros(10, 8), "features.fc.bias": torch.zeros(10)}
+    return [
+        {"agent": policy, "resnet": resnet, "epoch": 60, "reward": 0.5, "acc": torch.tensor(0.93)},
+        {"net": policy | stray, "resnet": small_backbone().state_dict(), "epoch": 60, "reward": 0.5, "acc": 0.93},
+        {"agent": policy},
+    ]
+
+
+def torchvision_contents() -> list[Content]:
+    """Bare weights; weights among what a training script leaves."""
+    bare = as_torchvision(small_backbone("projection").state_dict())
+    linear = as_torchvision(small_backbone("pad_stride").state_dict())
+    prefixed = {f"module.{key}".replace("fc.", "linear."): value for key, value in linear.items()}
+    optimiser = torch.optim.SGD(small_backbone().parameters(), 0.1, momentum=0.9).state_dict()
+    return [
+        bare,
+        {"state_dict": prefixed, "epoch": 3, "best_prec1": np.float64(91.7), "optimizer": optimiser},
+    ]
+
+
+def as_torchvision(state: State) -> State:
+    """Our key names to torchvision's."""
+    renamed = {}
+    for key, value in state.items():
+        key = re.sub(r"^blocks\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.", key)
+        key = re.sub(r"^ds\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.0.downsample.", key)
+        renamed[key] = value
+    return renamed
+
+
+CONTENTS: dict[str, Callable[[], list[Content]]] = {
+    "blockdrop": blockdrop_contents,
+    "reference": reference_contents,
+    "torchvision": torchvision_contents,
+}
+DIALECTS = tuple(f"{name}-{how}" for name in CONTENTS for how in ("zip", "pre16"))
+
+
+# ---- sound files
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sound checkpoint."""
+
+    content: Content
+    file: bytes
+
+
+@functools.cache
+def samples(dialect: str) -> list[Sample]:
+    """The sound checkpoints of a dialect in one serialisation, always the same."""
+    name, how = dialect.split("-")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        contents = CONTENTS[name]()
+    return [Sample(content, save(content, how == "pre16")) for content in contents]
+
+
+def save(content: Any, pre_16: bool) -> bytes:
+    file = io.BytesIO()
+    if pre_16:
+        save_pre_16(content, file)
+    else:
+        torch.save(content, file)
+    return file.getvalue()
+
+
+def save_pre_16(content: Any, file: io.BytesIO) -> None:
+    """As torch.save did before version 1.6, but names storages by their number: it does so by their address, which
+    isn't the same twice."""
+    keys: dict[int, str] = {}
+    storages: list[bytes] = []
+    alive = []  # so that an address stays one storage's
+    kinds = {dtype: getattr(torch, name.removeprefix("torch.")) for name, dtype in STORAGES.items()}
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: Any) -> Any:
+            if not isinstance(value, torch.storage.TypedStorage):
+                return None
+            alive.append(value)
+            storage, count = value.untyped(), value.untyped().nbytes() // value.dtype.itemsize
+            if storage.data_ptr() not in keys:
+                keys[storage.data_ptr()] = str(len(keys))
+                raw = torch.empty(0, dtype=torch.uint8).set_(storage)
+                storages.append(struct.pack("<q", count) + raw.numpy().tobytes())
+            return "storage", kinds[value.dtype], keys[storage.data_ptr()], "cpu", count, None
+
+    header = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    file.write(PRE_16_START + b"." + pickle.dumps(1001, 2) + pickle.dumps(header, 2))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated")
+        Pickler(file, 2).dump(content)
+    file.write(pickle.dumps([str(number) for number in range(len(keys))], 2) + b"".join(storages))
+
+
+def unzip(file: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(file)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def zipped(entries: Iterable[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """An archive with right checksums."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Duplicate name")
+        for name, content in entries:
+            archive.writestr(zipfile.ZipInfo(name), content, compression)
+    return file.getvalue()
+
+
+# ---- mutants
+
+
+def make_mutant(dialect: str, seed: int, number: int) -> bytes:
+    """A checkpoint with one to some changes of one kind."""
+    rng = Random(f"{seed} {dialect} {number}")
+    sample, other = rng.choice(samples(dialect)), rng.choice(samples(dialect))
+    pre_16 = dialect.endswith("pre16")
+    kinds = ["bytes", "opcodes", "opcodes", "values", "values", *([] if pre_16 else ["entries"])]
+    kind, times = rng.choice(kinds), rng.choice((1, 1, 1, 2, 3, 8))
+    if kind == "bytes":
+        file = sample.file
+        for _ in range(times):
+            file = change_bytes(rng, file, other.file)
+        return file
+    if kind == "opcodes":
+        return change_opcodes(rng, sample.file, pre_16, times)
+    if kind == "entries":
+        return change_entries(rng, sample.file, times)
+    content: Any = sample.content
+    for _ in range(times):
+        content = change_value(rng, content)
+    return save(content, pre_16)
+
+
+def change_bytes(rng: Random, file: bytes, other: bytes) -> bytes:
+    """Flips, overwrites, removes, repeats, inserts, or joins with another file."""
+    start, end = sorted((rng.randrange(len(file) + 1), rng.randrange(len(file) + 1)))
+    if rng.random() < 0.5:
+        end = min(end, start + 16)
+    part = file[start:end]
+    match rng.randrange(8):
+        case 0:
+            at = min(start, len(file) - 1)
+            return file[:at] + bytes([file[at] ^ 1 << rng.randrange(8)]) + file[at + 1 :] if file else file
+        case 1:
+            return file[:start] + rng.choice((b"\0", b"\xff")) * len(part) + file[end:]
+        case 2:
+            return file[:start] + rng.randbytes(len(part)) + file[end:]
+        case 3:
+            return file[:start] + file[end:]
+        case 4:
+            return file[:end] + part * rng.choice((1, 2, 5)) + file[end:]
+        case 5:
+            return file[:start] + rng.randbytes(rng.choice((1, 4, 100))) + file[start:]
+        case 6:
+            return file[:start]
+        case _:
+            return file[:start] + other[rng.choice((start, rng.randrange(len(other) + 1))) :]
+
+
+# ---- opcodes
+
+
+INTEGERS = (0, 1, -1, 2, 255, 2**31 - 1, -(2**31), 2**62, 2**63 - 1, 2**63, 10**12, -(10**12), 2**2000)
+FLOATS = (0.0, -0.0, 1e308, 5e-324, math.nan, math.inf)
+TEXTS = (
+    "", "x" * 10_000, "\x1b[2J\n", "../../x", "\ud800", "format", "blockdrop", "model", "R152_ImgNet",
+    "plain8_C10", "shiftresnet110_C100", "R8_Folder", "variant", "agent", "net", "resnet", "state_dict",
+    "logit.weight", "fc.weight", "layer1.1.downsample.0.weight", f"layer{'9' * 5000}.0.conv1.weight", "storage",
+    "latin1",
+)  # fmt: skip
+NAMES = (
+    "posix system", "__builtin__ eval", "__builtin__ bytearray", "torch Tensor", "torch FloatTensor", "torch Size",
+    "torch.hub load", "torch.storage UntypedStorage", "torch.storage _load_from_bytes", "torch FloatStorage",
+    "torch LongStorage", "torch BoolStorage", "torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter", "torch._utils _rebuild_qtensor", "torch._utils _rebuild_sparse_tensor",
+    "collections OrderedDict", "collections Counter", "_codecs encode", "numpy dtype",
+    "numpy.core.multiarray scalar", "torch device", "torch float32",
+)  # fmt: skip
+
+
+def text_opcode(text: str) -> bytes:
+    raw = text.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def integer_opcode(value: int) -> bytes:
+    raw = pickle.encode_long(value)
+    return b"\x8a" + bytes([len(raw)]) + raw if len(raw) < 256 else b"\x8b" + struct.pack("<i", len(raw)) + raw
+
+
+SNIPPETS = (
+    b"0", b"1", b"2", b"(", b"t", b"l", b"d", b"R", b"b", b"Q", b"}", b"]", b")", b"N", b"a", b"e", b"s", b"u",
+    b"\x81", b"\x85", b"\x85" * 10_000, b"(" * 10_000, b"]q\x00h\x00a", b"}q\x00X\x01\x00\x00\x00ah\x00s",
+    b"](" + b"h\x00" * 1000 + b"eq\x00" + b"](" + b"h\x00" * 1000 + b"e", b"]" + b"q\x00](h\x00h\x00e" * 40,
+    b")" + b"q\x00h\x00\x86" * 40, b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\xff", b"\x94", b"\x93",
+    b"X\xff\xff\xff\xff", b"T\xff\xff\xff\x7f", b"\x8b\xff\xff\xff\x7f", b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f",
+    b"Nr\xff\xff\xff\xff", b"j\xff\xff\xff\xff", b"I" + b"9" * 5000 + b"\n", b"S'a'\n", b"P1\n", b"\x82\x01",
+    b"cposix\nsystem\n" + text_opcode(f"touch {TRACE}") + b"\x85R",
+    b"c__builtin__\neval\n" + text_opcode(f"open('{TRACE}', 'w')") + b"\x85R",
+    b"c__builtin__\nbytearray\n" + integer_opcode(10**12) + b"\x85R",
+    b"ctorch\nTensor\n" + integer_opcode(10**12) + b"\x85\x81",
+)  # fmt: skip
+
+
+@functools.cache
+def opcodes_of(file: bytes, start: int) -> tuple[list[bytes], int]:
+    """A pickle's opcodes with their arguments, and where it ends."""
+    stream = io.BytesIO(file)
+    stream.seek(start)
+    places = [place or 0 for _, _, place in pickletools.genops(stream)]
+    return [file[a:b] for a, b in itertools.pairwise([*places, stream.tell()])], stream.tell()
+
+
+def change_opcodes(rng: Random, file: bytes, pre_16: bool, times: int) -> bytes:
+    """The same file with another pickle, and right checksums."""
+    if not pre_16:
+        entries = unzip(file)
+        name = next(name for name in entries if name.endswith("/data.pkl"))
+        opcodes = opcodes_of(entries[name], 0)[0]
+        return zipped((entries | {name: b"".join(changed(rng, opcodes, times))}).items())
+    pickles, end = [], 0
+    for _ in range(5):
+        opcodes, end = opcodes_of(file, end)
+        pickles.append(opcodes)
+    which = rng.choice((3, 3, 3, 3, 3, 4, 4, 2, 1, 0))
+    pickles[which] = changed(rng, pickles[which], times)
+    return b"".join(itertools.chain(*pickles)) + file[end:]
+
+
+def changed(rng: Random, opcodes: list[bytes], times: int) -> list[bytes]:
+    """Drops, repeats, swaps, inserts opcodes, or replaces them by others of their kind."""
+    opcodes = list(opcodes)
+    for _ in range(times):
+        at, other = rng.randrange(len(opcodes)), rng.randrange(len(opcodes))
+        match rng.randrange(8):
+            case 0:
+                del opcodes[at : at + rng.choice((1, 1, 2, 10))]
+            case 1:
+                opcodes[at:at] = opcodes[at : at + rng.choice((1, 2, 10, 50))] * rng.choice((1, 1, 100))
+            case 2:
+                opcodes[at], opcodes[other] = opcodes[other], opcodes[at]
+            case 3:
+                opcodes.insert(at, rng.choice(SNIPPETS))
+            case 4:
+                opcodes.insert(at, opcodes[other])
+            case _:
+                numbered = [n for n, opcode in enumerate(opcodes) if opcode[:1] in b"KMJ\x8aGXchj"]
+                at = rng.choice(numbered or [at])
+                opcodes[at] = another(rng, opcodes[at], opcodes)
+        opcodes = opcodes or [b"."]
+    return opcodes
+
+
+def another(rng: Random, opcode: bytes, opcodes: list[bytes]) -> bytes:
+    """An opcode of the same kind, or once in a while of another."""
+    alike = [o for o in opcodes if o[:1] == opcode[:1]]
+    if rng.random() < 0.3:
+        return rng.choice(alike)
+    kind = opcode[:1] if rng.random() < 0.9 else rng.choice((b"K", b"G", b"X", b"c", b"h"))
+    match kind:
+        case b"X":
+            return text_opcode(rng.choice(TEXTS))
+        case b"c":
+            module, name = rng.choice(NAMES).split()
+            return f"c{module}\n{name}\n".encode()
+        case b"G":
+            return b"G" + struct.pack(">d", rng.choice(FLOATS))
+        case b"h" | b"j":
+            return b"h" + bytes([rng.randrange(256)])
+    return integer_opcode(rng.choice((*INTEGERS, rng.randrange(100))))
+
+
+# ---- entries of an archive
+
+
+def change_entries(rng: Random, file: bytes, times: int) -> bytes:
+    """Damages, drops, renames, doubles, exchanges entries; or compresses them; checksums stay right."""
+    entries = list(unzip(file).items())
+    for _ in range(times):
+        at = rng.randrange(len(entries))
+        name, content = entries[at]
+        match rng.randrange(6):
+            case 0 | 1:
+                entries[at] = name, change_bytes(rng, content, rng.choice(entries)[1])
+            case 2 if len(entries) > 1:
+                del entries[at]
+            case 3:
+                entries[at] = renamed(rng, name), content
+            case 4 if rng.random() < 0.2:
+                entries.insert(at, (rng.choice(entries)[0], content))
+            case _:
+                other = rng.randrange(len(entries))
+                entries[at], entries[other] = (name, entries[other][1]), (entries[other][0], content)
+    return zipped(entries, rng.choice((zipfile.ZIP_STORED,) * 9 + (zipfile.ZIP_DEFLATED,)))
+
+
+def renamed(rng: Random, name: str) -> str:
+    folder, _, rest = name.partition("/")
+    return rng.choice(
+        (rest, f"/{name}", f"../{name}", f"{folder}/../{rest}", f"{folder}\\{rest}", f"{name}/", f"x/{rest}",
+         name[:-1], f"{name}0", f"{folder}/constants.pkl", f"{folder}/data/0", f"{folder}/.format_version")
+    )  # fmt: skip
+
+
+# ---- values
+
+
+class Attack:
+    """Pickled, it leaves a trace when its code runs."""
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {TRACE}",)
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+VALUES: tuple[Callable[[], Any], ...] = (
+    lambda: None, lambda: True, lambda: b"", list, dict, tuple, Attack, lambda: nested(100), lambda: {0: {}},
+    lambda: {"reduction": 0.01}, lambda: {"expansion": 100, "reduction_mode": "net"}, lambda: np.float64(1e300),
+    lambda: torch.ones(()), lambda: torch.ones(3), lambda: torch.zeros(0), lambda: torch.full((2,), math.nan),
+    lambda: torch.ones(1).expand(10**12), lambda: torch.ones(1).expand(1, 10**9, 64),
+    lambda: torch.zeros(0, 2**40), lambda: torch.eye(2).to_sparse(), lambda: {"logit.weight": torch.ones(3, 8)},
+    lambda: ["a"] * 1000, lambda: torch.ones(100_000, 1),
+    *(functools.partial(lambda value: value, value) for value in (*INTEGERS, *FLOATS, *TEXTS)),
+)  # fmt: skip
+TENSORS: tuple[Callable[[Tensor], Any], ...] = (
+    lambda t: t.double(), lambda t: t.half(), lambda t: t.bfloat16(), lambda t: t.int(), lambda t: t.bool(),
+    lambda t: t[None], lambda t: t.flatten(), lambda t: t[:0] if t.dim() else t, lambda t: t * math.nan,
+    lambda t: t.expand(10**6, *t.shape), lambda t: t.mT if t.dim() > 1 else t, lambda t: nn.Parameter(t.float()),
+    lambda t: torch.cat([t, t]) if t.dim() else t, lambda t: t.to_sparse() if t.dim() else t,
+    lambda t: torch.zeros(2, *t.shape)[1], lambda t: t.repeat(1000, *(1 for _ in t.shape)), lambda t: t.tolist(),
+)  # fmt: skip
+
+
+def change_value(rng: Random, value: Any) -> Any:
+    """The content with another value, key or tensor somewhere in it."""
+    if (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.numel() < 10**4
+        and rng.random() < 0.8
+    ):
+        return rng.choice(TENSORS)(value)
+    if not isinstance(value, dict | list) or not value or rng.random() < 0.1:
+        return rng.choice(VALUES)()
+    if isinstance(value, list):
+        at = rng.randrange(len(value))
+        return [*value[:at], change_value(rng, value[at]), *value[at + 1 :]]
+    key, other = rng.choice(list(value)), rng.choice(list(value))
+    match rng.randrange(10):
+        case 0:
+            return {k: v for k, v in value.items() if k != key}
+        case 1:
+            return value | {key: value[other], other: value[key]}
+        case 2:
+            new = rng.choice((*TEXTS, *INTEGERS, f"{key}x", f"module.{key}"))
+            return {(new if k == key else k): v for k, v in value.items()}
+    return value | {key: change_value(rng, value[key])}
