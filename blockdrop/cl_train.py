@@ -6,6 +6,7 @@ reference's recipe is the default; --estimator, --reward and --target_flops choo
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,6 +28,7 @@ from blockdrop.training.config import PolicyTrainingConfig, Recipe, RecipeName, 
 from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup, open_training
+from blockdrop.training.update import Update
 
 
 @dataclass(kw_only=True)
@@ -88,27 +90,33 @@ def train(config: CurriculumConfig, setup: Setup, compute: Compute, run: RunDire
     estimator = make_estimator(config.estimator, config.samples)
     reward = Reward(config.reward, config.penalty, torch.tensor(flops.blocks))
     budget = None if config.target_flops is None else BudgetPrice(config.target_flops, config.price_rate)
-    for epoch in range(config.max_epochs):
+    processes, networks = compute.processes, {"policy network": policy_network}
+    update = Update(config, run, setup.count_batches(config), [optimizer], networks, processes)
+    state = run.state
+    state.track(policy_network=policy_network, optimizer=optimizer, budget=budget)
+    for epoch in state.epochs(config.max_epochs):
         decided = num_decided(epoch, classifier.num_blocks, config.cl_step)
         optimizer.param_groups[0]["lr"] = config.step_lr(epoch)
         policy_network.train()
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
-        for batch, (images, labels) in enumerate(setup.training_batches(config, compute, epoch)):
+        state.track_epoch(sampled_epoch=sampled_epoch, draws=draws)
+        load = functools.partial(setup.training_batches, config, compute, epoch)
+        for batch, (images, labels) in state.batches(load):
+            executed = classifier.block_executions
             with compute.autocast():
-                keep_probs, values = policy_network(images)  # (N, K), (N, 1)
+                keep_probs, values = map(processes.gather, policy_network(images))  # (N, K), (N, 1)
+            labels = processes.gather(labels)
             bounded = bound_keep_probs(keep_probs, config.alpha)
             chances = decide_last(bounded, decided)
             policies = estimator.draw(chances.detach(), draws)  # (S, N, K)
-            logits, _ = classifier(images, policy=policies)  # (S, N, classes)
+            logits, _ = classifier(images, policy=policies[:, processes.rows(len(images))])
+            logits = processes.gather(logits, dim=1)  # (S, N, classes)
             rewards = reward(logits, labels, policies, None if budget is None else budget.value)  # (S, N)
             value = (values.float().squeeze(1),) if estimator.wants_values else ()
             bonus = entropy(bounded)
             loss = estimator.loss(chances, policies, rewards, *value) - config.beta * bonus
-            run.check_finite(loss, epoch, batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            update(loss / processes.size, epoch, batch)
             means = {"loss": loss, "entropy": bonus}
             if len(rewards) > 1:
                 means["advantage"] = (rewards[0] - rewards[1:].mean(0)).mean()
@@ -117,17 +125,13 @@ def train(config: CurriculumConfig, setup: Setup, compute: Compute, run: RunDire
                 greedy = keep_undecided(map_policy(keep_probs), decided)
                 spent = flops.per_image(greedy).double().mean() / flops.full
                 means |= {"spent": spent, "price": torch.tensor(budget.update(spent.item()))}
+            state.counts["block_executions"] += int(processes.sum(classifier.block_executions - executed)[0])
             sampled_epoch.add(policies[0], logits[0], labels, **means)
-        sampled_epoch.block_executions = classifier.block_executions
+        processes.average_buffers(policy_network)
+        sampled_epoch.block_executions = state.counts["block_executions"]
         trained = sampled_epoch.metrics(config.penalty, config.step_lr(epoch))
-        tested = finish_epoch(
-            setup, run, compute, epoch, trained, config.penalty, config.tests_after(epoch), decided
-        )
-    assert tested is not None, "the last epoch is always tested"
-    metrics, path = tested
-    run.finish(metrics)
-    print(f"checkpoint: {path}")
-    return metrics
+        finish_epoch(setup, run, compute, epoch, trained, config.penalty, config.tests_after(epoch), decided)
+    return run.finish_with_test()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -13,7 +14,8 @@ from typing import Any, TypeVar
 import tyro
 from tqdm import tqdm
 
-from blockdrop.errors import UserError
+from blockdrop.errors import Interrupted, UserError
+from blockdrop.training.processes import current_processes, joined
 
 Config = TypeVar("Config")
 Item = TypeVar("Item")
@@ -36,11 +38,21 @@ def run_command(main: Callable[[Config], object], config_class: type[Config], de
             raise
         sys.exit(_fail(_unboxed(complaint.getvalue()), 2))
     try:
-        main(config)
+        with joined(getattr(config, "device", "auto")) as processes, _heard(processes.first):
+            main(config)
     except UserError as error:
-        sys.exit(_fail(str(error), error.exit_code))
+        rank = os.environ.get("RANK", "0")
+        sys.exit(_fail(str(error) if rank == "0" else f"process {rank}: {error}", error.exit_code))
+    except Interrupted as stop:
+        print(f"{stop}; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
+
+
+def _heard(whether: bool) -> contextlib.AbstractContextManager[object]:
+    """Of several processes one speaks for all."""
+    return contextlib.nullcontext() if whether else contextlib.redirect_stdout(io.StringIO())
 
 
 def _recipe_defaults(config_class: type[Config]) -> Config | None:
@@ -70,7 +82,13 @@ def _fail(message: str, exit_code: int) -> int:
     return exit_code
 
 
-def progress(items: Iterable[Item], description: str, total: int, unit: str = "batches") -> Iterable[Item]:
-    """A progress bar with rate and time left on stderr; in a log file, a line every 30 seconds."""
+def progress(
+    items: Iterable[Item], description: str, total: int, unit: str = "batches", start: int = 0
+) -> Iterable[Item]:
+    """A progress bar with rate and time left on stderr, `start` of `total` done; in a log file, a line every 30
+    seconds."""
     interval = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(items, description, total, unit=f" {unit}", mininterval=interval, leave=False, dynamic_ncols=True)
+    return tqdm(
+        items, description, total, unit=f" {unit}", mininterval=interval, leave=False, dynamic_ncols=True,
+        initial=start, disable=not current_processes().first,
+    )  # fmt: skip

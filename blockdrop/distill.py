@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from blockdrop.models.zoo import Variant, build_backbone, parse_model_name
 from blockdrop.output import write_json, write_text
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import Schedule, SupervisedConfig
+from blockdrop.training.processes import ALONE
 from blockdrop.training.run_directory import RunDirectory, check_usable
 from blockdrop.training.setup import Setup, open_setup
 from blockdrop.training.supervised import Objective, TestAndSave, cross_entropy_objective, fit
@@ -54,7 +56,7 @@ WITH_STUDENT = ("stagewise", "kd", "CNN_NMT", "TA", "KD", "KL")
 TRAINED = ("stagewise", "kd", *get_args(Procedure))
 TRAINING_FLAGS = (
     "lr", "wd", "momentum", "batch_size", "max_epochs", "test_every", "precision",
-    "schedule", "epoch_step", "lr_decay_ratio", "milestones",
+    "schedule", "epoch_step", "lr_decay_ratio", "milestones", "clip_grad", "accumulate",
 )  # fmt: skip
 WAYS_OF_FLAGS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(TRAINING_FLAGS, TRAINED),
@@ -255,25 +257,29 @@ class Distillation:
         """A copy that runs fast and never changes."""
         return self.compute.place(self.teacher.folded())
 
-    def fit(self, objective: Objective, parameters: Any, network: Callable[[], Backbone], mode: nn.Module) -> None:
+    def fit(
+        self, objective: Objective, parameters: Any, network: Callable[[], Backbone], module: nn.Module
+    ) -> None:
         """Trains for `--max_epochs` epochs.
 
         Args:
             network: gives what is tested and saved.
-            mode: what goes into train mode.
+            module: holds all that changes; goes into train mode.
         """
         tests = TestAndSave(self.config, self.setup, self.compute, self.run, network)
         how = (self.config, self.setup, self.compute, self.run)
-        fit(*how, objective, parameters, mode.train, tests, self.config.max_epochs)
+        fit(*how, module, objective, parameters, module.train, tests, self.config.max_epochs)
 
 
 def main(config: DistillConfig) -> dict[str, Any]:
     """Opens teacher, student and data, distils, and compares; returns what report.json holds."""
     config.check()
     compute = config.compute()
-    check_usable(config.cv_dir, config.overwrite, (*config.load, *config.student_init))
-    if config.with_baseline:
-        check_usable(Path(config.cv_dir) / "baseline", config.overwrite, (*config.load, *config.student_init))
+    inputs = (*config.load, *config.student_init)
+    folders = [Path(config.cv_dir), *([Path(config.cv_dir) / "baseline"] if config.with_baseline else [])]
+    for folder in folders:
+        check = functools.partial(check_usable, folder, config.overwrite, inputs, config.resume)
+        compute.processes.from_first(check)
     teacher_setup = open_setup(config, config.load)
     require(
         teacher_setup.has_backbone or not config.needs_teacher,
@@ -281,10 +287,12 @@ def main(config: DistillConfig) -> dict[str, Any]:
     )
     setup = open_student(config, teacher_setup)
     check_method(config, setup.resnet, teacher_setup.resnet)
-    len(setup.data.train), len(setup.data.test)  # reads them
+    setup.check_shares(config, compute.processes)
     note = check_same_logits(setup.resnet, teacher_setup.resnet.eval(), setup) if config.way == "exact" else ""
     method = {"stagewise": stagewise, "kd": kd, "jointrd": jointrd, "exact": exact}[config.method]
-    with RunDirectory(config.cv_dir, "distill", config, config.overwrite) as run:
+    files = [checkpoint.path for checkpoint in (*teacher_setup.checkpoints, *setup.checkpoints)]
+    how = (config.overwrite, config.resume, files, compute.processes)
+    with RunDirectory(config.cv_dir, "distill", config, *how) as run:
         setup.announce(f"distill --method {config.method}", compute, run)
         if teacher_setup.has_backbone:
             count = sum(p.numel() for p in teacher_setup.resnet.parameters())
@@ -296,8 +304,10 @@ def main(config: DistillConfig) -> dict[str, Any]:
         if teacher_setup.has_backbone:
             contenders = [Contender("teacher", teacher_setup.model, teacher_setup.resnet), *contenders]
         images, timed = len(setup.data.test), min(config.timed_images, len(setup.data.test))
-        how = (replace(compute, dtype=torch.float32), config.engine, config.report_batch_size, timed)
-        rows = compare(contenders, setup, *how)
+        if not compute.processes.first:
+            return {}  # one compares
+        one = replace(compute, dtype=torch.float32, processes=ALONE)
+        rows = compare(contenders, setup, one, config.engine, config.report_batch_size, timed)
         print_table(rows, config.report_batch_size, images, timed)
         report = {
             "method": config.method,
@@ -418,6 +428,7 @@ def stagewise(job: Distillation) -> list[Contender]:
     stage_epochs = stage_epochs_of(config)
     student.fc.load_state_dict(teacher.fc.state_dict())
     how = (config, job.setup, job.compute, job.run)
+    tests = TestAndSave(*how, lambda: student)
     images = job.setup.data.test
     for stage in range(stages):
 
@@ -427,11 +438,14 @@ def stagewise(job: Distillation) -> list[Contender]:
             hybrid = Hybrid(student, teacher, stage + 1).eval()
             accuracy = hybrid.accuracy(images, job.setup.normalisation, job.compute)
             job.run.log(epoch, "stages", {"stage": stage + 1, "hybrid_accuracy": accuracy})
+            if stage == stages - 1:
+                return tests(epoch, True)  # no stage of the teacher's is left
             return f", test accuracy with the teacher's later stages {accuracy:.4f}"
 
         print(f"stage {stage + 1} of {stages}: the student's map against the teacher's")
         fit(
             *how,
+            student,
             stage_objective(student, teacher, stage),
             stage_parameters(student, stage),
             begin_epoch=lambda stage=stage: train_only(student, stage),  # type: ignore[misc]
@@ -442,12 +456,11 @@ def stagewise(job: Distillation) -> list[Contender]:
             phase=f"stage{stage + 1}",
             adam=True,
         )
-    tests = TestAndSave(*how, lambda: student)
-    print(f"the student with the teacher's head{tests(stages * stage_epochs - 1, True)}")
     if rest := config.max_epochs - stages * stage_epochs:
         print("fine-tuning the whole student with labels")
         fit(
             *how,
+            student,
             cross_entropy_objective(student),
             student.parameters(),
             begin_epoch=student.train,
@@ -466,9 +479,14 @@ def kd(job: Distillation) -> list[Contender]:
     if config.with_baseline:
         alone = copy.deepcopy(student)
         print("the student alone")
-        with RunDirectory(Path(config.cv_dir) / "baseline", "distill", config, config.overwrite) as run:
+        folder, how = (
+            Path(config.cv_dir) / "baseline",
+            (config.overwrite, config.resume, (), job.compute.processes),
+        )
+        with RunDirectory(folder, "distill", config, *how) as run:
             baseline = replace(job, run=run, student=alone)
             baseline.fit(cross_entropy_objective(alone), alone.parameters(), lambda: alone, alone)
+            run.finish_with_test()
         contenders = [Contender("alone", job.setup.model, alone)]
         print("the student with the teacher")
     loss = HintonLoss(
@@ -520,7 +538,8 @@ def jointrd(job: Distillation) -> list[Contender]:
 def exact(job: Distillation) -> list[Contender]:
     """The equivalent plain net: `open_student` has made it, so it is only tested and saved."""
     tests = TestAndSave(job.config, job.setup, job.compute, job.run, lambda: job.student)
-    print(f"exact plain net{tests(0, True)}")
+    for epoch in job.run.state.epochs(1):
+        print(f"exact plain net{tests(epoch, True)}")
     return [Contender("student", job.setup.model, job.student)]
 
 

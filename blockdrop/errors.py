@@ -1,5 +1,7 @@
 """The errors a user can cause and mend; commands print them as one line and leave with their exit code."""
 
+import signal
+
 
 class UserError(ValueError):
     """Bad input: the message names what was wrong and what would be right. Exit code 2."""
@@ -19,6 +21,14 @@ class NumericalError(UserError):
     """A loss that is no longer finite. Exit code 3."""
 
     exit_code = 3
+
+
+class Interrupted(Exception):  # noqa: N818  # no error: the user's wish
+    """A signal that ended training, its state saved. Exit code 128 + the signal's number."""
+
+    def __init__(self, number: int):
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
 
 
 def require(condition: bool, message: str) -> None:

@@ -164,12 +164,15 @@ def main(config: EvaluateConfig) -> Evaluation:
         "version": project_version(),
         "config": asdict(config),
     }
+    evaluation = Evaluation(setup, outcomes, full, numbers)
+    if not bench.compute.processes.first:
+        return evaluation
     if config.json is not None:
         write_json("--json", config.json, numbers)
         print(f"numbers: {config.json}")
     if config.save is not None:
         save_with_operating_point(config.save, setup, {**point, "curve": curve or point["curve"]})
-    return Evaluation(setup, outcomes, full, numbers)
+    return evaluation
 
 
 class Bench:

@@ -38,6 +38,7 @@ from blockdrop.training.config import PolicyTrainingConfig, Recipe, RecipeName, 
 from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup, open_training
+from blockdrop.training.update import Update
 
 
 @dataclass(kw_only=True)
@@ -51,11 +52,13 @@ class FinetuneConfig(PolicyTrainingConfig):
             "initial_keep": 0.9,
             "estimator": "kept_straight_through",
             "alpha": 0.95,
-            "target_flops": 0.5,
-            "information": 0.05,
+            "target_flops": 0.59,
+            "anneal": 0.27,
+            "information": 0.005,
             "distill": 1.0,
             "keep_full": 0.1,
             "optimizer": "sgd",
+            "resnet_lr": 0.05,
             "lr": 1e-3,
             "schedule": "cosine",
             "batch_size": 128,
@@ -211,26 +214,33 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
     flops = count_flops(resnet, policy_network, setup.image_size)
     teacher = executor(copy.deepcopy(resnet), None, compute, engine="torch") if config.distill else None
     optimizers = make_optimizers(config, resnet, policy_network)
-    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
     budget = None if config.target_flops is None else BudgetPrice(config.target_flops, config.price_rate)
     learn = make_learner(config, resnet, compute, torch.tensor(flops.blocks, device=compute.device))
-    batches = -(-len(setup.data.train) // config.batch_size)
-    executions = 0
-    for epoch in range(config.max_epochs):
+    batches = setup.count_batches(config)
+    networks = {"ResNet": resnet, "policy network": policy_network}
+    processes = compute.processes
+    update = Update(config, run, batches, optimizers.values(), networks, processes)
+    state = run.state
+    state.track(resnet=resnet, policy_network=policy_network, budget=budget, **optimizers)
+    for epoch in state.epochs(config.max_epochs):
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
-        for batch, (images, labels) in enumerate(setup.training_batches(config, compute, epoch)):
+        state.track_epoch(sampled_epoch=sampled_epoch, draws=draws)
+        load = functools.partial(setup.training_batches, config, compute, epoch)
+        for batch, (images, labels) in state.batches(load):
             factor = config.lr_factor(epoch, (epoch + (batch + 1) / batches) / config.max_epochs)
-            for optimizer, rate in zip(optimizers, rates, strict=True):
-                optimizer.param_groups[0]["lr"] = factor * rate
+            for name, optimizer in optimizers.items():
+                optimizer.param_groups[0]["lr"] = factor * rates[name]
             train_resnet, train_policy = config.learners(epoch, batch)
             price = None if budget is None else budget.value
             policy_network.train(train_policy)
             resnet.train(train_resnet).requires_grad_(train_resnet)  # last, as the two may share the stem
             with torch.set_grad_enabled(train_policy), compute.autocast():
-                keep_probs, values = policy_network(images)  # (N, K), (N, 1)
+                keep_probs, values = map(processes.gather, policy_network(images))  # (N, K), (N, 1)
+            labels = processes.gather(labels)
             if config.shuffle_policies:
-                order = torch.randperm(len(images), generator=draws, device=compute.device)
+                order = torch.randperm(len(labels), generator=draws, device=compute.device)
                 keep_probs, values = keep_probs[order], values[order]
             if train_policy:
                 step = learn(images, labels, keep_probs, values, draws, price)
@@ -239,36 +249,33 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
             loss = step.loss
             if teacher is not None:
                 soften = config.distill_temperature
-                step.parts["divergence"] = kl_divergence(step.logits.float(), teacher(images)[0], soften)
+                wanted = processes.gather(teacher(images)[0])
+                step.parts["divergence"] = kl_divergence(step.logits.float(), wanted, soften)
                 loss = loss + config.distill * soften**2 * step.parts["divergence"]
-            run.check_finite(loss, epoch, batch)
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
+            update(loss / processes.size, epoch, batch)
             if budget is not None and train_policy:
                 budget.target = config.target_after(epoch + batch / batches)
                 spent = flops.per_image(map_policy(keep_probs)).double().mean() / flops.full
                 step.parts |= {"spent": spent, "price": torch.tensor(budget.update(spent.item()))}
-            executions += step.executions + (0 if teacher is None else len(images) * resnet.num_blocks)
+            state.counts["block_executions"] += step.executions
+            if teacher is not None:
+                state.counts["block_executions"] += len(labels) * resnet.num_blocks
             sampled_epoch.add(step.policy, step.logits.detach(), labels, loss=loss, **step.parts)
+        processes.average_buffers(policy_network)
+        processes.average_buffers(resnet)
         test = config.tests_after(epoch)
         if test and config.recalibrate and epoch >= config.freeze_epochs:
             some = recalibration_images(config, setup, compute)
             how = (config.keep_full, config.execution, config.shuffle_policies)
-            executions += recalibrate(resnet, policy_network, some, *how)
-        sampled_epoch.block_executions = executions
+            state.counts["block_executions"] += recalibrate(resnet, policy_network, some, *how)
+        sampled_epoch.block_executions = state.counts["block_executions"]
+        factor = config.lr_factor(epoch, (epoch + 1) / config.max_epochs)
         trained = sampled_epoch.metrics(config.penalty, factor * config.lr)
-        tested = finish_epoch(
+        finish_epoch(
             setup, run, compute, epoch, trained, config.penalty, test, shuffle_policies=config.shuffle_policies
         )
     resnet.requires_grad_(True)
-    assert tested is not None, "the last epoch is always tested"
-    metrics, path = tested
-    run.finish(metrics)
-    print(f"checkpoint: {path}")
-    return metrics
+    return run.finish_with_test()
 
 
 @dataclass
@@ -288,7 +295,8 @@ class JointStep:
 
 
 Learner = Callable[[Tensor, Tensor, Tensor, Tensor, torch.Generator, float | None], JointStep]
-"""(images, labels, keep probabilities (N, K), values (N, 1), generator of draws, price) to a step."""
+"""(images, labels (N,), keep probabilities (N, K), values (N, 1), generator of draws, price) to a step. All are of
+the whole batch, but the images, which are this process's share."""
 
 
 def make_learner(config: FinetuneConfig, resnet: DroppableResNet, compute: Compute, costs: Tensor) -> Learner:
@@ -321,15 +329,15 @@ def learn_from_rewards(
     """REINFORCE for the policy network, cross-entropy of the sampled policies for the ResNet."""
     bounded = bound_keep_probs(keep_probs, config.alpha)
     policies = estimator.draw(bounded.detach(), draws)  # (S, N, K)
-    whole = rows_kept_whole(config.keep_full, images)
+    whole = rows_kept_whole(config.keep_full, keep_probs)
     policies[:, :whole] = True
     sampled, others = policies[: estimator.samples], policies[estimator.samples :]
     found = []
     if len(others):
         with torch.no_grad(), compute.autocast():
-            found.append(resnet(images, others, config.execution))
+            found.append(run_share(resnet, compute, images, others, config.execution))
     with compute.autocast():  # of its own: some versions of torch keep weights without gradient from the one above
-        logits = resnet(images, sampled, config.execution)  # (samples, N, classes)
+        logits = run_share(resnet, compute, images, sampled, config.execution)  # (samples, N, classes)
     rewards = reward(torch.cat([logits.detach(), *found]), labels, policies, price)  # (S, N)
     value = (values.float().squeeze(1)[whole:],) if estimator.wants_values else ()
     cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), labels.repeat(len(sampled)))
@@ -363,11 +371,11 @@ def learn_pathwise(
     """
     bounded = bound_keep_probs(keep_probs, config.alpha)
     policy, gates = draw_gates(config.estimator, bounded, draws, config.temperature)  # type: ignore[arg-type]
-    whole = rows_kept_whole(config.keep_full, images)
+    whole = rows_kept_whole(config.keep_full, keep_probs)
     policy = torch.cat([torch.ones_like(policy[:whole]), policy[whole:]])
     gates = torch.cat([torch.ones_like(gates[:whole]), gates[whole:]])
     with compute.autocast():
-        logits = resnet(images, policy, config.execution, gates)
+        logits = run_share(resnet, compute, images, policy, config.execution, gates)
     cross_entropy = F.cross_entropy(logits.float(), labels)
     share = (keep_probs[whole:] * (costs / costs.sum())).sum(-1)
     cost = share.square().mean() / abs(config.penalty) if price is None else price * share.mean()
@@ -387,12 +395,33 @@ def learn_settled(
 ) -> JointStep:
     """Cross-entropy for the ResNet alone, under the MAP policies."""
     policy = map_policy(keep_probs)
-    policy[: rows_kept_whole(config.keep_full, images)] = True
+    policy[: rows_kept_whole(config.keep_full, policy)] = True
     with compute.autocast():
-        logits = resnet(images, policy, config.execution)
+        logits = run_share(resnet, compute, images, policy, config.execution)
     cross_entropy = F.cross_entropy(logits.float(), labels)
     parts = {"cross_entropy": cross_entropy}
     return JointStep(cross_entropy, policy, logits, parts, 3 * count_executions(config, policy))
+
+
+def run_share(
+    resnet: DroppableResNet,
+    compute: Compute,
+    images: Tensor,
+    policy: Tensor,
+    execution: Execution,
+    gates: Tensor | None = None,
+) -> Tensor:
+    """Logits of the whole batch, of which this process runs its share.
+
+    Args:
+        images: this process's, (N', 3, H, W).
+        policy, gates: of the whole batch, (…, N, K).
+    Returns:
+        (…, N, classes).
+    """
+    rows = compute.processes.rows(len(images))
+    logits = resnet(images, policy[..., rows, :], execution, None if gates is None else gates[rows])
+    return compute.processes.gather(logits, dim=policy.dim() - 2)
 
 
 def count_executions(config: FinetuneConfig, policies: Tensor) -> int:
@@ -402,15 +431,15 @@ def count_executions(config: FinetuneConfig, policies: Tensor) -> int:
 
 def make_optimizers(
     config: FinetuneConfig, resnet: DroppableResNet, policy_network: PolicyNetwork
-) -> list[torch.optim.Optimizer]:
-    """One Adam for both networks, or SGD for the ResNet and Adam for the policy network."""
+) -> dict[str, torch.optim.Optimizer]:
+    """One Adam for both networks, or SGD for the ResNet and Adam for the policy network; by their names."""
     own = list(policy_network.own_parameters())
     if config.optimizer == "adam":
-        return [torch.optim.Adam([*resnet.parameters(), *own], config.lr, weight_decay=config.wd)]
+        return {"adam": torch.optim.Adam([*resnet.parameters(), *own], config.lr, weight_decay=config.wd)}
     sgd = torch.optim.SGD(
         resnet.parameters(), config.resnet_lr, momentum=0.9, nesterov=True, weight_decay=config.resnet_wd
     )
-    return [torch.optim.Adam(own, config.lr, weight_decay=config.wd), sgd]
+    return {"adam": torch.optim.Adam(own, config.lr, weight_decay=config.wd), "sgd": sgd}
 
 
 def recalibration_images(config: FinetuneConfig, setup: Setup, compute: Compute) -> Iterator[Tensor]:

@@ -40,7 +40,8 @@ def evaluate_images(
     run: Executor | None = None,
     shuffle_policies: bool = False,
 ) -> Outcomes:
-    """Predictions, policies and FLOPs of all images under their MAP policies.
+    """Predictions, policies and FLOPs of all images under their MAP policies; of several processes each runs its
+    share, and all return all.
 
     Args:
         resnet, policy_network: left as they are. None = keep every block.
@@ -53,20 +54,30 @@ def evaluate_images(
     run = run or executor(resnet, policy_network, compute)
     policies, probabilities, predictions = [], [], []
     labels: list[Tensor] = []
-    batches = images.batches(batch_size, normalisation, compute.device, channels_last=compute.channels_last)
+    processes = compute.processes
+    batches = images.batches(
+        batch_size,
+        normalisation,
+        compute.device,
+        channels_last=compute.channels_last,
+        share=processes.share,
+    )
     for batch, batch_labels in progress(batches, "testing", -(-len(images) // batch_size)):
-        keep_probs = run.keep_probs(batch)
+        own = len(batch) > 0  # of a last small batch a process may get nothing
+        keep_probs = run.keep_probs(batch) if own else torch.empty(0, resnet.num_blocks, device=compute.device)
+        keep_probs = processes.gather(keep_probs)
         if shuffle_policies:
-            order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(len(labels)))
+            order = torch.randperm(len(keep_probs), generator=torch.Generator().manual_seed(len(labels)))
             keep_probs = keep_probs[order.to(keep_probs.device)]
         policy = map_policy(keep_probs, threshold)
         if decided is not None:
             policy = keep_undecided(policy, decided)
-        logits, _ = run(batch, policy=policy)
+        rows = processes.rows(len(batch))
+        found = run(batch, policy=policy[rows])[0].argmax(1) if own else batch_labels
         probabilities.append(keep_probs.cpu())
         policies.append(policy.cpu())
-        predictions.append(logits.argmax(1).cpu())
-        labels.append(batch_labels.cpu())
+        predictions.append(processes.gather(found).cpu())
+        labels.append(processes.gather(batch_labels).cpu())
     policy = torch.cat(policies)
     return Outcomes(
         policy,

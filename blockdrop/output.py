@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from blockdrop.errors import UserError, require
 
@@ -34,10 +35,39 @@ def write_text(flag: str, path: str | Path, text: str) -> None:
     Raises:
         UserError: the disk is full, the folder gone, ….
     """
-    temporary = Path(f"{path}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, lambda file: file.write(text.encode()))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{flag} {path}: not writable ({error.strerror})") from None
+
+
+def write_whole(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file such that, whenever the process or the power dies, the path holds what it held before or all
+    of the new content.
+
+    Args:
+        write: gets the file, open for bytes.
+    Raises:
+        OSError: and nothing has changed.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: str | Path) -> None:
+    """Returns when the disk holds what was written to the file, or which files the folder has."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -46,15 +46,14 @@ def main(config: PretrainConfig) -> dict[str, float]:
             setup,
             compute,
             run,
+            network,
             cross_entropy_objective(network, config.label_smoothing),
             network.parameters(),
             begin_epoch=network.train,
             end_epoch=tests,
             epochs=config.max_epochs,
         )
-        run.finish(tests.metrics)
-        print(f"checkpoint: {tests.path}")
-        return tests.metrics
+        return run.finish_with_test()
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from blockdrop.flops import FlopTable, count_flops
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.openvino_engine import is_installed as openvino_is_installed
 from blockdrop.inference.plan import plan_batch
+from blockdrop.inference.signal_stack import kept_signal_stack
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.training.compute import has_fast_bfloat16
 
@@ -219,7 +220,8 @@ def openvino_network(folded: DroppableResNet, dtype: torch.dtype, batch: int = -
     precision = "bf16" if dtype == torch.bfloat16 else "f32"
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     settings["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
-    request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+    with kept_signal_stack():
+        request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
     return lambda images: request.infer([images.numpy()], share_inputs=True, share_outputs=True)
 
 

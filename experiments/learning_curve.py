@@ -2,7 +2,7 @@
 
 Trains what is missing, one run after the other, then compares. Work is counted in block executions: a block that
 runs forward for one image; a backward pass counts twice. Training the backbone and tests don't count. A run that
-has its last checkpoint isn't repeated; one that was cut off is.
+is finished isn't repeated; one that was cut off goes on.
 
 To try it: --model R8_Digits --seeds 0 --batch_size 32 --curriculum_epochs 4 --finetune_epochs 4 --fast_epochs 6
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +35,7 @@ from blockdrop.models.zoo import parse_model_name
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import Compute, choose_compute
 from blockdrop.training.config import ModelConfig, RecipeName, TrainingConfig
+from blockdrop.training.run_directory import check_same_run, read_flags, read_metrics
 from blockdrop.training.setup import Setup, open_setup
 
 PENALTY = -1.0
@@ -48,8 +48,6 @@ FULL_LINE: dict[str, Any] = {"color": "0.35", "linestyle": "--", "linewidth": 1.
 RING: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "markeredgewidth": 1.8}
 LOG_FROM = 20
 """Ratio of the largest to the smallest work from which on the chart's axis is logarithmic."""
-EITHER_WAY = ("cv_dir", "data_dir", "download", "overwrite", "workers")
-"""Flags in which two runs may differ and be the same."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def main(config: LearningCurveConfig) -> dict[str, Any]:
         rest = [step for seed in config.seeds for arm in config.arms for step in plans[arm, seed]]
         for step in (*first, *rest):
             step.check()
-            check_same_run(step)
+            check_same_run(Path(step.cv_dir), dataclasses.asdict(step), "compare what there is with --no_train")
         for step in (*first, *rest):
             train(step)
     report = collect(config, plans)
@@ -174,7 +172,7 @@ def plan(config: LearningCurveConfig, arm: str, seed: int) -> Iterator[TrainingC
             "cv_dir": str(Path(config.cv_dir, f"{arm}-s{seed}", below)),
             "seed": seed,
             "test_every": config.test_every,
-            "overwrite": True,
+            "resume": True,
             **step.flags,
         }
         given = {"max_epochs": getattr(config, step.epochs), "batch_size": config.batch_size}
@@ -193,38 +191,14 @@ def backbone_plan(config: LearningCurveConfig) -> pretrain.PretrainConfig:
     epochs = config.pretrain_epochs
     return pretrain.PretrainConfig(
         model=config.model, data_dir=config.data_dir, cv_dir=config.backbone, max_epochs=epochs, test_every=epochs,
-        overwrite=True,
+        resume=True,
     )  # fmt: skip
-
-
-def check_same_run(step: TrainingConfig) -> None:
-    """Raises `UserError` if the run directory holds a run of other flags, finished or not."""
-    recorded = recorded_flags(Path(step.cv_dir))
-    for flag, value in dataclasses.asdict(step).items():
-        wanted = list(value) if isinstance(value, tuple) else value
-        found = recorded.get(flag, wanted)
-        require(
-            flag in EITHER_WAY or found == wanted,
-            f"--cv_dir: {step.cv_dir} holds a run of --{flag} {found}, not {wanted}; name another folder, or "
-            "compare what there is with --no_train",
-        )
-
-
-def recorded_flags(folder: Path) -> dict[str, Any]:
-    """The flags of the run in a folder; empty if there is none."""
-    try:
-        return json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def finished_metrics(folder: Path) -> list[dict[str, Any]] | None:
     """What a run logged, if it came to its end."""
-    try:
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):
-        return None
-    last = recorded_flags(folder).get("max_epochs", 0) - 1
+    lines = read_metrics(folder)
+    last = read_flags(folder).get("max_epochs", 0) - 1
     done = any(line["phase"] == "test" and line["epoch"] == last for line in lines)
     return lines if done else None
 
@@ -296,7 +270,7 @@ def read_tests(folders: Iterable[Path], images: int, full_flops: int) -> list[di
         lines = finished_metrics(folder)
         if lines is None:
             return None
-        flags = recorded_flags(folder)
+        flags = read_flags(folder)
         before = work
         for line in lines:
             if line["phase"] == "train":

@@ -7,7 +7,6 @@ cut off is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from blockdrop.measure import measure_passes
 from blockdrop.models.checkpoints import load_network
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import choose_compute
+from blockdrop.training.run_directory import check_same_run, read_flags, read_metrics
 
 BATCH_SIZE = 1024
 
@@ -122,19 +122,14 @@ def main(config: RivalsConfig) -> list[dict[str, Any]]:
             for rival in RIVALS:
                 folder = Path(config.cv_dir, f"{rival.name}-s{seed}")
                 if rival.name in (config.only or names) and finished(folder, config.epochs) is None:
-                    epochs = planned_epochs(folder)
-                    require(
-                        epochs in (None, config.epochs),
-                        f"--cv_dir {config.cv_dir}: {folder.name} is a run of {epochs} epochs, not of "
-                        f"{config.epochs}; name another folder",
-                    )
+                    check_same_run(folder, {"max_epochs": config.epochs})
                     print(f"\n=== {rival.title}, seed {seed}")
                     shared = {
                         "data_dir": config.data_dir,
                         "cv_dir": str(folder),
                         "seed": seed,
                         "max_epochs": config.epochs,
-                        "overwrite": True,
+                        "resume": True,
                         "test_every": 5,
                         "lr": 0.1,
                     }
@@ -147,22 +142,11 @@ def main(config: RivalsConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def planned_epochs(folder: Path) -> int | None:
-    """`--max_epochs` of the run in a folder; None if there is none."""
-    try:
-        return int(json.loads((folder / "config.json").read_text())["max_epochs"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def finished(folder: Path, epochs: int) -> dict[str, Any] | None:
     """The last test's metrics and the minutes of training, of a run that came to its end."""
-    if planned_epochs(folder) != epochs:
+    if read_flags(folder).get("max_epochs") != epochs:
         return None
-    try:
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):
-        return None
+    lines = read_metrics(folder)
     tests = [line for line in lines if line["phase"] == "test" and line["epoch"] == epochs - 1]
     if not tests:
         return None

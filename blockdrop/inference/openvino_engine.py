@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
 from blockdrop.inference.plan import Range
+from blockdrop.inference.signal_stack import kept_signal_stack
 from blockdrop.models.backbone import Backbone, Branch, NoShortcut, PadShortcut
 from blockdrop.models.deciders import NoFeatures
 from blockdrop.models.shift import Shift, ShiftBranch
@@ -160,7 +161,12 @@ class OpenVINOEngine:
         if not alone:  # pinned, the programs of all workers would sit on the same core
             config["ENABLE_CPU_PINNING"] = "NO"
         core, dtype = self.core, self.dtype
-        return Program(lambda: core.compile_model(graph(), "CPU", config), dtype, num_bytes)
+
+        def compile_program() -> Any:
+            with kept_signal_stack():
+                return core.compile_model(graph(), "CPU", config)
+
+        return Program(compile_program, dtype, num_bytes)
 
     def _block_graph(self, blocks: Range, kept: list[bool], in_shape: tuple[int, ...], batch: int) -> Any:
         first, last = blocks

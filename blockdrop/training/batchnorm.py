@@ -49,9 +49,13 @@ def recalibrate(
     return running.executions
 
 
-def rows_kept_whole(keep_full: float, images: Tensor) -> int:
-    """How many of a (shuffled) batch's first images run all blocks, and teach no policy; never all of them."""
-    return math.floor(keep_full * len(images))
+def rows_kept_whole(keep_full: float, policy: Tensor) -> int:
+    """How many of a (shuffled) batch's first images run all blocks, and teach no policy; never all of them.
+
+    Args:
+        policy: or keep probabilities, (N, K).
+    """
+    return math.floor(keep_full * len(policy))
 
 
 class _UnderMapPolicies(nn.Module):
@@ -76,6 +80,6 @@ class _UnderMapPolicies(nn.Module):
         policy = map_policy(self.policy_network[0](images)[0])
         if self.shuffle_policies:
             policy = policy.roll(1, dims=0)
-        policy[: rows_kept_whole(self.keep_full, images)] = True
+        policy[: rows_kept_whole(self.keep_full, policy)] = True
         self.executions += policy.numel() if self.execution == "masked" else int(policy.sum())
         return self.resnet(images, policy, self.execution)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from blockdrop.errors import UserError
+from blockdrop.training.processes import ALONE, Processes, current_processes
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -23,11 +24,14 @@ class Compute:
     dtype: torch.dtype
     """bfloat16 = autocast in training, and a bfloat16 executor of what is frozen."""
     channels_last: bool
+    processes: Processes = ALONE
+    """Which of several processes this is."""
 
     def __str__(self) -> str:
         layout = ", channels_last" if self.channels_last else ""
         threads = f" ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else ""
-        return f"{self.device}{threads}, {str(self.dtype).removeprefix('torch.')}{layout}"
+        several = f"{self.processes.size} × " if self.processes.size > 1 else ""
+        return f"{several}{self.device}{threads}, {str(self.dtype).removeprefix('torch.')}{layout}"
 
     def place(self, module: Module) -> Module:
         """The module on the device, in the memory layout; parameters stay float32."""
@@ -71,4 +75,4 @@ def choose_compute(device: str = "auto", precision: Precision = "auto", channels
     fast = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(chosen))
     torch.backends.cudnn.allow_tf32 = fast  # float32 means float32: masked = sparse, whatever the batch size
     torch.backends.cudnn.deterministic = True
-    return Compute(chosen, torch.bfloat16 if fast else torch.float32, channels_last)
+    return Compute(chosen, torch.bfloat16 if fast else torch.float32, channels_last, current_processes())

@@ -31,7 +31,8 @@ class ModelConfig:
     reduction_mode: ReductionMode | None = None
     """block (inner widths / reduction), net (all widths / √reduction) or depthwise; default: block."""
     data_dir: str = "data/"
-    """Image tree (train/<class>/…, test/ or val/), or the folder of torchvision's CIFAR files."""
+    """Image tree (train/<class>/…, test/ or val/), tar shards (train/*.tar, …), or the folder of torchvision's
+    CIFAR files."""
     cv_dir: str = "cv/tmp/"
     """Run directory: checkpoints, logs, TensorBoard events."""
     batch_size: int = 256
@@ -40,6 +41,8 @@ class ModelConfig:
     """Fetch CIFAR where it is missing."""
     workers: int = 2
     """Processes that read images of more than 64 px."""
+    skip_bad_images: bool = False
+    """Leave out images that can't be read, and list them, instead of stopping at the first."""
     shortcut: Shortcut | None = None
     """pad_avgpool, pad_stride or projection; default: the checkpoint's, else the reference's."""
     normalisation: Literal["imagenet", "cifar", "none", "half"] | None = None
@@ -95,10 +98,18 @@ class TrainingConfig(ModelConfig):
     """Multiply the learning rate by lr_decay_ratio every so many epochs."""
     lr_decay_ratio: float = 0.1
     """See epoch_step."""
+    clip_grad: float | None = None
+    """Scale the gradient down to this norm where it is larger."""
+    accumulate: int = 1
+    """Batches whose gradients make one step, for large batches on a small machine."""
     test_every: int = 10
     """Test, and save a checkpoint, every so many epochs and after the last one."""
     overwrite: bool = False
     """Delete the run that cv_dir already holds."""
+    resume: bool = False
+    """Go on with the run that cv_dir holds, as if it had never stopped; begin it where there is none."""
+    save_minutes: float = 10.0
+    """Minutes between two savings of the state that --resume needs; each epoch's end saves it as well."""
 
     def check(self) -> None:
         super().check()
@@ -106,7 +117,14 @@ class TrainingConfig(ModelConfig):
         require(self.wd >= 0 and math.isfinite(self.wd), f"--wd {self.wd}: must be zero or a positive number")
         require(self.max_epochs >= 1, f"--max_epochs {self.max_epochs}: must be at least 1")
         require(self.epoch_step >= 1, f"--epoch_step {self.epoch_step}: must be at least 1")
+        require(self.accumulate >= 1, f"--accumulate {self.accumulate}: must be at least 1")
+        require(
+            self.clip_grad is None or self.clip_grad > 0,
+            f"--clip_grad {self.clip_grad}: must be a positive number",
+        )
         require(self.test_every >= 1, f"--test_every {self.test_every}: must be at least 1")
+        require(not (self.resume and self.overwrite), "--resume, --overwrite: pass one of them")
+        require(self.save_minutes > 0, f"--save_minutes {self.save_minutes}: must be a positive number")
         require(
             0 < self.lr_decay_ratio <= 1,
             f"--lr_decay_ratio {self.lr_decay_ratio}: must be above 0 and at most 1",
@@ -184,9 +202,9 @@ class PolicyTrainingConfig(TrainingConfig):
     target_flops: float | None = None
     """Mean cost to aim for, a fraction of the full network's FLOPs, policy network included; a price on
     computation adapts to it, in place of the reward's own trade-off."""
-    anneal_epochs: int = 0
-    """Epochs over which that target comes down from the full network's FLOPs."""
-    price_rate: float = 0.01
+    anneal: float = 0.0
+    """Share of the run over which that target comes down from the full network's FLOPs."""
+    price_rate: float = 0.002
     """How fast the price follows: its rise for each batch, were all of the full network's FLOPs too much."""
 
     @classmethod
@@ -206,11 +224,8 @@ class PolicyTrainingConfig(TrainingConfig):
             f"--target_flops {self.target_flops}: must be above 0 and at most 2, a fraction of the full network's",
         )
         require(0 < self.price_rate <= 1, f"--price_rate {self.price_rate}: must be above 0 and at most 1")
-        require(
-            0 <= self.anneal_epochs < self.max_epochs,
-            f"--anneal_epochs {self.anneal_epochs}: must be at least 0 and below --max_epochs {self.max_epochs}",
-        )
-        for flag in ("anneal_epochs", "price_rate"):
+        require(0 <= self.anneal < 1, f"--anneal {self.anneal}: must be at least 0 and below 1")
+        for flag in ("anneal", "price_rate"):
             self.check_meaning(flag, self.target_flops is not None, "--target_flops")
         sampling = ("leave_one_out", "antithetic", "value_baseline", "block_credit")
         self.check_meaning("samples", self.estimator in sampling, f"--estimator {', '.join(sampling)}")
@@ -233,7 +248,7 @@ class PolicyTrainingConfig(TrainingConfig):
         """
         if self.target_flops is None:
             raise ValueError("no target")
-        left = max(0.0, 1 - epochs / self.anneal_epochs) if self.anneal_epochs else 0.0
+        left = max(0.0, 1 - epochs / (self.anneal * self.max_epochs)) if self.anneal else 0.0
         return self.target_flops + left * (1 - self.target_flops)
 
 

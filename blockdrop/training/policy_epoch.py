@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from blockdrop.flops import FlopTable
 from blockdrop.measure import evaluate_images
 from blockdrop.policy_stats import Outcomes
 from blockdrop.training.compute import Compute
+from blockdrop.training.means import Means
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup
 
@@ -24,33 +24,39 @@ class SampledEpoch:
 
     def __init__(self, flops: FlopTable):
         self.flops = flops
-        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.sums: dict[str, float] = defaultdict(float)
-        self.counts: dict[str, int] = defaultdict(int)
+        self.rows: list[tuple[Tensor, ...]] = []
+        self.means = Means()
         self.block_executions = 0
         """How many times a block has run for a row since the run began; a backward pass counts twice."""
-        self.start = time.perf_counter()
 
     def add(self, policy: Tensor, logits: Tensor, labels: Tensor, **means: Tensor) -> None:
         """One batch: bool (N, K), (N, classes), (N,), and scalars that are means over the batch."""
         self.rows.append((policy.cpu(), logits.argmax(-1).cpu(), labels.cpu()))
-        for name, value in means.items():
-            self.sums[name] += value.item() * len(labels)
-            self.counts[name] += len(labels)
+        self.means.add(len(labels), **{name: value.item() for name, value in means.items()})
 
     def metrics(self, penalty: float, lr: float) -> dict[str, float]:
         """Accuracy, reward, blocks, … of the sampled policies, means, learning rate, images/s."""
-        policy, predictions, labels = (torch.cat(parts) for parts in zip(*self.rows, strict=True))
+        policy, predictions, labels = self._joined()
         outcomes = Outcomes(policy, predictions, labels, self.flops.per_image(policy))
-        means = {name: total / self.counts[name] for name, total in self.sums.items()}
-        speed = len(labels) / (time.perf_counter() - self.start)
         return {
             **outcomes.metrics(penalty),
-            **means,
+            **self.means.means(),
             "lr": lr,
             "block_executions": self.block_executions,
-            "images_per_second": speed,
+            "images_per_second": len(labels) / self.means.seconds,
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on from here."""
+        return {"rows": list(self._joined()) if self.rows else [], "means": self.means.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on from where `state_dict` was called."""
+        self.rows = [tuple(state_dict["rows"])] if state_dict["rows"] else []
+        self.means.load_state_dict(state_dict["means"])
+
+    def _joined(self) -> tuple[Tensor, ...]:
+        return tuple(torch.cat(parts) for parts in zip(*self.rows, strict=True))
 
 
 def finish_epoch(
@@ -63,17 +69,14 @@ def finish_epoch(
     test: bool,
     decided: int | None = None,
     shuffle_policies: bool = False,
-) -> tuple[dict[str, float], Path] | None:
-    """Logs and prints the epoch; if `test`, tests the MAP policies and saves a checkpoint.
-
-    Returns:
-        the test's metrics and the checkpoint's path, or None.
-    """
+) -> None:
+    """Logs and prints the epoch; if `test`, tests the MAP policies and saves a checkpoint."""
     run.log(epoch, "train", train)
     stage = "" if decided is None else f", {decided} of {setup.resnet.num_blocks} blocks decided"
     print(f"epoch {epoch}{stage}: {_line(train)}, {train['images_per_second']:.0f} images/s")
+    setup.report_bad_images(compute.processes)
     if not test:
-        return None
+        return
     outcomes = evaluate_images(
         setup.resnet,
         setup.policy_network,
@@ -90,9 +93,8 @@ def finish_epoch(
     run.log(epoch, "test", metrics)
     figure = usage_per_block(outcomes.usage_per_block.tolist(), setup.resnet.stage_sizes)
     run.log_figure(epoch, "test/usage_per_block", figure)
-    path = setup.save(run, epoch, metrics)
+    setup.save(run, epoch, metrics)
     print(f"    test: {_line(metrics)}, {metrics['flops']:.3E} FLOPs/img")
-    return metrics, path
 
 
 def _line(metrics: dict[str, float]) -> str:

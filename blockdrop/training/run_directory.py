@@ -2,84 +2,165 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from blockdrop.errors import NumericalError, UserError
+from blockdrop.errors import NumericalError, UserError, require
 from blockdrop.models.checkpoints import project_version
+from blockdrop.output import sync, write_whole
+from blockdrop.training.processes import ALONE, Processes
+from blockdrop.training.state import EVENTS, STATE_FILE, TrainingState, read_state
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OWN_FILES = ("config.json", "metrics.jsonl", "ckpt_E_*.t7", "ckpt_E_*.t7.tmp", "events.out.tfevents.*")
+LOCK_FILE = "run.lock"
+OWN_FILES = (
+    "config.json", "config.json.tmp", "metrics.jsonl", "ckpt_E_*.t7", "ckpt_E_*.t7.tmp", STATE_FILE,
+    f"{STATE_FILE}.tmp", EVENTS,
+)  # fmt: skip
 REPORT_FILES = ("report.json", "profile.txt")
 """Ours only beside a config.json: others may call their files so."""
+Lines = dict[str, tuple[int, dict[str, float]]]
+"""By phase: epoch and metrics."""
+EITHER_WAY = ("cv_dir", "data_dir", "download", "overwrite", "workers", "device", "resume", "save_minutes")
+"""Flags in which two runs may differ and be the same."""
 
 
 class RunDirectory:
     """`--cv_dir`, opened for one run.
 
-    Files: `config.json` (command, flags, versions), `metrics.jsonl` (one object per epoch and phase),
-    TensorBoard events, `ckpt_E_<epoch>_….t7`; of `distill` also `report.json` and `profile.txt`.
+    Files: `config.json` (command, flags, versions, the hashes of the checkpoints it starts from), `metrics.jsonl`
+    (one object per epoch and phase), TensorBoard events, `ckpt_E_<epoch>_….t7`, `state.pt` (to go on from); of
+    `distill` also `report.json` and `profile.txt`.
 
-    A context manager: leaving it closes the files, whatever happened.
+    A context manager: leaving it closes the files, whatever happened. In it, SIGINT and SIGTERM save the state
+    first (`TrainingState`).
 
     Args:
         path: created if missing.
         command: the command's name, for config.json.
         config: the command's dataclass.
         overwrite: delete the files of an earlier run in this folder first.
+        resume: go on with the run in this folder, if there is one.
+        inputs: checkpoint files that the run starts from.
+        processes: which train together; the first one alone reads and writes.
     Raises:
-        UserError: not writable, or an earlier run's and not `overwrite`.
+        UserError: not writable, in use, an earlier run's and not `overwrite`, or another run's than `resume` could
+            go on with.
     """
 
-    def __init__(self, path: str | Path, command: str, config: Any, overwrite: bool = False):
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | Path,
+        command: str,
+        config: Any,
+        overwrite: bool = False,
+        resume: bool = False,
+        inputs: Sequence[str | Path] = (),
+        processes: Processes = ALONE,
+    ):
+        self.path, self.processes = Path(path), processes
+        self.flags = dataclasses.asdict(config)
+        record = {
+            "command": command,
+            **self.flags,
+            "blockdrop": project_version(),
+            "torch": torch.__version__,
+            "inputs": {str(file): digest(file) for file in inputs},
+        }
+        self._lock = FileLock(self.path / LOCK_FILE, blocking=False)
+        saved, self._last = processes.from_first(lambda: self._claim(record, overwrite, resume))
+        how = {flag: self.flags[flag] for flag in ("save_minutes", "accumulate") if flag in self.flags}
+        self.state = TrainingState(self, saved=saved, processes=processes, **how)
+        if saved is None and processes.first:
+            flags = "\n".join(f"| {key} | {value} |" for key, value in record.items())
+            self.writer.add_text("hyperparameters", f"| flag | value |\n| --- | --- |\n{flags}")
+
+    def _claim(self, record: dict[str, Any], overwrite: bool, resume: bool) -> tuple[Any, Lines]:
+        """Takes the folder's lock and makes it ready; returns the state to go on from and what was logged last."""
         try:
-            check_usable(path, overwrite)
+            check_usable(self.path, overwrite, resume=resume)
             self.path.mkdir(parents=True, exist_ok=True)
-            if overwrite:
-                for file in own_files(self.path):
+            self._lock.acquire()
+            return self._open(record, overwrite, resume)
+        except Timeout:
+            raise UserError(f"--cv_dir {self.path}: another process trains there; name another folder") from None
+        except BaseException as error:
+            self._lock.release()
+            if isinstance(error, OSError):
+                raise UserError(f"--cv_dir {self.path}: not writable ({error.strerror or error})") from None
+            raise
+
+    def _open(self, record: dict[str, Any], overwrite: bool, resume: bool) -> tuple[Any, Lines]:
+        check_usable(self.path, overwrite, resume=resume)  # again: another run may have ended since
+        saved = None
+        if resume:
+            check_same_run(self.path, record)
+            saved = read_state(self.path)
+        if saved is not None:
+            for file in self.path.glob(EVENTS):
+                if file.name not in saved["logs"]:
                     file.unlink()
-            self.flags = dataclasses.asdict(config)
-            record = {
-                "command": command,
-                **self.flags,
-                "blockdrop": project_version(),
-                "torch": torch.__version__,
-            }
-            # "x": of two runs that begin together one gets the folder, and the other touches nothing in it
-            with open(self.path / "config.json", "x", encoding="utf-8") as claim:
-                claim.write(json.dumps(record, indent=2) + "\n")
-            self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        except FileExistsError:
-            raise UserError(f"--cv_dir {path}: another run has just begun there; name another folder") from None
-        except OSError as error:
-            raise UserError(f"--cv_dir {path}: not writable ({error.strerror or error})") from None
+            for name, size in saved["logs"].items():
+                cut(self.path / name, size)
+        else:
+            for file in own_files(self.path):
+                file.unlink()
+            content = json.dumps(record, indent=2) + "\n"
+            write_whole(self.path / "config.json", lambda file: file.write(content.encode()))
+        self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        last: Lines = {}
+        for line in read_metrics(self.path):
+            epoch, phase = line.pop("epoch"), line.pop("phase")
+            line.pop("time", None)
+            last[phase] = epoch, line
+        wait_for_a_later_name(self.path.glob(EVENTS))
         self.writer = SummaryWriter(str(self.path))
-        flags = "\n".join(f"| {key} | {value} |" for key, value in record.items())
-        self.writer.add_text("hyperparameters", f"| flag | value |\n| --- | --- |\n{flags}")
+        return saved, last
+
+    @property
+    def resumed(self) -> str | None:
+        """Says where a run goes on that had been cut off."""
+        state = self.state.saved
+        if state is None:
+            return None
+        if state["finished"]:
+            return "this run is finished: nothing is left to train"
+        return f"going on at epoch {state['epoch']}" + (f", batch {state['batch']}" if state["batch"] else "")
 
     def log(self, epoch: int, phase: str, metrics: Mapping[str, float]) -> None:
         """Appends to metrics.jsonl, and to TensorBoard under `phase/name`."""
         line = {"epoch": epoch, "phase": phase, "time": round(time.time(), 3), **metrics}
-        print(json.dumps(line), file=self._metrics, flush=True)
-        for name, value in metrics.items():
-            self.writer.add_scalar(f"{phase}/{name}", value, epoch)
+        self._last[phase] = epoch, dict(metrics)
+        if self.processes.first:
+            with self._writing():
+                print(json.dumps(line), file=self._metrics, flush=True)
+                for name, value in metrics.items():
+                    self.writer.add_scalar(f"{phase}/{name}", value, epoch)
+
+    def last(self, phase: str) -> tuple[int, dict[str, float]]:
+        """Epoch and metrics of the phase's last line, before a resumption or after."""
+        return self._last[phase]
 
     def log_figure(self, epoch: int, tag: str, figure: Figure) -> None:
         """A matplotlib figure for TensorBoard's image page."""
-        self.writer.add_figure(tag, figure, epoch)
+        if self.processes.first:
+            with self._writing():
+                self.writer.add_figure(tag, figure, epoch)
 
     def checkpoint_path(self, epoch: int, metrics: Mapping[str, float]) -> Path:
         """`ckpt_E_<epoch>_A_<acc>_R_<reward>_S_<blocks>_#_<unique policies>.t7`, as the reference names them.
@@ -91,28 +172,133 @@ class RunDirectory:
             name += f"_R_{metrics['reward']:.2E}_S_{metrics['blocks']:.2f}_#_{metrics['unique_policies']:.0f}"
         return self.path / f"{name}.t7"
 
-    def check_finite(self, loss: Tensor, epoch: int, batch: int) -> None:
-        """Raises `NumericalError` for a loss that is NaN or infinite."""
-        if bool(torch.isfinite(loss)):
+    def check_finite(self, values: Tensor, what: str, epoch: int, batch: int) -> None:
+        """Raises `NumericalError` for values that are NaN or infinite."""
+        finite = torch.isfinite(values)
+        if bool(finite.all()):
             return
         found = sorted(self.path.glob("ckpt_E_*.t7"), key=lambda file: file.stat().st_mtime)
         kept = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint had been written yet"
         raise NumericalError(
-            f"the loss is {loss.item()} in epoch {epoch}, batch {batch}; try a smaller --lr; {kept}"
+            f"{what} is {values[~finite][0].item()} in epoch {epoch}, batch {batch}; try a smaller --lr; {kept}"
         )
 
+    def sync(self) -> dict[str, int]:
+        """Returns when the disk holds all that was logged; what the log files' sizes are then."""
+        with self._writing():
+            self.writer.flush()
+            files = [self.path / "metrics.jsonl", *self.path.glob(EVENTS)]
+            for file in files:
+                sync(file)
+            return {file.name: file.stat().st_size for file in files}
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: logs can't be written ({error.strerror or error}); mend that, then --resume"
+            ) from None
+
     def __enter__(self) -> RunDirectory:
+        self.state.signals.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.writer.close()
-        self._metrics.close()
+        self.state.signals.__exit__()
+        if self.processes.first:
+            with contextlib.suppress(OSError):
+                self.writer.close()
+                self._metrics.close()
+            self._lock.release()
+
+    def finish_with_test(self) -> dict[str, float]:
+        """Finishes a run that ended with a test: says where its checkpoint is, and returns the test's metrics."""
+        epoch, metrics = self.last("test")
+        self.finish(metrics)
+        print(f"checkpoint: {self.checkpoint_path(epoch, metrics)}")
+        return metrics
 
     def finish(self, final_metrics: Mapping[str, float]) -> None:
-        """Records flags beside final metrics in TensorBoard's table of runs."""
+        """Records flags beside final metrics in TensorBoard's table of runs, and that the run is finished."""
+        if self.state.finished:
+            return
         flags = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.flags.items()}
         finite = {f"final/{k}": v for k, v in final_metrics.items() if math.isfinite(v)}
-        self.writer.add_hparams(flags, finite, run_name=".")
+        if self.processes.first:
+            with self._writing():
+                self.writer.add_hparams(flags, finite, run_name=".")
+        self.state.finish()
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cut(path: Path, size: int) -> None:
+    """Takes away what was written to a log after it had this size; one that is gone stays so."""
+    if path.exists():
+        require(path.stat().st_size >= size, f"{path}: shorter than it was; the run can't go on with it")
+        os.truncate(path, size)
+
+
+def wait_for_a_later_name(events: Iterable[Path]) -> None:
+    """TensorBoard reads event files in the order of their names, which say in what second they were begun."""
+    newest = max((_second(file) for file in events), default=0)
+    while int(time.time()) <= newest < time.time() + 2:
+        time.sleep(0.05)
+
+
+def _second(events: Path) -> int:
+    stamp = events.name.split(".")[3]
+    return int(stamp) if stamp.isdecimal() else 0
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """What a run has logged; empty where there is no run.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    path = folder / "metrics.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error})") from None
+    for number, line in enumerate(lines):
+        whole = isinstance(line, dict) and line.keys() >= {"epoch", "phase"}
+        require(whole, f"{path}: damaged (line {number + 1} names no epoch and phase)")
+    return lines
+
+
+def read_flags(folder: Path) -> dict[str, Any]:
+    """config.json of the run in a folder; empty where there is no run, or one whose config.json is damaged."""
+    try:
+        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def check_same_run(folder: Path, record: Mapping[str, Any], mend: str = "pass what it began with") -> None:
+    """Raises `UserError` unless the run in a folder has these flags, or none that differ in what it computes."""
+    recorded = read_flags(folder)
+    for flag, value in json.loads(json.dumps(record)).items():
+        found = recorded.get(flag, value)
+        if flag == "inputs":
+            for (name, before), now in zip(found.items(), value.values(), strict=False):
+                require(before == now, f"--cv_dir {folder}: {name}, which the run started from, has changed since")
+        elif flag not in (*EITHER_WAY, "blockdrop", "torch"):
+            what = flag if flag == "command" else f"--{flag}"
+            require(
+                found == value,
+                f"--cv_dir {folder}: holds a run of {what} {found}, not {value}; name another folder, or {mend}",
+            )
 
 
 def own_files(path: Path) -> list[Path]:
@@ -121,18 +307,22 @@ def own_files(path: Path) -> list[Path]:
     return [file for pattern in (*OWN_FILES, *reports) for file in path.glob(pattern)]
 
 
-def check_usable(path: str | Path, overwrite: bool, inputs: Sequence[str] = ()) -> None:
-    """Raises `UserError` if the folder can't be written, holds a run that may not be deleted, or holds one of the
-    checkpoints (`inputs`) that the new run starts from. Changes nothing."""
+def check_usable(path: str | Path, overwrite: bool, inputs: Sequence[str] = (), resume: bool = False) -> None:
+    """Raises `UserError` if the folder can't be written, holds a run that may be neither deleted nor gone on with,
+    or holds one of the checkpoints (`inputs`) that the new run starts from. Changes nothing."""
     folder = Path(path).resolve()
     there = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
     if not (os.path.isdir(there) and os.access(there, os.W_OK) and len(folder.name) < 256):
         raise UserError(f"--cv_dir {path}: not writable ({there}); name another folder")
     earlier = own_files(folder)
-    if earlier and not overwrite:
+    if resume and earlier and not (folder / STATE_FILE).exists():
+        # cut off before its first state: nothing is lost by beginning again
+        begun = [file for file in earlier if file.name.startswith("ckpt_E_") or file.name in REPORT_FILES]
+        require(not begun, f"--cv_dir {path}: holds a run without {STATE_FILE} to go on from; name another folder")
+    elif earlier and not overwrite and not resume:
         raise UserError(
-            f"--cv_dir {path}: already holds a run ({earlier[0].name}); name another folder, or pass "
-            "--overwrite to delete that run"
+            f"--cv_dir {path}: already holds a run ({earlier[0].name}); name another folder, pass --resume to go "
+            "on with it, or --overwrite to delete it"
         )
     for name in inputs:
         if earlier and folder in (Path(name).resolve(), *Path(name).resolve().parents):

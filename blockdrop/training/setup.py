@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents.policy_network import PolicyNetwork
 from blockdrop.console import progress
-from blockdrop.data import DATASETS, NORMALISATIONS, Augment, DataSource, Normalisation
+from blockdrop.data import DATASETS, NORMALISATIONS, Augment, DataSource, Normalisation, left_out, split_rows
 from blockdrop.errors import CheckpointError, require
 from blockdrop.flops import count_flops
 from blockdrop.models.backbone import Backbone
@@ -28,6 +28,7 @@ from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.zoo import Variant, build_backbone, parse_model_name
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, TrainingConfig
+from blockdrop.training.processes import Processes, current_processes
 from blockdrop.training.run_directory import RunDirectory, check_usable
 
 
@@ -74,26 +75,51 @@ class Setup:
         print(f"data: {self.data.name}, {len(self.data.train):,} training, {len(self.data.test):,} test images")
         print(f"weights from: {', '.join(c.path for c in self.checkpoints) or 'scratch'}")
         print(f"run directory: {run.path}")
+        if run.resumed:
+            print(run.resumed)
         if self.undecided:
             print(self.undecided)
 
     def training_batches(
-        self, config: TrainingConfig, compute: Compute, epoch: int
+        self, config: TrainingConfig, compute: Compute, epoch: int, start: int = 0
     ) -> Iterable[tuple[Tensor, Tensor]]:
-        """The epoch's shuffled, augmented, normalised batches, images (N, 3, H, W) and labels (N,), with a
-        progress bar."""
+        """The epoch's shuffled, augmented, normalised batches from number `start` on, images (N, 3, H, W) and
+        labels (N,), with a progress bar; of several processes each gets its share."""
         batches = self.data.train.batches(
             config.batch_size,
             self.normalisation,
             compute.device,
             Augment(config.seed, epoch),
             compute.channels_last,
+            start,
+            compute.processes.share,
         )
-        return progress(batches, f"epoch {epoch}", -(-len(self.data.train) // config.batch_size))
+        return progress(batches, f"epoch {epoch}", self.count_batches(config), start=start)
+
+    def report_bad_images(self, processes: Processes) -> None:
+        """Prints which images were left out so far, if any were."""
+        found = {image for part in processes.each(self.data.bad_images) for image in part}
+        if line := left_out(sorted(found)):
+            print(line)
+
+    def check_shares(self, config: TrainingConfig, processes: Processes) -> None:
+        """Reads the data; raises `UserError` if a process would get nothing of a batch."""
+        batches = split_rows(torch.arange(len(self.data.train)), config.batch_size, keep_single=False)
+        require(
+            min(map(len, batches)) >= processes.size and len(self.data.test) > 0,
+            f"--batch_size {config.batch_size}: one of the batches would be of {min(map(len, batches))} images, "
+            f"too few for {processes.size} processes; choose another",
+        )
+
+    def count_batches(self, config: TrainingConfig) -> int:
+        """Training batches of an epoch."""
+        return len(split_rows(torch.arange(len(self.data.train)), config.batch_size, keep_single=False))
 
     def save(self, run: RunDirectory, epoch: int, metrics: Mapping[str, float]) -> Path:
         """Writes a checkpoint into the run directory and returns its path."""
         path = run.checkpoint_path(epoch, metrics)
+        if not run.processes.first:
+            return path
         save_checkpoint(
             path,
             model=self.model,
@@ -130,8 +156,9 @@ def open_setup(
     backbones = [c for c in checkpoints if c.resnet is not None]
     policies = [c for c in checkpoints if c.policy_network is not None]
     data = DataSource(
-        spec.dataset, config.data_dir, spec.image_size, config.download, config.cv_dir, config.workers
-    )
+        spec.dataset, config.data_dir, spec.image_size, config.download, config.cv_dir, config.workers,
+        config.skip_bad_images,
+    )  # fmt: skip
     if backbones and not new_head:
         _check_classes(backbones[-1], data)
 
@@ -186,7 +213,8 @@ def open_training(
         UserError: see `open_setup` and `RunDirectory`.
     """
     inputs = (*paths, *([policy_init] if policy_init else []))
-    check_usable(config.cv_dir, config.overwrite, inputs)
+    processes = current_processes()
+    processes.from_first(lambda: check_usable(config.cv_dir, config.overwrite, inputs, config.resume))
     setup = open_setup(config, paths, new_head, initial_keep)
     files = ", ".join(paths)
     require(
@@ -202,8 +230,10 @@ def open_training(
         load_policy_trunk(policy_init, setup.policy_network)
     setup.has_policy = True
     _check_target(config, setup)
-    len(setup.data.train), len(setup.data.test)  # reads them
-    return setup, RunDirectory(config.cv_dir, command, config, config.overwrite)
+    setup.check_shares(config, processes)
+    files_read = [checkpoint.path for checkpoint in setup.checkpoints]
+    how = (config.overwrite, config.resume, files_read, processes)
+    return setup, RunDirectory(config.cv_dir, command, config, *how)
 
 
 def _check_target(config: TrainingConfig, setup: Setup) -> None:

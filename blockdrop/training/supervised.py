@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +15,10 @@ from blockdrop.measure import evaluate_images
 from blockdrop.models.backbone import Backbone
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import SupervisedConfig
+from blockdrop.training.means import Means
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup
+from blockdrop.training.update import Update
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def fit(
     setup: Setup,
     compute: Compute,
     run: RunDirectory,
+    module: nn.Module,
     objective: Objective,
     parameters: Iterable[Any],
     begin_epoch: Callable[[], object],
@@ -64,7 +65,10 @@ def fit(
 ) -> None:
     """Minimises the objective for some epochs, logging each: by SGD with Nesterov momentum, or by Adam.
 
+    Of a resumed run, epochs that are over are not run again.
+
     Args:
+        module: holds all that changes.
         parameters: tensors or parameter groups, as an optimiser takes them.
         begin_epoch: puts the networks into the mode that training wants.
         end_epoch: (epoch, whether it is the last) to what its line on the terminal ends with: tests and saves.
@@ -81,44 +85,47 @@ def fit(
         optimizer = torch.optim.Adam(parameters, peak)
     else:
         optimizer = torch.optim.SGD(parameters, peak, config.momentum, weight_decay=config.wd, nesterov=True)
-    count = len(setup.data.train)
+    batches = setup.count_batches(config)
+    processes = compute.processes
+    update = Update(config, run, batches, [optimizer], {"network": module}, processes)
     one_cycle = None
     if config.one_cycle:
         one_cycle = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             peak,
-            total_steps=max(8, -(-count // config.batch_size) * epochs),  # torch divides by zero at four
+            total_steps=max(8, batches * epochs),  # torch divides by zero at four
             pct_start=0.25,
             cycle_momentum=False,
         )
-    for epoch in range(first_epoch, first_epoch + epochs):
+    state = run.state
+    state.track(module=module, optimizer=optimizer, one_cycle=one_cycle)
+    for epoch in state.epochs(first_epoch + epochs, first_epoch):
         begin_epoch()
         if one_cycle is None:
             for group in optimizer.param_groups:
                 group["lr"] = peak * config.step_factor(epoch - first_epoch)
-        sums: dict[str, float] = defaultdict(float)
-        start = time.perf_counter()
-        for batch, (images, labels) in enumerate(setup.training_batches(config, compute, epoch)):
+        means = Means()
+        state.track_epoch(means=means)
+        load = functools.partial(setup.training_batches, config, compute, epoch)
+        for batch, (images, labels) in state.batches(load):
             with compute.autocast():
                 step = objective(images, labels, epoch - first_epoch)
-            run.check_finite(step.loss, epoch, batch)
-            optimizer.zero_grad(set_to_none=True)
-            step.loss.backward()
-            optimizer.step()
-            lr_used = optimizer.param_groups[0]["lr"]
+            parts = {"loss": step.loss, **step.parts}
+            if step.logits is not None:
+                parts["accuracy"] = (step.logits.argmax(1) == labels).double().mean()
+            rows, *sums = processes.sum(len(labels), *(len(labels) * value.item() for value in parts.values()))
+            update(step.loss * (len(labels) / rows), epoch, batch)
+            means.add(int(rows), **{name: total / rows for name, total in zip(parts, sums, strict=True)})
+            means.last["lr"] = optimizer.param_groups[0]["lr"]
             if one_cycle is not None:
                 one_cycle.step()
-            sums["loss"] += step.loss.item() * len(labels)
-            for name, value in step.parts.items():
-                sums[name] += value.item() * len(labels)
-            if step.logits is not None:
-                sums["accuracy"] += (step.logits.argmax(1) == labels).sum().item()
-        seconds = time.perf_counter() - start
-        means = {name: total / count for name, total in sums.items()}
-        run.log(epoch, phase, {**means, "lr": lr_used, "images_per_second": count / seconds})
-        shown = ", ".join(f"{'train accuracy' if k == 'accuracy' else k} {v:.4f}" for k, v in means.items())
-        last = epoch == first_epoch + epochs - 1
-        print(f"epoch {epoch}: {shown}, {seconds:.1f} s, {count / seconds:.0f} images/s{end_epoch(epoch, last)}")
+        processes.average_buffers(module)
+        found, seconds = means.means(), means.seconds
+        run.log(epoch, phase, {**found, **means.last, "images_per_second": means.images / seconds})
+        shown = ", ".join(f"{'train accuracy' if k == 'accuracy' else k} {v:.4f}" for k, v in found.items())
+        line = f"epoch {epoch}: {shown}, {seconds:.1f} s, {means.images / seconds:.0f} images/s"
+        setup.report_bad_images(processes)
+        print(f"{line}{end_epoch(epoch, epoch == first_epoch + epochs - 1)}")
 
 
 class TestAndSave:
@@ -140,8 +147,6 @@ class TestAndSave:
     ):
         self.config, self.setup, self.run, self.network = config, setup, run, network
         self.compute = replace(compute, dtype=torch.float32)
-        self.metrics: dict[str, float] = {}
-        self.path: Path | None = None
 
     def __call__(self, epoch: int, last: bool) -> str:
         """Returns the end of the epoch's line."""
@@ -151,7 +156,7 @@ class TestAndSave:
         outcomes = evaluate_images(
             network, None, setup.data.test, setup.normalisation, self.compute, image_size=setup.image_size
         )
-        self.metrics = {"accuracy": outcomes.accuracy}
-        self.run.log(epoch, "test", self.metrics)
-        self.path = replace(setup, resnet=network).save(self.run, epoch, self.metrics)
+        metrics = {"accuracy": outcomes.accuracy}
+        self.run.log(epoch, "test", metrics)
+        replace(setup, resnet=network).save(self.run, epoch, metrics)
         return f", test accuracy {outcomes.accuracy:.4f}"

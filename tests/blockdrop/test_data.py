@@ -1,6 +1,10 @@
 """Data sets: what is read, how it is augmented, what is said about broken folders."""
 
+import errno
+import multiprocessing
+import os
 import shutil
+import signal
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -12,15 +16,19 @@ import pytest
 import torch
 from PIL import Image
 
-import blockdrop.data
+import blockdrop.data.memory
+import blockdrop.data.source
 from blockdrop.data import (
     NORMALISATIONS,
+    RESIZE_FACTOR,
     Augment,
     DataSource,
+    Images,
     MemoryImages,
-    StreamedImages,
+    left_out,
     normalise,
     random_crop,
+    read_image,
 )
 from blockdrop.errors import DataError
 from tests.conftest import write_image_tree
@@ -53,8 +61,16 @@ def test_crop_moves_each_image_by_its_own_offset() -> None:
     assert out[1, :, :, 4].eq(0).all()
 
 
-def batches(images: MemoryImages | StreamedImages, augment: Augment | None) -> list[torch.Tensor]:
-    return [torch.cat(parts) for parts in zip(*images.batches(4, NONE, augment=augment), strict=True)]
+def batches(images: Images, augment: Augment | None, **part: Any) -> list[torch.Tensor]:
+    """All images and all labels."""
+    return [torch.cat(parts) for parts in zip(*images.batches(4, NONE, augment=augment, **part), strict=True)]
+
+
+def image_set(kind: str, folder: Path) -> Images:
+    """Ten images, in memory or streamed."""
+    size = {"memory": 32, "streamed": 80}[kind]
+    write_image_tree(folder, count=5, size=size)
+    return DataSource("Folder", folder, image_size=size, workers=0).train
 
 
 @pytest.mark.parametrize("size", [32, 80])
@@ -90,6 +106,76 @@ def test_a_subset_holds_the_images_of_its_rows(tmp_path: Path, size: int) -> Non
     assert some.equal(images[rows])
     assert some_labels.equal(labels[rows])
     assert len(test.subset(rows)) == 3
+
+
+def test_streamed_images_are_cut_as_seed_epoch_and_position_say(tmp_path: Path) -> None:
+    write_image_tree(tmp_path, count=2, size=91)
+    images = DataSource("Folder", tmp_path, image_size=80, workers=0).train
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(blockdrop.data.derived_seed(5, 6))).tolist()
+    ((found, _),) = images.batches(4, NONE, augment=Augment(5, 6))
+    assert round(80 * RESIZE_FACTOR) == 91, "so nothing is resized"
+    for image, position in zip(found, order, strict=True):
+        path = sorted((tmp_path / "train").rglob("*.png"))[position]
+        generator = np.random.default_rng([5, 6, position])
+        left, top = generator.integers(0, 12), generator.integers(0, 12)
+        pixels = np.asarray(Image.open(path))[top : top + 80, left : left + 80]
+        pixels = pixels[:, ::-1] if generator.random() < 0.5 else pixels
+        assert image.mul(255).round().permute(1, 2, 0).equal(torch.from_numpy(pixels.copy()).float())
+
+
+@pytest.mark.parametrize("augment", [None, Augment(1, 2)])
+@pytest.mark.parametrize("kind", ["memory", "streamed"])
+def test_an_epoch_goes_on_where_it_stopped(tmp_path: Path, kind: str, augment: Augment | None) -> None:
+    images = image_set(kind, tmp_path)
+    whole = list(images.batches(4, NONE, augment=augment))
+    assert [len(labels) for _, labels in whole] == [4, 4, 2]
+    for start in range(5):
+        rest = list(images.batches(4, NONE, augment=augment, start=start))
+        assert len(rest) == max(0, 3 - start)
+        for (pixels, labels), (same, same_labels) in zip(rest, whole[start:], strict=True):
+            assert pixels.equal(same)
+            assert labels.equal(same_labels)
+
+
+def test_what_an_epoch_leaves_out_is_not_read(tmp_path: Path) -> None:
+    images = image_set("streamed", tmp_path)
+    (tmp_path / "train" / "cat" / "0001.png").write_bytes(b"no image")
+    assert len(batches(images, None, start=1)[1]) == 6
+
+
+@pytest.mark.parametrize("augment", [None, Augment(1, 2)])
+@pytest.mark.parametrize("kind", ["memory", "streamed"])
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_the_shares_of_all_processes_are_the_batch(
+    tmp_path: Path, kind: str, augment: Augment | None, processes: int
+) -> None:
+    images = image_set(kind, tmp_path)
+    whole = list(images.batches(4, NONE, augment=augment, start=1))
+    shares = [
+        list(images.batches(4, NONE, augment=augment, start=1, share=(rank, processes)))
+        for rank in range(processes)
+    ]
+    for number, (pixels, labels) in enumerate(whole):
+        for rank, share in enumerate(shares):
+            part, part_labels = share[number]
+            assert part.equal(pixels.tensor_split(processes)[rank])
+            assert part_labels.equal(labels.tensor_split(processes)[rank])
+    assert {len(share) for share in shares} == {2}
+    if processes > 2:
+        assert shares[-1][-1][0].shape == (0, 3, *pixels.shape[2:]), "as many steps for all"
+
+
+@pytest.mark.parametrize("part", [{"start": -1}, {"share": (2, 2)}, {"share": (-1, 2)}])
+def test_there_is_no_such_part_of_an_epoch(part: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="no such part"):
+        next(DataSource("Digits").test.batches(4, NONE, **part))
+
+
+def test_reading_leaves_the_global_random_numbers_alone(tmp_path: Path) -> None:
+    images = image_set("streamed", tmp_path)
+    before = torch.get_rng_state()
+    batches(images, Augment(0, 0))
+    assert torch.get_rng_state().equal(before)
 
 
 def test_each_image_is_flipped_by_its_own_coin() -> None:
@@ -128,7 +214,7 @@ def test_images_are_decoded_once(image_tree: Path, monkeypatch: pytest.MonkeyPat
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(blockdrop.data, "_decode", fail)
+        patch.setattr(blockdrop.data.memory, "_decode", fail)
         again = DataSource("Folder", image_tree).test
         assert isinstance(again, MemoryImages)
         assert again.images.equal(first.images)
@@ -140,14 +226,14 @@ def test_images_are_decoded_once(image_tree: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_two_runs_that_start_together_decode_once(image_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = blockdrop.data._decode, []
+    original, calls = blockdrop.data.memory._decode, []
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
         time.sleep(0.3)
-        return original(*arguments)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(blockdrop.data, "_decode", slow)
+    monkeypatch.setattr(blockdrop.data.memory, "_decode", slow)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: DataSource("Folder", image_tree).test, range(2))
     assert len(calls) == 1
@@ -158,7 +244,7 @@ def test_two_runs_that_start_together_decode_once(image_tree: Path, monkeypatch:
 
 def test_a_damaged_cache_is_made_anew(image_tree: Path) -> None:
     first = DataSource("Folder", image_tree).test
-    (cache,) = (image_tree / ".blockdrop-cache").glob("*.pt")
+    (cache,) = (image_tree / ".blockdrop-cache").glob("*-32.npz")
     cache.write_bytes(cache.read_bytes()[:100])
     with pytest.warns(UserWarning, match="damaged cache"):
         again = DataSource("Folder", image_tree).test
@@ -167,7 +253,7 @@ def test_a_damaged_cache_is_made_anew(image_tree: Path) -> None:
     assert again.images.equal(first.images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        DataSource("Folder", image_tree).test  # noqa: B018
+        assert len(DataSource("Folder", image_tree).test) == 12
 
 
 def test_a_cifar_tree_stands_in_for_cifar(tmp_path: Path) -> None:
@@ -183,7 +269,7 @@ def test_a_cifar_tree_stands_in_for_cifar(tmp_path: Path) -> None:
         (lambda tree: shutil.rmtree(tree / "train"), "no train folder"),
         (lambda tree: [shutil.rmtree(d) for d in (tree / "test").iterdir()], "no class folders"),
         (lambda tree: shutil.rmtree(tree / "test" / "dog"), "class dog is in only one of"),
-        (lambda tree: [f.unlink() for f in (tree / "test" / "dog").iterdir()], "Found no valid file.*dog"),
+        (lambda tree: [f.unlink() for f in (tree / "test" / "dog").iterdir()], "no image in class folder dog"),
         (
             lambda tree: (tree / "test" / "dog" / "0003.png").write_bytes(b"no image"),
             "dog/0003.png: not a readable",
@@ -208,6 +294,152 @@ def test_a_streamed_image_that_does_not_decode_is_named(tmp_path: Path, workers:
     assert "\n" not in str(caught.value)
 
 
+def spoil(path: Path) -> None:
+    """Cuts an image short, so that it opens but doesn't decode."""
+    path.write_bytes(path.read_bytes()[:500])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_images_that_do_not_decode_are_left_out_and_listed(tmp_path: Path, workers: int) -> None:
+    write_image_tree(tmp_path, size=80)
+    whole, _ = batches(DataSource("Folder", tmp_path, image_size=72, workers=0).train, Augment(0, 0))
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(blockdrop.data.derived_seed(0, 0)))
+    spoil(tmp_path / "train" / "cat" / "0002.png")
+    (tmp_path / "train" / "dog" / "0001.png").unlink()
+    (tmp_path / "train" / "dog" / "0001.png").symlink_to("nowhere")
+    source = DataSource("Folder", tmp_path, image_size=72, workers=workers, skip_bad_images=True)
+    assert source.left_out is None
+    for _ in range(2):  # epochs
+        rest, labels = batches(source.train, Augment(0, 0))
+        assert rest.equal(whole[(order != 2) & (order != 7)]), "the other images are as ever"
+        assert labels.sum() == 5
+        assert [path for path, _ in source.bad_images] == [
+            str(tmp_path / "train" / name) for name in ("cat/0002.png", "dog/0001.png")
+        ]
+    assert source.left_out == f"left out 2 unreadable images: {tmp_path}/train/cat/0002.png, " + (
+        f"{tmp_path}/train/dog/0001.png"
+    )
+    assert source.bad_images[1][1] == "No such file or directory"
+
+
+def test_a_batch_without_a_readable_image_is_empty(tmp_path: Path) -> None:
+    write_image_tree(tmp_path, size=80)
+    for path in sorted((tmp_path / "train" / "cat").iterdir())[:4]:
+        spoil(path)
+    source = DataSource("Folder", tmp_path, image_size=72, workers=0, skip_bad_images=True)
+    shapes = [images.shape for images, _ in source.train.batches(4, NONE)]
+    assert shapes == [(0, 3, 72, 72), (4, 3, 72, 72), (4, 3, 72, 72)]
+
+
+def test_images_in_memory_that_do_not_decode_are_left_out_and_come_back(image_tree: Path) -> None:
+    path = image_tree / "train" / "cat" / "0002.png"
+    content = path.read_bytes()
+    whole = DataSource("Folder", image_tree).train
+    spoil(path)
+    for _ in range(2):  # decoded, then from the cache
+        source = DataSource("Folder", image_tree, skip_bad_images=True)
+        assert source.train.labels.tolist() == [0] * 5 + [1] * 6
+        assert source.bad_images[0][0] == str(path)
+        assert batches(source.train, None)[0].equal(batches(whole, None)[0][torch.arange(12) != 2])
+    with pytest.raises(DataError, match=r"cat/0002\.png: not a readable image"):
+        DataSource("Folder", image_tree).train  # noqa: B018
+    path.write_bytes(content)
+    source = DataSource("Folder", image_tree, skip_bad_images=True)
+    assert len(source.train) == 12
+    assert source.left_out is None
+
+
+def test_an_image_that_looks_unchanged_but_is_mended_comes_back(image_tree: Path) -> None:
+    """As where only its permissions change."""
+    path = image_tree / "train" / "cat" / "0002.png"
+    status, content = path.stat(), path.read_bytes()
+    for now, count in ((b"x" * len(content), 11), (content, 12)):
+        path.write_bytes(now)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert len(DataSource("Folder", image_tree, skip_bad_images=True).train) == count
+
+
+def test_a_data_set_without_a_readable_image_is_refused(image_tree: Path) -> None:
+    for path in (image_tree / "train").rglob("*.png"):
+        spoil(path)
+    with pytest.raises(DataError, match="not a readable image"):
+        DataSource("Folder", image_tree, skip_bad_images=True).train  # noqa: B018
+
+
+def test_a_disk_in_trouble_is_no_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = image_set("streamed", tmp_path)
+    skipping = DataSource("Folder", tmp_path, image_size=80, workers=0, skip_bad_images=True)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Image, "open", fail)
+    for source in (images, skipping.train):
+        with pytest.raises(DataError, match=r"can't be read \(Too many open files\)"):
+            batches(source, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "none of JPEG"),
+        (b"P6 30000 30000 255\n", "decompression bomb"),
+        (b"", "none of JPEG"),
+        (b"P6 3 x 255\n", "invalid literal"),
+    ],
+)
+def test_only_plain_images_of_decent_size_are_opened(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=reason) as caught:
+        read_image(path)
+    assert str(caught.value).startswith(f"{path}: not a readable image (")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_huge_file_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "x.webp"
+    with open(path, "wb") as file:
+        file.truncate(300 << 20)
+    with pytest.raises(DataError, match=r"314,572,800 bytes, over 256 MiB"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("size", [32, 72])
+def test_a_strip_is_not_blown_up(tmp_path: Path, size: int) -> None:
+    write_image_tree(tmp_path, size=size)
+    Image.new("RGB", (1, 200_000)).save(tmp_path / "train" / "cat" / "0000.png")
+    source = DataSource("Folder", tmp_path, image_size=size, workers=0, skip_bad_images=True)
+    assert len(batches(source.train, None)[0]) == 11
+    assert source.bad_images[0][1] == "a strip of 1 × 200000 pixels"
+
+
+def test_many_bad_images_are_counted_and_some_named() -> None:
+    assert left_out([]) is None
+    line = left_out([(f"{number}.png", "cut") for number in range(1200)])
+    assert line is not None
+    assert line.startswith("left out 1,200 unreadable images: 0.png, 1.png, ")
+    assert line.endswith(", 9.png and 1,190 more")
+
+
+def test_a_signal_to_all_processes_does_not_end_those_that_read(tmp_path: Path) -> None:
+    write_image_tree(tmp_path, size=80, count=10)
+    reading = DataSource("Folder", tmp_path, image_size=72, workers=1).train.batches(2, NONE)
+    count = len(next(reading)[1])
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    assert count + sum(len(labels) for _, labels in reading) == 20
+
+
+def test_imagenets_sizes_are_streamed_by_two_processes(tmp_path: Path) -> None:
+    write_image_tree(tmp_path, size=240, count=3)
+    source = DataSource("ImgNet", tmp_path, image_size=224, workers=2)
+    shapes = [images.shape for images, _ in source.train.batches(4, source.info.normalisation)]
+    assert shapes == [(4, 3, 224, 224), (2, 3, 224, 224)]
+
+
 def test_torchvisions_cifar_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class FakeCifar:  # what torchvision's data set offers, without its 160 MB
         base_folder = "cifar-10-batches-py"
@@ -219,7 +451,7 @@ def test_torchvisions_cifar_files_are_read(tmp_path: Path, monkeypatch: pytest.M
             self.data[1, :, :, 2] = 7
             self.targets = [3, 1, 9]
 
-    monkeypatch.setattr(blockdrop.data.torchvision.datasets, "CIFAR10", FakeCifar)
+    monkeypatch.setattr(blockdrop.data.source.torchvision.datasets, "CIFAR10", FakeCifar)
     source = DataSource("C10", tmp_path, download=True)
     assert source.num_classes == 10
     assert isinstance(source.test, MemoryImages)

@@ -431,7 +431,7 @@ def test_dirac_weights_are_excluded_from_weight_decay(
     monkeypatch.setattr(distill, "fit", stop)
     with pytest.raises(StoppedError):
         distill.main(lab.config(tmp_path / "run", method="jointrd", dirac=True))
-    objective, (decayed, kept) = seen[4:6]
+    objective, (decayed, kept) = seen[5:7]
     assert kept["weight_decay"] == 0
     assert "weight_decay" not in decayed
     dirac = [module for module in objective.modules() if isinstance(module, DiracConv2d)]

@@ -206,7 +206,7 @@ def test_self_distillation_counts_its_teacher(tmp_path: Path, image_tree: Path, 
         (("--estimator", "kept_straight_through", "--penalty", 0), "--penalty 0"),
         (("--reward", "log_likelihood", "--penalty", 0), "--penalty 0"),
         (("--keep_full", 0.001), "not even one image"),
-        (("--target_flops", 0.5, "--max_epochs", 3, "--anneal_epochs", 3), "--anneal_epochs 3"),
+        (("--target_flops", 0.5, "--anneal", 1), "--anneal 1.0"),
     ],
 )
 def test_bad_flags_are_named(flags: tuple[object, ...], message: str, both: Path, command: Command) -> None:

@@ -20,7 +20,6 @@ from blockdrop.training.setup import Setup
 from experiments import learning_curve
 from experiments.learning_curve import (
     LearningCurveConfig,
-    check_same_run,
     evaluate_end,
     markdown,
     plan,
@@ -70,7 +69,7 @@ def test_from_nothing_to_table_chart_and_numbers(
         monkeypatch.setattr(command, "main", lambda config: pytest.fail("trained again"))
     again = learning_curve.main(config(tmp_path / "cv", image_tree))
     assert [run["tests"] for run in again["runs"]] == [run["tests"] for run in report["runs"]]
-    with pytest.raises(UserError, match=r"fast-s0 holds a run of --max_epochs 3, not 4; name another folder"):
+    with pytest.raises(UserError, match=r"fast-s0: holds a run of --max_epochs 3, not 4; name another folder"):
         learning_curve.main(config(tmp_path / "cv", image_tree, fast_epochs=4))
 
 
@@ -82,7 +81,7 @@ def test_the_reference_is_the_curriculum_and_then_its_fine_tuning(tmp_path: Path
     assert isinstance(tuning, finetune.FinetuneConfig)
     assert tuning.pretrained == (curriculum.cv_dir,)
     defaults = (cl_train.CurriculumConfig(), finetune.FinetuneConfig())
-    ours = {"model", "cv_dir", "load", "pretrained", "seed", "max_epochs", "test_every", "overwrite"}
+    ours = {"model", "cv_dir", "load", "pretrained", "seed", "max_epochs", "test_every", "resume"}
     for step, default in zip((curriculum, tuning), defaults, strict=True):
         for flag, value in dataclasses.asdict(default).items():
             assert flag in ours or getattr(step, flag) == value, flag
@@ -128,12 +127,12 @@ def test_work_and_minutes_go_on_over_the_commands_and_rewards_are_at_one_penalty
 
 
 def test_a_run_of_other_flags_is_another_run(tmp_path: Path) -> None:
-    (step,) = plan(LearningCurveConfig(load="backbone", cv_dir=str(tmp_path)), "fast", seed=0)
-    check_same_run(step)
-    write_run(Path(step.cv_dir), "finetune", [], **{**dataclasses.asdict(step), "data_dir": "elsewhere"})
-    check_same_run(step)
-    with pytest.raises(UserError, match=r"holds a run of --target_flops 0.5, not 0.4; name another folder"):
-        check_same_run(dataclasses.replace(step, target_flops=0.4))
+    how = {"model": "R8_Digits", "load": "nowhere", "cv_dir": str(tmp_path)}
+    config = LearningCurveConfig(arms=("fast",), seeds=(0,), **how)  # type: ignore[arg-type]
+    (step,) = plan(config, "fast", seed=0)
+    write_run(Path(step.cv_dir), "finetune", [], **{**dataclasses.asdict(step), "target_flops": 0.9})
+    with pytest.raises(UserError, match=r"holds a run of --target_flops 0.9, not 0.\d+; .* compare what there is"):
+        learning_curve.main(config)
 
 
 def run_of(arm: str, rewards: list[float], curriculum: int = 0, policies: int = 2) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_a_run_counts_once_its_last_epoch_is_tested(tmp_path: Path) -> None:
 def test_a_run_of_other_epochs_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "plain20-s0", epochs=3, last_epoch=2)
     monkeypatch.setattr(static_rivals.pretrain, "main", lambda config: pytest.fail("trained"))
-    with pytest.raises(UserError, match="plain20-s0 is a run of 3 epochs, not of 2; name another folder"):
+    with pytest.raises(UserError, match="plain20-s0: holds a run of --max_epochs 3, not 2; name another folder"):
         static_rivals.main(RivalsConfig(cv_dir=str(tmp_path), epochs=2, seeds=(0,), only=("plain20",)))
 
 

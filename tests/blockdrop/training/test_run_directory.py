@@ -16,14 +16,15 @@ def test_checkpoints_are_named_as_the_reference_names_them(tmp_path: Path) -> No
         assert run.checkpoint_path(3, {"accuracy": 0.5}).name == "ckpt_E_3_A_0.500.t7"
 
 
-def test_two_runs_cannot_claim_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_in_use_is_nobody_elses(tmp_path: Path) -> None:
     config = FinetuneConfig()
     with RunDirectory(tmp_path, "finetune", config):
+        first = (tmp_path / "config.json").read_text()
         with pytest.raises(UserError, match="already holds a run"):
             RunDirectory(tmp_path, "finetune", config)
-        first = (tmp_path / "config.json").read_text()
-        # as if both had looked before either wrote
-        monkeypatch.setattr("blockdrop.training.run_directory.check_usable", lambda *_: None)
-        with pytest.raises(UserError, match="another run has just begun there"):
-            RunDirectory(tmp_path, "cl_train", config)
+        for how in ("overwrite", "resume"):
+            with pytest.raises(UserError, match="another process trains there"):
+                RunDirectory(tmp_path, "cl_train", config, **{how: True})
         assert (tmp_path / "config.json").read_text() == first
+    with RunDirectory(tmp_path, "cl_train", config, overwrite=True):
+        assert (tmp_path / "config.json").read_text() != first

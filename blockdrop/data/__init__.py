@@ -1,0 +1,36 @@
+"""Data sets by name or folder: small ones live in memory as uint8 tensors, big ones stream from disk.
+
+Both kinds hand out normalised float batches through `batches`; random crops and flips are drawn per image
+from (seed, epoch), so a run sees the same pixels however often it is repeated, wherever in an epoch it goes on,
+and however many processes share it.
+"""
+
+from blockdrop.data.batching import Augment, derived_seed, normalise, plan_batches, split_rows
+from blockdrop.data.files import UnreadableImageError, left_out, read_image
+from blockdrop.data.memory import MemoryImages, load_digits, random_crop
+from blockdrop.data.sets import DATASETS, NORMALISATIONS, DatasetInfo, Normalisation
+from blockdrop.data.source import LARGEST_IN_MEMORY, DataSource, Images
+from blockdrop.data.streamed import RESIZE_FACTOR, StreamedImages
+
+__all__ = [
+    "DATASETS",
+    "LARGEST_IN_MEMORY",
+    "NORMALISATIONS",
+    "RESIZE_FACTOR",
+    "Augment",
+    "DataSource",
+    "DatasetInfo",
+    "Images",
+    "MemoryImages",
+    "Normalisation",
+    "StreamedImages",
+    "UnreadableImageError",
+    "derived_seed",
+    "left_out",
+    "load_digits",
+    "normalise",
+    "plan_batches",
+    "random_crop",
+    "read_image",
+    "split_rows",
+]

@@ -1,0 +1,153 @@
+"""Images that stay on disk and are read as they are needed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from blockdrop.data.batching import Augment, derived_seed, normalise, plan_batches
+from blockdrop.data.files import ImageFiles, UnreadableImageError, resize_short_side
+from blockdrop.data.sets import Normalisation
+from blockdrop.errors import DataError
+
+RESIZE_FACTOR = 256 / 224
+"""Streamed images are resized to this multiple of the crop, as is usual on ImageNet."""
+
+
+class StreamedImages:
+    """Images read from disk by worker processes, which are a few batches ahead.
+
+    Training: the short side resized to 8/7 of `image_size`, a random crop, a flip. Test: the centre crop.
+
+    Args:
+        files: where the images are.
+        image_size: side in pixels.
+        workers: processes; 0: read in this one.
+        bad_images: gets name and reason of the images that can't be read, which are missing in their batches;
+            None: the first one ends the batches.
+        rows: which of the files, int64 (M,); None: all.
+    """
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        image_size: int,
+        workers: int,
+        bad_images: dict[str, str] | None = None,
+        rows: np.ndarray | None = None,
+    ):
+        self.files, self.image_size, self.workers, self.bad_images = files, image_size, workers, bad_images
+        self.rows = np.arange(len(files.labels)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (M,), those of unreadable images included."""
+        return torch.from_numpy(self.files.labels[self.rows])
+
+    def subset(self, rows: Tensor) -> StreamedImages:
+        """The images of these rows, int64 (S,)."""
+        return StreamedImages(self.files, self.image_size, self.workers, self.bad_images, self.rows[rows.numpy()])
+
+    def batches(
+        self,
+        batch_size: int,
+        normalisation: Normalisation,
+        device: torch.device | str = "cpu",
+        augment: Augment | None = None,
+        channels_last: bool = True,
+        start: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields normalised images (N, 3, H, W) and labels (N,); in order and centred without `augment`.
+
+        Args:
+            start, share: leave out the first so many batches, and of the others what belongs to other processes:
+                see `plan_batches`. N is 0 where a process has no share of the last batch, or can read none of it.
+        Raises:
+            DataError: an image that can't be read and isn't to be left out.
+        """
+        order = torch.arange(len(self))
+        if augment is not None:
+            generator = torch.Generator().manual_seed(derived_seed(*augment))
+            order = torch.randperm(len(self), generator=generator)
+        plan = plan_batches(order, batch_size, augment is None, start, share)
+        loader = torch.utils.data.DataLoader(
+            _Reader(self, augment),
+            batch_size=None,
+            sampler=(rows.tolist() for rows in plan),
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_the_main_process,
+            generator=torch.Generator(),  # else it draws from the global one, which a run that goes on restores
+            pin_memory=torch.device(device).type == "cuda",
+        )
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            for name, reason in batch.bad:
+                assert self.bad_images is not None
+                self.bad_images[name] = reason
+            images = batch.images.to(device, non_blocking=True)
+            yield normalise(images, normalisation, channels_last), batch.labels.to(device, non_blocking=True)
+
+
+class _Batch(NamedTuple):
+    images: Tensor  # uint8 (N, 3, H, W)
+    labels: Tensor  # (N,)
+    bad: list[tuple[str, str]]
+
+
+class _Reader(torch.utils.data.Dataset[Any]):
+    """Batches by their rows."""
+
+    def __init__(self, source: StreamedImages, augment: Augment | None):
+        self.files, self.rows, self.size = source.files, source.rows, source.image_size
+        self.skip, self.augment = source.bad_images is not None, augment
+
+    def __getitem__(self, indices: list[int]) -> _Batch | DataError:
+        images, labels, bad = [], [], []
+        for index in indices:
+            try:
+                images.append(self._image(index))
+                labels.append(int(self.files.labels[self.rows[index]]))
+            except UnreadableImageError as error:
+                if not self.skip:
+                    return DataError(str(error))  # raised by the main process, where it stays one line
+                bad.append((error.name, error.reason))
+            except DataError as error:
+                return error
+        empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        return _Batch(torch.stack(images) if images else empty, torch.tensor(labels, dtype=torch.int64), bad)
+
+    def _image(self, index: int) -> Tensor:
+        """uint8 (3, H, W)."""
+        row, size = int(self.rows[index]), self.size
+        image = resize_short_side(self.files.read(row), round(size * RESIZE_FACTOR), self.files.name(row))
+        if self.augment is None:
+            image = transforms.center_crop(image, [size])
+        else:
+            generator = np.random.default_rng([*self.augment, index])
+            left, top = (int(generator.integers(0, side - size + 1)) for side in image.size)
+            image = transforms.crop(image, top, left, size, size)
+            if generator.random() < 0.5:
+                image = transforms.horizontal_flip(image)
+        return transforms.pil_to_tensor(image)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A signal may come to all processes, and the main one may want to finish its batch."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

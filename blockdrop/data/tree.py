@@ -1,0 +1,195 @@
+"""Image trees, `<root>/<class>/…/<image>`, by an index that is made once and then only checked."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from blockdrop.console import progress
+from blockdrop.data.cache import Arrays, Cache, settled
+from blockdrop.data.files import PARTS, Names, pack_names, read_image
+from blockdrop.errors import DataError
+
+SCHEMA = {"folders": (np.uint8, 1), "mtimes": (np.int64, 1), "lengths": (np.int64, 1), "names": (np.uint8, 1)}
+LISTED = 5
+
+
+class Folder(NamedTuple):
+    """A folder's own images."""
+
+    path: str
+    """From the root; its first part is the class."""
+    mtime_ns: int
+    """Changes when a name in the folder does; `UNSETTLED` if that isn't sure yet."""
+    names: np.ndarray
+    """uint8: file names in order, as in `Names`."""
+
+
+class ImageTree:
+    """The images of a tree, in the order of torchvision's ImageFolder.
+
+    A path takes as many bytes as the file's name has letters; see `open_tree`.
+
+    Args:
+        root: the folder of the class folders.
+        classes: their names, in label order.
+        folders: every folder below, in order, also those without images of their own.
+    """
+
+    def __init__(self, root: Path, classes: Sequence[str], folders: Sequence[Folder]):
+        self.root = root
+        self.folders = Names(_joined(pack_names([folder.path for folder in folders])))
+        self.names = Names(np.concatenate([folder.names for folder in folders]))
+        counts = np.array([np.count_nonzero(folder.names == 0) for folder in folders])
+        self.ends = np.cumsum(counts)  # the row after each folder's last one
+        numbers = {name: number for number, name in enumerate(classes)}
+        self.labels = np.repeat([numbers[_class_of(folder)] for folder in folders], counts)
+
+    def name(self, row: int) -> str:
+        folder = int(np.searchsorted(self.ends, row, side="right"))
+        return os.path.join(self.root, self.folders[folder], self.names[row])
+
+    def read(self, row: int) -> Image.Image:
+        return read_image(self.name(row))
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.root.name.encode())
+        for row, label in enumerate(self.labels):
+            path = self.name(row)
+            try:
+                status = os.stat(path)
+            except OSError:
+                stamp = "unreadable"
+            else:
+                stamp = f"{status.st_size} {status.st_mtime_ns}"
+            digest.update(os.fsencode(f"{os.path.relpath(path, self.root)} {label} {stamp}\n"))
+        return digest.hexdigest()[:16]
+
+
+def find_trees(data_dir: Path) -> tuple[dict[bool, Path], list[str]]:
+    """The roots of training and test images, by whether it's training, and their classes in label order.
+
+    Raises:
+        DataError: a folder is missing, empty or can't be read; the two have other classes.
+    """
+    if not os.path.isdir(data_dir):
+        raise DataError(f"{data_dir}: no such folder; point --data_dir at the images")
+    folders = {train: _part_folder(data_dir, names) for train, names in PARTS.items()}
+    (classes, others) = (_class_folders(folder) for folder in folders.values())
+    if classes != others:
+        odd = sorted(set(classes) ^ set(others))[0]
+        raise DataError(f"{data_dir}: class {odd} is in only one of train and {folders[False].name}")
+    return folders, classes
+
+
+def _part_folder(data_dir: Path, names: Sequence[str]) -> Path:
+    for name in names:
+        if os.path.isdir(data_dir / name):
+            return data_dir / name
+    raise DataError(
+        f"{data_dir}: no {' or '.join(names)} folder; expected train/<class>/… and test/<class>/… (or val/), or "
+        "archives train/*.tar and test/*.tar"
+    )
+
+
+def _class_folders(folder: Path) -> list[str]:
+    try:
+        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except OSError as error:
+        raise DataError(f"{folder}: can't be read ({error.strerror})") from None
+    if not classes:
+        raise DataError(f"{folder}: no class folders in it; expected {folder.name}/<class>/<image>")
+    return classes
+
+
+def open_tree(root: Path, classes: Sequence[str], cache: Cache) -> ImageTree:
+    """The images of the class folders and the folders in them.
+
+    Names come from the index that an earlier run left in the cache. It holds every folder's time of change, which
+    is compared: adding, removing or renaming a file changes it. Class folders in which one differs are read again.
+
+    Raises:
+        DataError: a folder that can't be read, a class without images.
+    """
+    with cache.entry(f"{root.name}-tree-1.npz") as entry:
+        known: dict[str, list[Folder]] = entry.load(SCHEMA, _by_class) or {}
+        stale = [name for name in classes if name not in known or not _unchanged(root, known[name])]
+        for name in progress(stale, f"listing {root.name}", len(stale), "folders") if stale else ():
+            known[name] = _list_class(root, name)
+        empty = [name for name in classes if not any(len(folder.names) for folder in known[name])]
+        if empty:
+            _refuse(root, empty)
+        folders = [folder for name in classes for folder in known[name]]
+        if stale or len(known) > len(classes):
+            entry.save(
+                folders=_joined(pack_names([folder.path for folder in folders])),
+                mtimes=np.array([folder.mtime_ns for folder in folders]),
+                lengths=np.array([len(folder.names) for folder in folders]),
+                names=np.concatenate([folder.names for folder in folders]),
+            )
+    return ImageTree(root, classes, folders)
+
+
+def _by_class(arrays: Arrays) -> dict[str, list[Folder]]:
+    ends, names = np.cumsum(arrays["lengths"]), arrays["names"]
+    if np.any(arrays["lengths"] < 0) or ends[-1] != len(names) or np.any(names[ends - 1]):
+        raise ValueError("names don't fit their folders")
+    columns = Names(arrays["folders"]), arrays["mtimes"].tolist(), np.split(names, ends[:-1])
+    folders = itertools.starmap(Folder, zip(*columns, strict=True))
+    return {name: list(group) for name, group in itertools.groupby(folders, _class_of)}
+
+
+def _class_of(folder: Folder) -> str:
+    return folder.path.split(os.sep, 1)[0]
+
+
+def _unchanged(root: Path, folders: Sequence[Folder]) -> bool:
+    try:
+        return all(os.stat(os.path.join(root, path)).st_mtime_ns == mtime_ns for path, mtime_ns, _ in folders)
+    except OSError:
+        return False
+
+
+def _list_class(root: Path, name: str) -> list[Folder]:
+    started = time.time_ns()
+    folders, visited = [], {}
+    try:
+        for path, _, files in os.walk(root / name, followlinks=True, onerror=_raise):
+            visited[path] = status = os.stat(path)
+            _check_no_way_back(path, visited)
+            images = sorted(file for file in files if file.lower().endswith(IMG_EXTENSIONS))
+            mtime_ns = settled(status.st_mtime_ns, started)
+            folders.append(Folder(os.path.relpath(path, root), mtime_ns, _joined(pack_names(images))))
+    except OSError as error:
+        raise DataError(f"{error.filename}: can't be read ({error.strerror}); mend or remove it") from None
+    return sorted(folders, key=lambda folder: folder.path)
+
+
+def _check_no_way_back(path: str, visited: Mapping[str, os.stat_result]) -> None:
+    above = path
+    while (above := os.path.dirname(above)) in visited:
+        if os.path.samestat(visited[above], visited[path]):
+            raise DataError(f"{path}: a link back to {above}; remove it")
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _refuse(root: Path, empty: Sequence[str]) -> NoReturn:
+    listed = ", ".join(empty[:LISTED]) + (f" and {len(empty) - LISTED} more" if len(empty) > LISTED else "")
+    expected = ", ".join(IMG_EXTENSIONS)
+    raise DataError(f"{root}: no image in class folder {listed}; expected files that end in {expected}")
+
+
+def _joined(names: bytes) -> np.ndarray:
+    return np.frombuffer(names, np.uint8)

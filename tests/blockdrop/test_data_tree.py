@@ -1,0 +1,233 @@
+"""The index of image trees: what ImageFolder would find, found once, and noticed when it changes."""
+
+import os
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision
+from PIL import Image
+
+import blockdrop.data.tree
+from blockdrop.data.cache import Cache, load_arrays
+from blockdrop.data.files import Names, pack_names
+from blockdrop.data.tree import ImageTree, open_tree
+from blockdrop.errors import DataError
+
+LONG_AGO = 1_600_000_000
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The training part of a tree with everything that ImageFolder takes or passes over; nothing has changed
+    lately."""
+    root = tmp_path / "train"
+    for name in (
+        "cat/2.png", "cat/10.JPG", "cat/1.png", "cat/readme.txt", "cat/a/x.jpeg", "cat/a/b/deep.bmp",
+        "cat/a-b/y.tif", "dog/é.png", "dog/Z.webp", "dog/empty/nothing.txt", "owl/only/nested.ppm",
+    ):  # fmt: skip
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / "dog" / os.fsdecode(b"\xff.png")).touch()
+    shutil.copytree(root / "cat", tmp_path / "linked")
+    (root / "owl" / "link").symlink_to(tmp_path / "linked")
+    settle(root)
+    return root
+
+
+def settle(root: Path) -> None:
+    """As if it had last changed long ago."""
+    for folder, _, _ in os.walk(root, followlinks=True):
+        os.utime(folder, (LONG_AGO, LONG_AGO))
+
+
+def open_root(root: Path) -> ImageTree:
+    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    return open_tree(root, classes, Cache(root.parent))
+
+
+def samples(tree: ImageTree) -> list[tuple[str, int]]:
+    return [(tree.name(row), int(label)) for row, label in enumerate(tree.labels)]
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the class folders that are read."""
+    original, names = blockdrop.data.tree._list_class, []
+
+    def note(root: Path, name: str) -> object:
+        names.append(name)
+        return original(root, name)
+
+    monkeypatch.setattr(blockdrop.data.tree, "_list_class", note)
+    return names
+
+
+def test_the_images_are_imagefolders_in_its_order(root: Path) -> None:
+    expected = torchvision.datasets.ImageFolder(str(root)).samples
+    assert len(expected) == 16
+    for _ in range(2):  # listed, then from the index
+        assert samples(open_root(root)) == expected
+
+
+def test_a_tree_is_listed_once(root: Path, listed: list[str]) -> None:
+    for _ in range(3):
+        open_root(root)
+    assert listed == ["cat", "dog", "owl"]
+
+
+@pytest.mark.parametrize(
+    ("change", "class_folder"),
+    [
+        (lambda root: (root / "cat" / "3.png").touch(), "cat"),
+        (lambda root: (root / "cat" / "1.png").unlink(), "cat"),
+        (lambda root: (root / "cat" / "1.png").rename(root / "cat" / "0.png"), "cat"),
+        (lambda root: (root / "cat" / "a" / "b" / "new.jpg").touch(), "cat"),
+        (lambda root: shutil.rmtree(root / "cat" / "a"), "cat"),
+        (lambda root: (root / "dog" / "empty" / "first.png").touch(), "dog"),
+        (lambda root: (root / "owl" / "link" / "behind.png").touch(), "owl"),
+    ],
+)
+def test_a_changed_class_folder_is_listed_anew_and_no_other(
+    root: Path, listed: list[str], change: Callable[[Path], object], class_folder: str
+) -> None:
+    open_root(root)
+    listed.clear()
+    change(root)
+    for _ in range(2):
+        assert samples(open_root(root)) == torchvision.datasets.ImageFolder(str(root)).samples
+    assert set(listed) == {class_folder}
+    settle(root / class_folder)
+    open_root(root)
+    listed.clear()
+    open_root(root)
+    assert not listed, "once the changes are over, the index knows them"
+
+
+def test_a_class_may_come_and_go(root: Path, listed: list[str]) -> None:
+    open_root(root)
+    listed.clear()
+    (root / "bee").mkdir()
+    (root / "bee" / "1.png").touch()
+    shutil.rmtree(root / "dog")
+    settle(root / "bee")
+    for _ in range(2):
+        assert samples(open_root(root)) == torchvision.datasets.ImageFolder(str(root)).samples
+    assert listed == ["bee"]
+
+
+def test_a_folder_that_has_just_changed_is_not_yet_trusted(root: Path, listed: list[str]) -> None:
+    """A further change may bear the same time."""
+    (root / "cat" / "3.png").touch()
+    open_root(root)
+    status = (root / "cat").stat()
+    (root / "cat" / "4.png").touch()
+    os.utime(root / "cat", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert samples(open_root(root)) == torchvision.datasets.ImageFolder(str(root)).samples
+    assert listed == ["cat", "dog", "owl", "cat"]
+
+
+def rewrite(index: Path, **changed: np.ndarray) -> None:
+    with np.load(index) as stored:
+        arrays = dict(stored)
+    np.savez(index, **(arrays | changed))
+
+
+def spoil_an_array(index: Path) -> None:
+    content = bytearray(index.read_bytes())
+    content[content.index(b"10.JPG")] ^= 1
+    index.write_bytes(content)
+
+
+def compress(index: Path) -> None:
+    with np.load(index) as stored:
+        arrays = dict(stored)
+    np.savez_compressed(index, **arrays)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda index: index.write_bytes(index.read_bytes()[:-50]),
+        lambda index: index.write_bytes(b"not a zip"),
+        spoil_an_array,
+        compress,
+        lambda index: rewrite(index, lengths=np.array([10**15])),
+        lambda index: rewrite(index, lengths=np.full(11, -1)),
+        lambda index: rewrite(index, names=np.frombuffer(b"a.png", np.uint8)),
+        lambda index: rewrite(index, names=np.array(["a.png"])),
+        lambda index: rewrite(index, names=np.array([print], dtype=object)),
+        lambda index: rewrite(index, mtimes=np.array([1])),
+        lambda index: rewrite(index, other=np.array([1])),
+    ],
+)
+def test_a_damaged_index_is_made_anew(root: Path, listed: list[str], damage: Callable[[Path], object]) -> None:
+    expected = samples(open_root(root))
+    (index,) = (root.parent / ".blockdrop-cache").glob("*.npz")
+    damage(index)
+    with pytest.warns(UserWarning, match=r"train-tree-1\.npz: damaged cache, made anew"):
+        assert samples(open_root(root)) == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert samples(open_root(root)) == expected
+    assert len(listed) == 6
+
+
+def test_no_memory_is_taken_for_an_array_that_is_not_there(tmp_path: Path) -> None:
+    header = b"\x93NUMPY\x01\x00\x76\x00" + (
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (1125899906842624,), }".ljust(117) + b"\n"
+    )
+    with zipfile.ZipFile(tmp_path / "index.npz", "w") as archive:
+        archive.writestr("names.npy", header)
+    with pytest.raises(ValueError, match=r"doesn't fit 128 bytes"):
+        load_arrays(tmp_path / "index.npz", {"names": (np.uint8, 1)})
+
+
+def test_where_the_data_cannot_be_written_the_runs_folder_keeps_the_index(root: Path, listed: list[str]) -> None:
+    (root.parent / ".blockdrop-cache").touch()  # no folder can be made here, not even by root
+    run = root.parent / "run"
+    for _ in range(2):
+        open_tree(root, ["cat", "dog", "owl"], Cache(root.parent, run))
+    assert listed == ["cat", "dog", "owl"]
+    assert len(list(run.glob("*-train-tree-1.npz"))) == 1
+    open_tree(root, ["cat", "dog", "owl"], Cache(root.parent))
+    assert len(listed) == 6, "nowhere to keep it"
+
+
+def test_a_link_that_leads_back_is_named(root: Path) -> None:
+    (root / "cat" / "dogs").symlink_to(root / "dog")
+    (root / "dog" / "cats").symlink_to(root / "cat")
+    with pytest.raises(DataError, match=r"cat/dogs/cats: a link back to .*/cat; remove it"):
+        open_root(root)
+
+
+def test_classes_without_images_are_named(root: Path) -> None:
+    for name in "abcdefgh":
+        (root / name).mkdir()
+    with pytest.raises(DataError, match=r"no image in class folder a, b, c, d, e and 3 more; expected .*\.jpg"):
+        open_root(root)
+
+
+def test_the_fingerprint_follows_every_file(root: Path) -> None:
+    seen = {open_root(root).fingerprint()}
+    Image.new("RGB", (2, 2)).save(root / "cat" / "1.png")
+    seen.add(open_root(root).fingerprint())
+    os.utime(root / "cat" / "1.png", (LONG_AGO, LONG_AGO))
+    seen.add(open_root(root).fingerprint())
+    (root / "cat" / "1.png").rename(root / "cat" / "0.png")
+    seen.add(open_root(root).fingerprint())
+    assert len(seen) == 4
+
+
+def test_names_are_kept_whole() -> None:
+    names = ["a.jpg", "ß 1.png", os.fsdecode(b"\xfe\xff.png"), "line\nbreak.png"]
+    buffer = np.frombuffer(pack_names(names), np.uint8)
+    assert list(Names(buffer)) == names
+    assert len(Names(buffer)) == 4
+    assert list(Names(np.array([], np.uint8))) == []
+    with pytest.raises(ValueError, match="without an end"):
+        Names(buffer[:-1])
