@@ -31,8 +31,8 @@ from blockdrop.training.run_directory import read_metrics
 from blockdrop.training.state import read_state
 
 MODEL = "R8_Digits"
-OF_THE_CLOCK = ("time", "images_per_second")
-"""What metrics.jsonl says of the clock."""
+OF_THE_CLOCK = ("time", "images_per_second", "seconds")
+"""What a clock said, in metrics.jsonl and in the table of runs."""
 RUNS: dict[str, Callable[[Path], TrainingConfig]] = {
     "pretrain": lambda folder: pretrain.PretrainConfig(max_epochs=4, **tiny(folder / "pretrain")),
     "cl_train": lambda folder: cl_train.CurriculumConfig(
