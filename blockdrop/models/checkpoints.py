@@ -41,6 +41,7 @@ from blockdrop.models.zoo import (
     build_backbone,
     parse_model_name,
 )
+from blockdrop.output import write_whole
 
 FORMAT = "blockdrop"
 LONGEST_KEY = 200
@@ -321,16 +322,9 @@ def save_checkpoint(
         content |= {"agent": _contiguous_state(policy_network), "policy_net": policy_net}
     if operating_point is not None:
         content["operating_point"] = check_operating_point(operating_point)
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        write_whole(path, lambda file: torch.save(content, file))
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise CheckpointError(f"{path}: can't write the checkpoint ({str(error).splitlines()[0]})") from None
 
 
