@@ -7,7 +7,6 @@ compared with torch before it appears under its name.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
@@ -31,14 +30,13 @@ from blockdrop.inference.branching import BranchingNetwork
 from blockdrop.models.backbone import Backbone, Shortcut
 from blockdrop.models.checkpoints import (
     FORMAT,
-    Checkpoint,
     load_checkpoint,
     network_from,
     project_version,
     read_checkpoint,
-    read_variant,
 )
 from blockdrop.models.deciders import PolicyNet, build_policy_network
+from blockdrop.models.safetensors_files import encode_metadata, write_safetensors_file
 from blockdrop.models.zoo import Variant, parse_model_name
 
 Format = Literal["onnx", "aoti", "safetensors"]
@@ -46,7 +44,6 @@ Runner = Callable[..., tuple[Tensor, ...]]
 """image (1, 3, H, W) and threshold () to logits (1, classes), policy (1, K) and keep probabilities (1, K); without
 a policy network image to logits."""
 SUFFIXES = {"onnx": ".onnx", "aoti": ".pt2", "safetensors": ".safetensors"}
-JSON_KEYS = ("normalisation", "classes", "threshold", "variant")  # of the metadata; the others are plain text
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "aoti": (), "safetensors": ("safetensors",)}
 INPUTS, OUTPUTS = ["image", "threshold"], ["logits", "policy", "keep_probs"]
 TOLERANCE = 1e-4
@@ -117,7 +114,7 @@ class Networks:
     threshold: float
 
     def metadata(self) -> dict[str, str]:
-        """What a file says of itself: plain text, or JSON (`JSON_KEYS`)."""
+        """What a file says of itself: plain text, or JSON."""
         values: dict[str, Any] = {
             "format": FORMAT,
             "version": project_version(),
@@ -129,7 +126,7 @@ class Networks:
         }
         if self.policy_network is not None:
             values |= {"policy_net": self.policy_net, "threshold": self.threshold}
-        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+        return encode_metadata(values)
 
     def random_images(self) -> list[Tensor]:
         """Normal noise in place of normalised images, each (1, 3, H, W)."""
@@ -323,71 +320,9 @@ def open_aoti(path: Path) -> Runner:
 
 
 def write_safetensors(networks: Networks, path: Path) -> None:
-    """Weights under `resnet.` and `policy_network.`, BatchNorm not folded, with the metadata in the header."""
-    save_file = _optional("safetensors.torch").save_file
-    save_file(_state(networks.resnet, networks.policy_network), path, metadata=networks.metadata())
-
-
-def load_safetensors(path: str | Path) -> tuple[Backbone, PolicyNetwork | None, dict[str, Any]]:
-    """Reads what `--format safetensors` wrote, into networks in eval mode.
-
-    Returns:
-        backbone; policy network, if there is one; and the metadata: format, version, model, variant, shortcut,
-        normalisation (mean, std), classes, and with a policy network policy_net and threshold.
-    Raises:
-        CheckpointError: missing, damaged, or not written by this project.
-        UserError: safetensors is not installed.
-    """
-    path, safetensors = Path(path), _optional("safetensors")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a safetensors file ({error})") from None
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not written by blockdrop.export (its header lacks format={FORMAT})")
-    parts: dict[str, dict[str, Tensor]] = {"resnet": {}, "policy_network": {}}
-    for key, value in tensors.items():
-        part, _, name = key.partition(".")
-        if part not in parts:
-            raise CheckpointError(f"{path}: {key} belongs to no network")
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{path}: {key} holds values that aren't finite; the file is damaged")
-        parts[part][name] = value
-    try:
-        metadata: dict[str, Any] = {
-            key: json.loads(value) if key in JSON_KEYS else value for key, value in header.items()
-        }
-        checkpoint = Checkpoint(
-            path=str(path),
-            dialect=FORMAT,
-            resnet=parts["resnet"],
-            policy_network=parts["policy_network"] or None,
-            shortcut=None if metadata["shortcut"] == "none" else metadata["shortcut"],
-            variant=read_variant(metadata.get("variant", {})),
-            normalisation=Normalisation(*(tuple(metadata["normalisation"][key]) for key in ("mean", "std"))),
-            model=metadata["model"],
-            policy_net=metadata.get("policy_net", "reference"),
-        )
-        if checkpoint.num_classes is None:
-            raise CheckpointError(f"{path}: resnet.fc.weight is missing")
-        spec = parse_model_name(metadata["model"])
-        resnet = network_from(checkpoint, spec).eval()
-        policy_network = None
-        if checkpoint.policy_network is not None:
-            policy_network = build_policy_network(
-                resnet.num_blocks, spec.large_images, checkpoint.policy_net, backbone=resnet
-            ).eval()
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged header ({error})") from None
-    if policy_network is not None:
-        load_checkpoint(checkpoint, policy_network=policy_network)
-    return resnet, policy_network, metadata
+    """Weights under `resnet.` and `policy_network.`, BatchNorm not folded, with the metadata in the header; read
+    like any checkpoint."""
+    write_safetensors_file(path, _state(networks.resnet, networks.policy_network), networks.metadata())
 
 
 def check_graph(run: Runner, networks: Networks) -> None:
@@ -479,11 +414,13 @@ def report_latency(graphs: dict[str, Callable[[Tensor], object]], networks: Netw
 
 
 def _check_weights(networks: Networks, path: Path) -> None:
-    resnet, policy_network, _ = load_safetensors(path)
-    found, expected = _state(resnet, policy_network), _state(networks.resnet, networks.policy_network)
-    same = found.keys() == expected.keys() and all(found[key].equal(expected[key]) for key in expected)
+    found = read_checkpoint(path)
+    parts = {"resnet": found.resnet or {}, "policy_network": found.policy_network or {}}
+    read_back = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
+    expected = _state(networks.resnet, networks.policy_network)
+    same = read_back.keys() == expected.keys() and all(read_back[key].equal(expected[key]) for key in expected)
     require(same, f"{path}: read back, the weights aren't those written; nothing written")
-    print(f"check: {len(found)} tensors read back, all equal")
+    print(f"check: {len(read_back)} tensors read back, all equal")
 
 
 def _state(resnet: Backbone, policy_network: PolicyNetwork | None) -> dict[str, Tensor]:

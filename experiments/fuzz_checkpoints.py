@@ -31,7 +31,16 @@ from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.tensor_pickle import one_line
 from blockdrop.models.zoo import build_backbone, parse_model_name
 from blockdrop.output import check_writable, write_json
-from experiments.mutants import DIALECTS, MODEL, SMALL, TRACE, make_mutant, samples, small_policy_network
+from experiments.mutants import (
+    DIALECTS,
+    MODEL,
+    SMALL,
+    TRACE,
+    file_name,
+    make_mutant,
+    samples,
+    small_policy_network,
+)
 
 MEBIBYTE = 2**20
 PATIENCE = 600.0
@@ -162,10 +171,10 @@ def row_of(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    print(f"{'':<18}{'mutants':>9}{'loaded':>9}{'refused':>9}{'other':>7}{'peak MiB':>10}{'slowest s':>11}")
+    print(f"{'':<24}{'mutants':>9}{'loaded':>9}{'refused':>9}{'other':>7}{'peak MiB':>10}{'slowest s':>11}")
     for row in rows:
         print(
-            f"{row['dialect']:<18}{row['mutants']:>9,}{row['loaded']:>9,}{row['refused']:>9,}{row['other']:>7,}"
+            f"{row['dialect']:<24}{row['mutants']:>9,}{row['loaded']:>9,}{row['refused']:>9,}{row['other']:>7,}"
             f"{row['peak_mebibytes']:>10.1f}{row['slowest_seconds']:>11.3f}"
         )
 
@@ -233,16 +242,16 @@ def work(connection: Connection, tasks: Sequence[Task], config: FuzzConfig, fold
     )
     connection.send("ready")
     for task in tasks:
-        Path("mutant.t7").write_bytes(make_mutant(task.dialect, config.seed, task.number))
+        Path(file_name(task.dialect)).write_bytes(make_mutant(task.dialect, config.seed, task.number))
         connection.send(measure(task, memory, config.seconds))
 
 
 def measure(task: Task, memory: int, seconds: float) -> Result:
-    """Opens mutant.t7, under a limit of seconds that ends the process."""
+    """Opens the mutant, under a limit of seconds that ends the process."""
     Path("/proc/self/clear_refs").write_text("5")  # begins the peak of resident memory anew
     before, started = status("VmRSS"), time.process_time()
     signal.setitimer(signal.ITIMER_PROF, seconds)
-    outcome, message = attempt("mutant.t7")
+    outcome, message = attempt(file_name(task.dialect))
     signal.setitimer(signal.ITIMER_PROF, 0)
     used, grown = time.process_time() - started, status("VmHWM") - before
     if os.path.exists(TRACE):

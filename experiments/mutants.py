@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import json
 import math
 import os
 import pickle
@@ -32,9 +33,10 @@ from agents.policy_network import PolicyNetwork
 from blockdrop.data import NORMALISATIONS
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.checkpoint_files import PRE_16_START, read_torch_file
-from blockdrop.models.checkpoints import save_checkpoint
+from blockdrop.models.checkpoints import FORMAT, save_checkpoint
 from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.resnet import make_resnet
+from blockdrop.models.safetensors_files import PARTS, encode_metadata, write_safetensors_file
 from blockdrop.models.tensor_pickle import STORAGES
 from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, parse_model_name
 
@@ -42,6 +44,10 @@ MODEL = "R8_C10"
 SMALL = Variant(reduction=64, reduction_mode="net")  # widths of 2, 4 and 8: most of a file is structure
 TRACE = "executed"
 """A file that attacks leave in the working directory if their code runs."""
+SAFETENSORS_METADATA = (
+    "format", "version", "model", "variant", "shortcut", "normalisation", "classes", "policy_net"
+)  # fmt: skip
+"""What of a checkpoint's content `blockdrop.export` writes there."""
 
 State = dict[str, Tensor]
 Content = dict[str, Any]
@@ -126,7 +132,11 @@ CONTENTS: dict[str, Callable[[], list[Content]]] = {
     "reference": reference_contents,
     "torchvision": torchvision_contents,
 }
-DIALECTS = tuple(f"{name}-{how}" for name in CONTENTS for how in ("zip", "pre16"))
+DIALECTS = (
+    *(f"{name}-{how}" for name in CONTENTS for how in ("zip", "pre16")),
+    "blockdrop-safetensors",
+    "torchvision-safetensors",
+)
 
 
 # ---- sound files
@@ -147,7 +157,14 @@ def samples(dialect: str) -> list[Sample]:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         contents = CONTENTS[name]()
+    if how == "safetensors":
+        return [Sample(content, save_safetensors(content)) for content in contents]
     return [Sample(content, save(content, how == "pre16")) for content in contents]
+
+
+def file_name(dialect: str) -> str:
+    """Under which its mutants are opened."""
+    return "mutant.safetensors" if dialect.endswith("safetensors") else "mutant.t7"
 
 
 def save(content: Any, pre_16: bool) -> bytes:
@@ -187,6 +204,21 @@ def save_pre_16(content: Any, file: io.BytesIO) -> None:
     file.write(pickle.dumps([str(number) for number in range(len(keys))], 2) + b"".join(storages))
 
 
+def save_safetensors(content: Content) -> bytes:
+    """As `blockdrop.export` does, or bare weights."""
+    metadata, parts = None, {"": content.get("state_dict", content)}
+    if content.get("format") == FORMAT:
+        metadata = {key: value for key, value in content.items() if key in SAFETENSORS_METADATA}
+        point = content.get("operating_point") or {"threshold": 0.5}
+        metadata = encode_metadata(metadata | {"threshold": point["threshold"]})
+        parts = {f"{part}.": content[kept_as] for part, kept_as in PARTS.items() if content.get(kept_as)}
+    tensors = {f"{part}{key}": value.clone() for part, state in parts.items() for key, value in state.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "c.safetensors")
+        write_safetensors_file(path, tensors, metadata)
+        return path.read_bytes()
+
+
 def unzip(file: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(file)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
@@ -209,6 +241,8 @@ def make_mutant(dialect: str, seed: int, number: int) -> bytes:
     """A checkpoint with one to some changes of one kind."""
     rng = Random(f"{seed} {dialect} {number}")
     sample, other = rng.choice(samples(dialect)), rng.choice(samples(dialect))
+    if dialect.endswith("safetensors"):
+        return change_safetensors(rng, sample.file, other.file)
     pre_16 = dialect.endswith("pre16")
     kinds = ["bytes", "opcodes", "opcodes", "values", "values", *([] if pre_16 else ["entries"])]
     kind, times = rng.choice(kinds), rng.choice((1, 1, 1, 2, 3, 8))
@@ -364,6 +398,73 @@ def another(rng: Random, opcode: bytes, opcodes: list[bytes]) -> bytes:
         case b"h" | b"j":
             return b"h" + bytes([rng.randrange(256)])
     return integer_opcode(rng.choice((*INTEGERS, rng.randrange(100))))
+
+
+# ---- the header of safetensors
+
+
+def change_safetensors(rng: Random, file: bytes, other: bytes) -> bytes:
+    """Changes bytes; or names, types, shapes and places of tensors, or metadata; the length stays right."""
+    times = rng.choice((1, 1, 1, 2, 3, 8))
+    if rng.random() < 0.3:
+        for _ in range(times):
+            file = change_bytes(rng, file, other)
+        return file
+    (length,) = struct.unpack("<Q", file[:8])
+    header, data = json.loads(file[8 : 8 + length]), file[8 + length :]
+    metadata = header.pop("__metadata__", None)
+    for _ in range(times):
+        if metadata is not None and rng.random() < 0.5:
+            metadata = change_metadata(rng, metadata)
+        elif not isinstance(header, dict) or not header or rng.random() < 0.1:
+            header = change_value(rng, header)
+        elif rng.random() < 0.5:
+            key = rng.choice(list(header))
+            new = rng.choice([name for name in (*header, *TEXTS, f"resnet.{key}", f"{key}x") if name != key])
+            header |= {key: header.get(new, header[key]), new: header[key]}  # two exchange, or one is renamed
+            if rng.random() < 0.5:
+                del header[key]
+        else:
+            key = rng.choice(list(header))
+            header |= {key: change_tensor_header(rng, header[key])}
+    if metadata is not None and isinstance(header, dict):
+        header = {"__metadata__": metadata} | header
+    text = json.dumps(header, default=str, skipkeys=True).encode()
+    return struct.pack("<Q", len(text)) + text + data[: rng.choice((*[None] * 9, rng.randrange(len(data) + 1)))]
+
+
+def change_metadata(rng: Random, metadata: Any) -> Any:
+    """Another text, or another value within the JSON that a text is."""
+    if not isinstance(metadata, dict) or not metadata or rng.random() < 0.05:
+        return change_value(rng, metadata)
+    key = rng.choice(list(metadata))
+    try:
+        value = json.dumps(change_value(rng, json.loads(metadata[key])), default=str, skipkeys=True)
+    except (ValueError, TypeError, RecursionError):  # plain text, or no longer JSON
+        value = rng.choice((*TEXTS, "[" * 10_000, "9" * 5000, '{"a": NaN}'))
+    return metadata | {key: value}
+
+
+def change_tensor_header(rng: Random, tensor: Any) -> Any:
+    """Another type, shape or place, half of the time of as many bytes."""
+    if not isinstance(tensor, dict) or not isinstance(shape := tensor.get("shape"), list):
+        return change_value(rng, tensor)
+    if rng.random() < 0.5:
+        return tensor | rng.choice((
+            {"dtype": rng.choice(("F32", "I32", "U32"))}, {"shape": shape[::-1]}, {"shape": [1, *shape]},
+            {"dtype": rng.choice(("F16", "BF16", "I16")), "shape": [2, *shape]},
+            {"dtype": rng.choice(("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL")), "shape": [*shape, 4]},
+        ))  # fmt: skip
+    sizes = [rng.choice((*INTEGERS[:-1], 1, 2, 3, 8)) for _ in range(rng.choice((0, 1, 2, 4, 4, 100)))]
+    kinds = ("F64", "I64", "C64", "U16", "F4", "X")
+    return tensor | rng.choice(
+        (
+            {"dtype": rng.choice(kinds)},
+            {"shape": sizes},
+            {"data_offsets": sizes[:2]},
+            {"data_offsets": [0, *sizes[:1]]},
+        )
+    )
 
 
 # ---- entries of an archive

@@ -6,7 +6,7 @@ Dialects read:
 - the BlockDrop reference's `.t7`: `agent` (older: `net`, with stray `features.fc*`), perhaps `resnet`;
 - torchvision-style backbones: `layer1.0.conv1.weight`, `fc` or `linear`, perhaps under `state_dict`, perhaps
   prefixed `module.`;
-each in torch's zip or pre-1.6 serialisation (`read_torch_file`).
+each in torch's zip or pre-1.6 serialisation (`read_torch_file`), or as safetensors.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from blockdrop.errors import CheckpointError, NumericalError
 from blockdrop.models.backbone import SHORTCUTS, Backbone, Shortcut
 from blockdrop.models.checkpoint_files import read_torch_file
 from blockdrop.models.deciders import POLICY_NETS, name_of
+from blockdrop.models.safetensors_files import SUFFIX as SAFETENSORS
+from blockdrop.models.safetensors_files import read_safetensors_file
 from blockdrop.models.tensor_pickle import one_line
 from blockdrop.models.zoo import (
     CIFAR_DEPTHS,
@@ -99,9 +101,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         CheckpointError: missing, damaged, foreign, or a file that would run code.
+        UserError: a file of safetensors, which is not installed.
     """
     path = _newest_checkpoint(Path(path))
-    content = read_torch_file(path)
+    safetensors = path.suffix == SAFETENSORS
+    content = read_safetensors_file(path, FORMAT) if safetensors else read_torch_file(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
 

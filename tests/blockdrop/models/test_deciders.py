@@ -17,13 +17,12 @@ from agents.policy_network import PolicyNetwork
 from blockdrop import DroppableResNet, Variant, build, cl_train, count, evaluate, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS
 from blockdrop.errors import CheckpointError, UserError
-from blockdrop.export import Networks, load_safetensors, write_safetensors
+from blockdrop.export import Networks, write_safetensors
 from blockdrop.flops import count_flops
 from blockdrop.inference import openvino_engine
 from blockdrop.models.checkpoints import load_policy_trunk, read_checkpoint
 from blockdrop.models.deciders import (
     POLICY_NETS,
-    NoFeatures,
     StemFeatures,
     build_policy_network,
     folded_policy_network,
@@ -305,9 +304,8 @@ def test_safetensors_hold_and_bring_back_both(tmp_path: Path, policy_net: str) -
         "R14_C10", Variant(), resnet, policy_network, policy_net, NORMALISATIONS["cifar"], None, 0.5
     )
     write_safetensors(networks, tmp_path / "net.safetensors")
-    found, found_policy, _ = load_safetensors(tmp_path / "net.safetensors")
-    assert found_policy is not None
-    assert isinstance(found_policy.features, StemFeatures if policy_net == "stem" else NoFeatures)
+    found, found_policy = make_pair(policy_net=policy_net)
+    load_checkpoint(tmp_path / "net.safetensors", resnet=found, policy_network=found_policy)
     assert_same_state(found, resnet.state_dict())
     assert_same_state(found_policy, policy_network.state_dict())
 
