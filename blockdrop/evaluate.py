@@ -22,6 +22,7 @@ from blockdrop.errors import require
 from blockdrop.flops import count_flops
 from blockdrop.inference.executor import EngineName, Executor
 from blockdrop.inference.operating_point import (
+    DEFAULT_THRESHOLD,
     DROP_ALL,
     KEEP_ALL,
     curve_thresholds,
@@ -35,8 +36,6 @@ from blockdrop.policy_stats import Outcomes
 from blockdrop.training.compute import Precision
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.setup import Setup, open_setup
-
-DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(kw_only=True)

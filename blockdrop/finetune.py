@@ -35,7 +35,7 @@ from blockdrop.models.resnet import DroppableResNet, Execution, block_executions
 from blockdrop.training.batchnorm import recalibrate, rows_kept_whole
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import PolicyTrainingConfig, Recipe, RecipeName, check_estimator
-from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
+from blockdrop.training.policy_epoch import OperatingPoint, SampledEpoch, finish_epoch
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup, open_training
 from blockdrop.training.update import Update
@@ -58,12 +58,12 @@ class FinetuneConfig(PolicyTrainingConfig):
             "distill": 1.0,
             "keep_full": 0.1,
             "optimizer": "sgd",
-            "resnet_lr": 0.05,
+            "resnet_lr": 0.02,
             "lr": 1e-3,
             "schedule": "cosine",
             "batch_size": 128,
             "max_epochs": 15,
-            "settle_epochs": 2,
+            "settle": 0.33,
             "recalibrate": 5000,
             "test_every": 5,
         },
@@ -105,8 +105,8 @@ class FinetuneConfig(PolicyTrainingConfig):
     """After them let the two networks take turns, batch by batch, instead of learning together."""
     shuffle_policies: bool = False
     """Give each image the policy of another one: what policies are worth that know nothing of their image."""
-    settle_epochs: int = 0
-    """Epochs at the end in which the ResNet learns alone, under the MAP policies that it will have."""
+    settle: float = 0.0
+    """Share of the epochs, at the end, in which the ResNet learns alone, under the MAP policies it will have."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """adam for both networks; or sgd with Nesterov momentum for the ResNet (--resnet_lr, --resnet_wd)."""
     resnet_lr: float = 0.02
@@ -156,14 +156,12 @@ class FinetuneConfig(PolicyTrainingConfig):
             f"--initial_keep {self.initial_keep}: must be above 0 and below 1",
         )
         require(self.recalibrate >= 0, f"--recalibrate {self.recalibrate}: must be at least 0")
+        require(self.freeze_epochs >= 0, f"--freeze_epochs {self.freeze_epochs}: must be at least 0")
+        require(0 <= self.settle <= 1, f"--settle {self.settle}: must be from 0 to 1")
         require(
-            self.freeze_epochs >= 0 and self.settle_epochs >= 0,
-            "--freeze_epochs and --settle_epochs: must be at least 0",
-        )
-        require(
-            self.freeze_epochs + self.settle_epochs <= self.max_epochs,
-            f"--freeze_epochs {self.freeze_epochs} and --settle_epochs {self.settle_epochs}: more than the "
-            f"--max_epochs {self.max_epochs}",
+            self.freeze_epochs <= self.settled_from,
+            f"--freeze_epochs {self.freeze_epochs} and --settle {self.settle}: more than the --max_epochs "
+            f"{self.max_epochs}",
         )
         require(
             not (self.estimator in ("straight_through", "gumbel") and self.execution == "sparse"),
@@ -175,9 +173,14 @@ class FinetuneConfig(PolicyTrainingConfig):
         """Whether the ResNet learns from this batch, and whether the policy network does."""
         if epoch < self.freeze_epochs:
             return False, True
-        if epoch >= self.max_epochs - self.settle_epochs:
+        if epoch >= self.settled_from:
             return True, False
         return (batch % 2 == 0, batch % 2 == 1) if self.alternate else (True, True)
+
+    @property
+    def settled_from(self) -> int:
+        """The first epoch in which the policy network doesn't learn any more."""
+        return round((1 - self.settle) * self.max_epochs)
 
     def lr_factor(self, epoch: int, progress: float) -> float:
         """What learning rates are multiplied by, `progress` of the run (0 to 1) done."""
@@ -222,7 +225,8 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
     processes = compute.processes
     update = Update(config, run, batches, optimizers.values(), networks, processes)
     state = run.state
-    state.track(resnet=resnet, policy_network=policy_network, budget=budget, **optimizers)
+    point = OperatingPoint()
+    state.track(resnet=resnet, policy_network=policy_network, budget=budget, point=point, **optimizers)
     for epoch in state.epochs(config.max_epochs):
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
@@ -245,7 +249,7 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
             if train_policy:
                 step = learn(images, labels, keep_probs, values, draws, price)
             else:
-                step = learn_settled(config, resnet, compute, images, labels, keep_probs)
+                step = learn_settled(config, resnet, compute, images, labels, keep_probs, point.threshold)
             loss = step.loss
             if teacher is not None:
                 soften = config.distill_temperature
@@ -264,15 +268,25 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
         processes.average_buffers(policy_network)
         processes.average_buffers(resnet)
         test = config.tests_after(epoch)
+        if config.target_flops is not None and epoch + 1 >= config.settled_from:
+            point.choose(config.target_flops, policy_network, setup, compute, flops)
         if test and config.recalibrate and epoch >= config.freeze_epochs:
             some = recalibration_images(config, setup, compute)
-            how = (config.keep_full, config.execution, config.shuffle_policies)
+            how = (config.keep_full, config.execution, config.shuffle_policies, point.threshold)
             state.counts["block_executions"] += recalibrate(resnet, policy_network, some, *how)
         sampled_epoch.block_executions = state.counts["block_executions"]
         factor = config.lr_factor(epoch, (epoch + 1) / config.max_epochs)
         trained = sampled_epoch.metrics(config.penalty, factor * config.lr)
         finish_epoch(
-            setup, run, compute, epoch, trained, config.penalty, test, shuffle_policies=config.shuffle_policies
+            setup,
+            run,
+            compute,
+            epoch,
+            trained,
+            config.penalty,
+            test,
+            point=point,
+            shuffle_policies=config.shuffle_policies,
         )
     resnet.requires_grad_(True)
     return run.finish_with_test()
@@ -392,9 +406,10 @@ def learn_settled(
     images: Tensor,
     labels: Tensor,
     keep_probs: Tensor,
+    threshold: float,
 ) -> JointStep:
     """Cross-entropy for the ResNet alone, under the MAP policies."""
-    policy = map_policy(keep_probs)
+    policy = map_policy(keep_probs, threshold)
     policy[: rows_kept_whole(config.keep_full, policy)] = True
     with compute.autocast():
         logits = run_share(resnet, compute, images, policy, config.execution)

@@ -30,7 +30,9 @@ from blockdrop.data import Images
 from blockdrop.errors import require
 from blockdrop.figures import STAGE_COLOURS
 from blockdrop.flops import count_flops
+from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
 from blockdrop.measure import evaluate_images, executor
+from blockdrop.models.checkpoints import read_checkpoint
 from blockdrop.models.zoo import parse_model_name
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import Compute, choose_compute
@@ -236,7 +238,7 @@ def collect(config: LearningCurveConfig, plans: dict[tuple[str, int], list[Train
             print(f"left out: {arm}, seed {seed} is not finished")
             continue
         print(f"evaluating {arm}, seed {seed}")
-        end = evaluate_end(open_networks(config, str(folders[-1])), data.test, compute)
+        end = evaluate_end(open_networks(config, str(folders[-1])), data.test, compute, threshold_of(folders[-1]))
         runs.append({"arm": arm, "seed": seed, "tests": tests, "end": end})
     require(len(runs) > 0, f"--cv_dir {config.cv_dir}: no finished run of {', '.join(config.arms)} in it")
     target = reference_target(runs)
@@ -295,8 +297,15 @@ def read_tests(folders: Iterable[Path], images: int, full_flops: int) -> list[di
     return tests
 
 
+def threshold_of(folder: Path) -> float:
+    """The operating point of a run's last checkpoint."""
+    return (read_checkpoint(folder).operating_point or {}).get("threshold", DEFAULT_THRESHOLD)
+
+
 @torch.no_grad()
-def evaluate_end(setup: Setup, images: Images, compute: Compute) -> dict[str, Any]:
+def evaluate_end(
+    setup: Setup, images: Images, compute: Compute, threshold: float = DEFAULT_THRESHOLD
+) -> dict[str, Any]:
     """What the networks do with all blocks, under their own policies, and under policies meant for other images.
 
     Policies are dealt out anew `DEALS` times: the same blocks run, as often, but not by what is in the image.
@@ -309,7 +318,7 @@ def evaluate_end(setup: Setup, images: Images, compute: Compute) -> dict[str, An
         made = images.batches(256, setup.normalisation, compute.device, channels_last=compute.channels_last)
         return progress(made, "dealing", -(-len(images) // 256))
 
-    policy = torch.cat([map_policy(run.keep_probs(batch)) for batch, _ in batches()])  # (N, K)
+    policy = torch.cat([map_policy(run.keep_probs(batch), threshold) for batch, _ in batches()])  # (N, K)
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(len(policy), generator=generator) for _ in range(DEALS)]
     dealt = torch.stack([policy, *(policy[order.to(policy.device)] for order in orders)])  # (1 + DEALS, N, K)

@@ -22,6 +22,7 @@ def recalibrate(
     keep_full: float = 0.0,
     execution: Execution = "sparse",
     shuffle_policies: bool = False,
+    threshold: float = 0.5,
 ) -> int:
     """Sets the running statistics of the ResNet to their means over batches under MAP policies.
 
@@ -32,11 +33,12 @@ def recalibrate(
     Args:
         batches: normalised images (N, 3, H, W).
         keep_full, execution, shuffle_policies: as in training; see `blockdrop.finetune`.
+        threshold: MAP policies keep a block from this keep probability on.
     Returns:
         how many times a block ran for a row.
     """
     running = _UnderMapPolicies(
-        resnet, copy.deepcopy(policy_network).eval(), keep_full, execution, shuffle_policies
+        resnet, copy.deepcopy(policy_network).eval(), keep_full, execution, shuffle_policies, threshold
     )
     norms = [module for module in resnet.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
@@ -69,15 +71,17 @@ class _UnderMapPolicies(nn.Module):
         keep_full: float,
         execution: Execution,
         shuffle_policies: bool,
+        threshold: float,
     ):
         super().__init__()
         self.resnet, self.policy_network = resnet, [policy_network]
         self.keep_full, self.execution, self.shuffle_policies = keep_full, execution, shuffle_policies
+        self.threshold = threshold
         self.executions = 0
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        policy = map_policy(self.policy_network[0](images)[0])
+        policy = map_policy(self.policy_network[0](images)[0], self.threshold)
         if self.shuffle_policies:
             policy = policy.roll(1, dims=0)
         policy[: rows_kept_whole(self.keep_full, policy)] = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,7 +116,13 @@ class Setup:
         """Training batches of an epoch."""
         return len(split_rows(torch.arange(len(self.data.train)), config.batch_size, keep_single=False))
 
-    def save(self, run: RunDirectory, epoch: int, metrics: Mapping[str, float]) -> Path:
+    def save(
+        self,
+        run: RunDirectory,
+        epoch: int,
+        metrics: Mapping[str, float],
+        operating_point: Mapping[str, Any] | None = None,
+    ) -> Path:
         """Writes a checkpoint into the run directory and returns its path."""
         path = run.checkpoint_path(epoch, metrics)
         if not run.processes.first:
@@ -132,6 +139,7 @@ class Setup:
             epoch=epoch,
             metrics=metrics,
             config=run.flags,
+            operating_point=operating_point,
         )
         return path
 

@@ -13,8 +13,13 @@ from agents.estimators import ESTIMATORS, PATHWISE
 from blockdrop import build, cl_train, finetune, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource
 from blockdrop.finetune import FinetuneConfig, count_executions
+from blockdrop.flops import count_flops
 from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints import read_checkpoint
+from blockdrop.training.compute import choose_compute
+from blockdrop.training.config import ModelConfig
+from blockdrop.training.policy_epoch import OperatingPoint
+from blockdrop.training.setup import open_setup
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -88,7 +93,7 @@ def test_the_fast_recipe_starts_from_a_plain_backbone(
     assert code == 2
     assert "no policy network in it" in error
 
-    fast = ("--recipe", "fast", "--max_epochs", 3, "--settle_epochs", 1, "--recalibrate", 6, "--keep_full", 0.2)
+    fast = ("--recipe", "fast", "--max_epochs", 3, "--settle", 0.4, "--recalibrate", 6, "--keep_full", 0.2)
     assert command(finetune, *flags, *fast, "--cv_dir", tmp_path / "f")[0] == 0
     config = json.loads((tmp_path / "f" / "config.json").read_text())
     recipe = FinetuneConfig.RECIPES["fast"]
@@ -96,7 +101,7 @@ def test_the_fast_recipe_starts_from_a_plain_backbone(
         **recipe,
         "batch_size": 6,
         "max_epochs": 3,
-        "settle_epochs": 1,
+        "settle": 0.4,
         "recalibrate": 6,
         "keep_full": 0.2,
     }.items() <= config.items()
@@ -106,6 +111,53 @@ def test_the_fast_recipe_starts_from_a_plain_backbone(
     assert first["block_executions"] < second["block_executions"] < settled["block_executions"]
     assert {"price", "spent", "divergence", "information"} <= first.keys()
     assert "information" not in settled
+
+
+def test_the_threshold_meets_the_target_on_training_images_once_policies_settle(
+    tmp_path: Path, image_tree: Path, backbone: Path
+) -> None:
+    settled: dict[str, Any] = {
+        "settle": 0.5,
+        "max_epochs": 2,
+        "estimator": "kept_straight_through",
+        "policy_net": "stem",
+    }
+    config = FinetuneConfig(
+        model="R8_Folder", data_dir=str(image_tree), batch_size=6, pretrained=(str(backbone),), target_flops=0.8,
+        cv_dir=str(tmp_path / "f"), initial_keep=0.7, **settled,
+    )  # fmt: skip
+    metrics = finetune.main(config)
+    checkpoint = read_checkpoint(tmp_path / "f")
+    point = checkpoint.operating_point
+    assert point is not None
+    assert point["threshold"] == metrics["threshold"] == records(tmp_path / "f", "test")[-1]["threshold"]
+    assert point["budget"] == 0.8
+
+    resnet, policy_network = build("R8_Folder", num_classes=2, policy_net="stem")
+    load_checkpoint(checkpoint, resnet=resnet, policy_network=policy_network)
+    data, flops = DataSource("Folder", str(image_tree)), count_flops(resnet, policy_network)
+    how = (resnet, policy_network, data.train, NORMALISATIONS["half"])
+
+    def share(threshold: float) -> float:
+        return evaluate_images(*how, threshold=threshold).flops_per_image[0] / flops.full
+
+    assert share(point["threshold"]) == pytest.approx(point["flops_fraction"])
+    assert share(point["threshold"]) <= 0.8
+    assert share(0.5) > 0.8
+
+
+def test_a_target_that_no_threshold_meets_leaves_the_threshold(
+    tmp_path: Path, image_tree: Path, both: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    point, setup = (
+        OperatingPoint(),
+        open_setup(ModelConfig(model="R8_Folder", data_dir=str(image_tree)), (str(both),)),
+    )
+    flops = count_flops(setup.resnet, setup.policy_network)
+    point.choose(0.01, setup.policy_network, setup, choose_compute(precision="float32"), flops)
+    assert point.threshold == 0.5
+    assert point.recorded() is None
+    assert "threshold 0.5 stays: budget 0.01: can't be met" in capsys.readouterr().out
 
 
 def test_a_recipe_is_a_set_of_flags_that_the_command_line_overrules() -> None:
@@ -127,7 +179,7 @@ def test_frozen_and_settling_epochs_train_one_network_each(tmp_path: Path, image
         "pretrained": (str(both),), "estimator": "kept_straight_through",
     }  # fmt: skip
     finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "frozen"), freeze_epochs=1))
-    finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "settled"), settle_epochs=1))
+    finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "settled"), settle=1.0))
     start, frozen, settled = (read_checkpoint(path) for path in (both, tmp_path / "frozen", tmp_path / "settled"))
 
     def equal(a: dict[str, torch.Tensor] | None, b: dict[str, torch.Tensor] | None) -> bool:
@@ -142,7 +194,7 @@ def test_frozen_and_settling_epochs_train_one_network_each(tmp_path: Path, image
 
 
 def test_who_learns_when() -> None:
-    config = FinetuneConfig(max_epochs=6, freeze_epochs=2, settle_epochs=1, alternate=True)
+    config = FinetuneConfig(max_epochs=6, freeze_epochs=2, settle=0.17, alternate=True)
     assert [config.learners(epoch, 0) for epoch in (0, 1, 5)] == [(False, True), (False, True), (True, False)]
     assert [config.learners(2, batch) for batch in range(3)] == [(True, False), (False, True), (True, False)]
     assert FinetuneConfig().learners(0, 1) == (True, True)
@@ -193,7 +245,8 @@ def test_self_distillation_counts_its_teacher(tmp_path: Path, image_tree: Path, 
         (("--keep_full", 1), "--keep_full 1.0"),
         (("--target_flops", 0), "--target_flops 0.0"),
         (("--initial_keep", 1), "--initial_keep 1.0"),
-        (("--max_epochs", 2, "--settle_epochs", 3), "--settle_epochs 3"),
+        (("--settle", 1.5), "--settle 1.5"),
+        (("--max_epochs", 2, "--freeze_epochs", 2, "--settle", 0.5), "more than the --max_epochs 2"),
         (("--distill", -1), "--distill -1.0"),
         (("--distill", 1, "--distill_temperature", 0), "--distill_temperature 0.0"),
         (("--distill_temperature", 3), "goes with --distill"),

@@ -68,3 +68,10 @@ def test_work_is_counted_as_it_is_done() -> None:
     assert recalibrate(resnet, deciding([True, False, True]), batches) == 2 * 4 * 2
     assert recalibrate(resnet, deciding([True, False, True]), batches, keep_full=0.5) == 2 * (2 * 2 + 2 * 3)
     assert recalibrate(resnet, deciding([True, False, True]), batches, execution="masked") == 2 * 4 * 3
+
+
+def test_the_threshold_says_which_blocks_run() -> None:
+    resnet, _ = build("R8_C10")
+    batches = [torch.randn(4, 3, 32, 32)]
+    assert recalibrate(resnet, deciding([True, False, True]), batches, threshold=1e-9) == 4 * 3
+    assert recalibrate(resnet, deciding([True, False, True]), batches, threshold=1 - 1e-6) == 0
