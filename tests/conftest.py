@@ -18,6 +18,9 @@ from blockdrop.models.backbone import Backbone
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.zoo import build, build_static
 
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they share the processors
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
 SHARED = Path(os.environ.get("BLOCKDROP_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
 
 

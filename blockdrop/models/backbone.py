@@ -51,9 +51,28 @@ BranchMaker = Callable[[int, int, int], Branch]
 """(input channels, width, stride) to a branch with fresh weights."""
 
 
+NARROW = 16
+
+
+class NarrowProjection(nn.Conv2d):
+    """A 1×1 convolution with a stride, from fewer than `NARROW` channels, that takes every stride-th pixel itself.
+
+    oneDNN's own way writes behind the memory that it has booked, when it computes the gradient of such weights in
+    float32 from a map with channels last (version 3.12; github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `nn.Conv2d`."""
+        down, across = self.stride
+        return F.conv2d(x[:, :, ::down, ::across], self.weight, self.bias)
+
+
 def conv2d(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A convolution without bias that keeps the map's size but for the stride."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    safe = kernel > 1 or stride == 1 or groups > 1 or in_channels >= NARROW
+    return (nn.Conv2d if safe else NarrowProjection)(
+        in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
+    )
 
 
 def basic_branch(in_channels: int, width: int, stride: int, inner: int | None = None) -> Branch:

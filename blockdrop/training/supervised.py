@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -118,7 +119,9 @@ def fit(
             means.add(int(rows), **{name: total / rows for name, total in zip(parts, sums, strict=True)})
             means.last["lr"] = optimizer.param_groups[0]["lr"]
             if one_cycle is not None:
-                one_cycle.step()
+                with warnings.catch_warnings():  # with --accumulate the first steps come before the optimiser's
+                    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+                    one_cycle.step()
         processes.average_buffers(module)
         found, seconds = means.means(), means.seconds
         run.log(epoch, phase, {**found, **means.last, "images_per_second": means.images / seconds})

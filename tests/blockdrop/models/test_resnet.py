@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from blockdrop import from_torchvision
+from blockdrop.models.backbone import NarrowProjection, conv2d
 from blockdrop.models.resnet import DroppableResNet, block_executions, make_shortcut, plan_rows
 from tests.conftest import randomise_statistics
 
@@ -237,6 +238,20 @@ def test_torchvision_networks_keep_their_logits(make: Callable[[], nn.Module]) -
         torch.testing.assert_close(droppable(images, policy), masked, rtol=1e-4, atol=1e-4)
         droppable.conv1.weight.zero_()
     assert not model.conv1.weight.eq(0).all(), "the model handed in is not touched"
+
+
+def test_a_narrow_projection_is_the_convolution_that_it_stands_for() -> None:
+    projection = conv2d(8, 12, 1, 2).double()
+    assert isinstance(projection, NarrowProjection)
+    assert type(conv2d(16, 32, 1, 2)) is type(conv2d(8, 8, 1)) is type(conv2d(8, 8, 3, 2)) is nn.Conv2d
+    plain = nn.Conv2d(8, 12, 1, 2, bias=False).double()
+    plain.load_state_dict(projection.state_dict())
+    found = []
+    for conv in (projection, plain):
+        images = torch.randn(2, 8, 7, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        logits = conv(images.requires_grad_())
+        found.append((logits, *torch.autograd.grad(logits.square().sum(), (images, conv.weight))))
+    torch.testing.assert_close(*found)
 
 
 def test_what_is_no_torchvision_resnet_is_refused() -> None:

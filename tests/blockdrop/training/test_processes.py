@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -17,18 +18,21 @@ import torch.distributed as dist
 from torch import nn
 
 from agents.policy_network import PolicyNetwork
-from blockdrop import build, cl_train, finetune, pretrain, save_checkpoint
+from blockdrop import build, cl_train, distill, finetune, load_network, pretrain, save_checkpoint
 from blockdrop.cl_train import CurriculumConfig
 from blockdrop.data import NORMALISATIONS, DataSource
+from blockdrop.distill import DistillConfig
 from blockdrop.errors import Interrupted, UserError
 from blockdrop.finetune import FinetuneConfig
 from blockdrop.measure import evaluate_images
 from blockdrop.models.backbone import Backbone
 from blockdrop.pretrain import PretrainConfig
 from blockdrop.training.compute import choose_compute
+from blockdrop.training.config import TrainingConfig
 from blockdrop.training.processes import ALONE, Processes, current_processes, joined
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup
+from blockdrop.training.supervised import TestAndSave
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 
@@ -185,6 +189,46 @@ def test_gradients_and_metrics_do_not_depend_on_the_number_of_processes(
             assert gradient.allclose(expected, atol=1e-5, rtol=1e-4)
     for expected, line in zip(metrics(1), metrics(2), strict=True):
         assert line == pytest.approx(expected, abs=1e-5)
+
+
+SUPERVISED: dict[str, Callable[..., TrainingConfig]] = {
+    "pretrain": PretrainConfig,
+    "stagewise": functools.partial(
+        DistillConfig, method="stagewise", max_epochs=4, stage_epochs=1, timed_images=1
+    ),
+    "kd": functools.partial(DistillConfig, method="kd", student="R8", max_epochs=1, timed_images=1),
+}
+
+
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_two_processes_train_one_network_and_report_its_true_accuracy(
+    name: str, tmp_path: Path, image_tree: Path, checkpoint: Path
+) -> None:
+    """BatchNorm in train mode: what they compute differs, what they end with doesn't."""
+    common = {"model": "R8_Folder", "data_dir": str(image_tree), "batch_size": 5, "cv_dir": str(tmp_path / "run")}
+    common |= {"precision": "float32", "max_epochs": 1} if name == "pretrain" else {"load": (str(checkpoint),)}
+    config = SUPERVISED[name](**common)
+    networks: list[Backbone] = []
+    test_and_save = TestAndSave.__call__
+
+    def remember(tests: TestAndSave, epoch: int, last: bool) -> str:
+        networks.append(tests.network())
+        return test_and_save(tests, epoch, last)
+
+    def work(_: Processes) -> dict[str, torch.Tensor]:
+        main = pretrain.main if isinstance(config, PretrainConfig) else distill.main
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(TestAndSave, "__call__", remember)
+            main(config)  # type: ignore[arg-type]
+        return networks[-1].state_dict()
+
+    one, other = in_processes(2, work)
+    assert all(value.equal(other[key]) for key, value in one.items())
+    network, saved = load_network(tmp_path / "run")
+    test = DataSource("Folder", image_tree).test
+    assert saved.normalisation is not None
+    outcomes = evaluate_images(network, None, test, saved.normalisation)
+    assert outcomes.accuracy == pytest.approx(saved.metrics["accuracy"])
 
 
 @pytest.mark.parametrize("count", [5, 6])
