@@ -68,11 +68,16 @@ ARMS: dict[str, tuple[Step, ...]] = {
     "fast": (Step("finetune", "fast_epochs", "fast"),),
     "fixed": (Step("finetune", "fast_epochs", "fast", {"policy_net": "constant", "lr": 1e-2}),),
     "random": (Step("finetune", "fast_epochs", "fast", {"shuffle_policies": True}),),
+    **{
+        f"fast_{policy_net}": (Step("finetune", "fast_epochs", "fast", {"policy_net": policy_net}),)
+        for policy_net in ("pooled4", "pooled", "reference")
+    },
 }
-"""What is compared. fixed learns one policy for all images, by the means and with the work of fast, but for the
-policy network's learning rate: Adam moves a mere bias by no more than that a step, so 1e-3 would take half of the
+"""What can be compared. fixed learns one policy for all images, by the means and with the work of fast, but for
+the policy network's learning rate: Adam moves a mere bias by no more than that a step, so 1e-3 would take half the
 run to drop a block. random trains both networks with each image under another one's policy: its accuracy is that
-under dealt policies."""
+under dealt policies. fast_pooled4 and so on decide by another policy network than the recipe's."""
+MAIN_ARMS = ("reference", "fast", "fixed", "random")
 
 
 @dataclass(kw_only=True)
@@ -87,8 +92,8 @@ class LearningCurveConfig:
     """Trained backbone that every arm starts from; default: one is trained first, in cv_dir."""
     pretrain_epochs: int = 10
     """Epochs of that backbone."""
-    arms: tuple[str, ...] = tuple(ARMS)
-    """Which to compare."""
+    arms: tuple[str, ...] = MAIN_ARMS
+    """Which to compare: reference, fast, fixed, random, fast_pooled4, fast_pooled, fast_reference."""
     seeds: tuple[int, ...] = (0, 1)
     """A run of each arm for each seed."""
     curriculum_epochs: int = 15
