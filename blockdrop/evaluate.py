@@ -32,7 +32,7 @@ from blockdrop.inference.operating_point import (
 from blockdrop.measure import evaluate_images, executor, measure_speed
 from blockdrop.models.checkpoints import Checkpoint, check_operating_point, project_version, save_checkpoint
 from blockdrop.output import check_writable, write_json
-from blockdrop.policy_stats import Outcomes
+from blockdrop.policy_stats import Outcomes, policy_statistics, statistics_lines
 from blockdrop.training.compute import Precision
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.setup import Setup, open_setup
@@ -50,6 +50,9 @@ class EvaluateConfig(ModelConfig):
     """Find the threshold for this fraction of the full network's FLOPs, policy network included."""
     curve: bool = False
     """Also report about ten other thresholds, from all blocks to none."""
+    stats: bool = False
+    """Also report what policies depend on: classes, difficulty, right and wrong predictions; and the most frequent
+    ones."""
     save: str | None = None
     """Write the checkpoint with the threshold (and the curve) to this new file."""
     precision: Precision = "float32"
@@ -130,6 +133,10 @@ def main(config: EvaluateConfig) -> Evaluation:
     full_speed, speeds = bench.speeds(images, [threshold] if setup.has_policy else [])
     speed = speeds[0] if speeds else full_speed
     print_report(bench, point, outcomes, full, full_speed, speed)
+    statistics = None
+    if config.stats:
+        statistics = policy_statistics(outcomes, full, setup.data.classes, setup.resnet.stage_sizes)
+        print(statistics_lines(statistics))
     curve = trace_curve(bench, images, threshold, outcomes, speed) if config.curve else []
 
     flops, flops_std = outcomes.flops_per_image
@@ -158,6 +165,7 @@ def main(config: EvaluateConfig) -> Evaluation:
         "stage_sizes": list(setup.resnet.stage_sizes),
         "threshold": threshold,
         "operating_point": {name: point[name] for name in ("budget", "flops_fraction", "held_out_images")},
+        "statistics": None if statistics is None else asdict(statistics),
         "curve": curve,
         "compute": str(bench.compute),
         "version": project_version(),
@@ -344,11 +352,12 @@ def _check_inputs(config: EvaluateConfig, setup: Setup) -> None:
         f"--load {files}: a policy network without its backbone; name that checkpoint too",
     )
     for flag, wanted in (
-        ("--budget", config.budget is not None), ("--curve", config.curve), ("--save", config.save is not None),
+        ("--budget", config.budget is not None), ("--curve", config.curve), ("--stats", config.stats),
+        ("--save", config.save is not None),
     ):  # fmt: skip
         require(
             setup.has_policy or not wanted,
-            f"{flag}: needs a policy network, whose threshold it is about; "
+            f"{flag}: needs a policy network, which it is about; "
             + (f"--load {files} holds none" if config.load else "--load a checkpoint that has one"),
         )
     require(

@@ -19,7 +19,7 @@ from blockdrop.data import Images, Normalisation
 from blockdrop.flops import count_flops
 from blockdrop.inference.executor import EngineName, Executor, compile
 from blockdrop.models.backbone import Backbone
-from blockdrop.policy_stats import Outcomes
+from blockdrop.policy_stats import Outcomes, losses_and_margins
 from blockdrop.training.compute import Compute
 
 SPEED_ROUNDS = 5
@@ -52,8 +52,9 @@ def evaluate_images(
     """
     table = count_flops(resnet, policy_network, image_size)
     run = run or executor(resnet, policy_network, compute)
-    policies, probabilities, predictions = [], [], []
+    policies, probabilities = [], []
     labels: list[Tensor] = []
+    found: list[list[Tensor]] = [[], [], []]  # predictions, losses, margins
     processes = compute.processes
     batches = images.batches(
         batch_size,
@@ -73,18 +74,25 @@ def evaluate_images(
         if decided is not None:
             policy = keep_undecided(policy, decided)
         rows = processes.rows(len(batch))
-        found = run(batch, policy=policy[rows])[0].argmax(1) if own else batch_labels
+        own_found = (batch_labels, *[torch.empty(0, device=compute.device)] * 2)
+        if own:
+            logits, _ = run(batch, policy=policy[rows])
+            own_found = (logits.argmax(1), *losses_and_margins(logits, batch_labels))
+        for parts, part in zip(found, own_found, strict=True):
+            parts.append(processes.gather(part).cpu())
         probabilities.append(keep_probs.cpu())
         policies.append(policy.cpu())
-        predictions.append(processes.gather(found).cpu())
         labels.append(processes.gather(batch_labels).cpu())
     policy = torch.cat(policies)
+    predictions, losses, margins = map(torch.cat, found)
     return Outcomes(
         policy,
-        torch.cat(predictions),
+        predictions,
         torch.cat(labels),
         table.per_image(policy),
         None if policy_network is None else torch.cat(probabilities),
+        losses,
+        margins,
     )
 
 

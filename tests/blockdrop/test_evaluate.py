@@ -288,7 +288,7 @@ def test_a_static_net_has_no_use_for_a_threshold(tmp_path: Path, run: Command) -
     [
         (
             ("--budget", "0.5"),
-            "--budget: needs a policy network, whose threshold it is about; --load {tmp}/plain8.t7",
+            "--budget: needs a policy network, which it is about; --load {tmp}/plain8.t7",
         ),
         (("--curve",), "--curve: needs a policy network"),
         (("--save", "{tmp}/new.t7"), "--save: needs a policy network"),
