@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
 from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
+from agents.static_policies import StaticPolicy
 from blockdrop.console import run_command
 from blockdrop.data import Images
 from blockdrop.errors import require
@@ -35,6 +39,7 @@ from blockdrop.output import check_writable, write_json
 from blockdrop.policy_stats import Outcomes, policy_statistics, statistics_lines
 from blockdrop.training.compute import Precision
 from blockdrop.training.config import ModelConfig
+from blockdrop.training.policies import open_static_policy
 from blockdrop.training.setup import Setup, open_setup
 
 
@@ -46,6 +51,9 @@ class EvaluateConfig(ModelConfig):
     """Checkpoints of any dialect, or run directories; backbone and policy network in one file or in two."""
     threshold: float | None = None
     """Run a block where its keep probability is at least this; default: the checkpoint's, else 0.5."""
+    policy: str | None = None
+    """Run no policy network, but this policy: full, first_k:K, random_k:K, dist_k:K (K blocks drawn by the policy
+    network's usage on training images) or a file with a line of 0 and 1 for all images, or one for each."""
     budget: float | None = None
     """Find the threshold for this fraction of the full network's FLOPs, policy network included."""
     curve: bool = False
@@ -67,6 +75,8 @@ class EvaluateConfig(ModelConfig):
     def check(self) -> None:
         super().check()
         require(self.threshold is None or self.budget is None, "--threshold and --budget: pass one of them")
+        for flag in ("threshold", "budget", "curve", "stats", "save"):
+            require(self.policy is None or not getattr(self, flag), f"--policy and --{flag}: pass one of them")
         require(
             self.threshold is None or 0 < self.threshold < 1,
             f"--threshold {self.threshold}: must be above 0 and below 1",
@@ -102,6 +112,9 @@ def main(config: EvaluateConfig) -> Evaluation:
     config.check()
     setup = open_setup(config, config.load)
     _check_inputs(config, setup)
+    if config.policy is not None:
+        setup.static = open_static_policy(config.policy, setup, config.compute())
+        setup.has_policy = False
     bench = Bench(config, setup)
     images = setup.data.test
     print(
@@ -111,6 +124,8 @@ def main(config: EvaluateConfig) -> Evaluation:
     print(f"checkpoints: {', '.join(c.path for c in setup.checkpoints) or 'none, fresh weights'}")
     if not setup.resnet.droppable:
         print("a net without shortcuts: no block can be dropped")
+    elif setup.static is not None:
+        print(f"policy {setup.static.name}: no image is looked at, and no policy network is counted")
     elif not setup.has_policy:
         print("no policy network: every block is kept, and no policy network is counted")
     if setup.undecided:
@@ -129,8 +144,10 @@ def main(config: EvaluateConfig) -> Evaluation:
     threshold = point["threshold"]
 
     outcomes = bench.outcomes(images, threshold)
-    full = bench.full_outcomes(images) if setup.has_policy else outcomes
-    full_speed, speeds = bench.speeds(images, [threshold] if setup.has_policy else [])
+    full = bench.full_outcomes(images) if setup.decides else outcomes
+    full_speed, speeds = bench.speeds(
+        images, [outcomes.policy if setup.static else threshold] if setup.decides else []
+    )
     speed = speeds[0] if speeds else full_speed
     print_report(bench, point, outcomes, full, full_speed, speed)
     statistics = None
@@ -163,6 +180,7 @@ def main(config: EvaluateConfig) -> Evaluation:
         "batch_size": config.batch_size,
         "usage_per_block": outcomes.usage_per_block.tolist(),
         "stage_sizes": list(setup.resnet.stage_sizes),
+        "policy": config.policy,
         "threshold": threshold,
         "operating_point": {name: point[name] for name in ("budget", "flops_fraction", "held_out_images")},
         "statistics": None if statistics is None else asdict(statistics),
@@ -190,28 +208,28 @@ class Bench:
         self.policy_network = setup.policy_network if setup.has_policy else None
         self.table = count_flops(setup.resnet, self.policy_network, setup.image_size)
         self.dynamic = executor(setup.resnet, self.policy_network, self.compute, config.engine)
-        self.full = self.dynamic  # without a policy network they are the same
-        if setup.has_policy:
+        self.full = self.dynamic  # where nothing is dropped they are the same
+        if setup.decides:
             self.full = executor(setup.resnet, None, self.compute, config.engine)
 
     def outcomes(self, images: Images, threshold: float) -> Outcomes:
         """Of the dynamic network."""
-        return self._evaluate(images, self.policy_network, threshold, self.dynamic)
+        return self._evaluate(images, self.setup.static or self.policy_network, threshold, self.dynamic)
 
     def full_outcomes(self, images: Images) -> Outcomes:
         """Of the full network."""
         return self._evaluate(images, None, DEFAULT_THRESHOLD, self.full)
 
     def _evaluate(
-        self, images: Images, policy_network: PolicyNetwork | None, threshold: float, run: Executor
+        self, images: Images, policy_network: PolicyNetwork | StaticPolicy | None, threshold: float, run: Executor
     ) -> Outcomes:
         setup = self.setup
         how = (images, setup.normalisation, self.compute, self.batch_size, setup.image_size, threshold)
         return evaluate_images(setup.resnet, policy_network, *how, run=run)
 
-    def speeds(self, images: Images, thresholds: list[float]) -> tuple[float, list[float]]:
-        """Images per second, full and dynamic at each threshold."""
-        how = (images, self.setup.normalisation, self.batch_size, thresholds, self.compute.channels_last)
+    def speeds(self, images: Images, policies: Sequence[float | Tensor]) -> tuple[float, list[float]]:
+        """Images per second, full and dynamic at each threshold or under each policy, bool (N, K)."""
+        how = (images, self.setup.normalisation, self.batch_size, policies, self.compute.channels_last)
         return measure_speed(self.full, self.dynamic, *how)
 
 
@@ -261,16 +279,15 @@ def print_report(
     table = bench.table
     flops = outcomes.flops_per_image[0]
     print(outcomes.four_lines())
-    if bench.policy_network is None:
+    if not bench.setup.decides:
         parameters = sum(p.numel() for p in bench.setup.resnet.parameters())
         print(f"every block runs: {table.full:,} FLOPs/img, {parameters:,} parameters")
         print(f"images/s at batch {bench.batch_size}: {speed:.0f}")
         return
     print(f"full network: accuracy {full.accuracy:.4f}, {table.full:,} FLOPs/img")
-    print(
-        f"FLOPs saved: {1 - flops / table.full:.1%} (policy network included: {table.policy_network:,} FLOPs, "
-        f"{table.policy_network / table.full:.1%} of the full network)"
-    )
+    included = f"{table.policy_network:,} FLOPs, {table.policy_network / table.full:.1%} of the full network"
+    note = f" (policy network included: {included})" if bench.policy_network is not None else ""
+    print(f"FLOPs saved: {1 - flops / table.full:.1%}{note}")
     if point["flops_fraction"] is not None:
         print(
             f"FLOPs used, of a budget of {point['budget']:.2%}: {point['flops_fraction']:.2%} on the images that "

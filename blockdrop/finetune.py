@@ -32,10 +32,11 @@ from blockdrop.errors import require
 from blockdrop.flops import count_flops
 from blockdrop.measure import executor
 from blockdrop.models.resnet import DroppableResNet, Execution, block_executions
-from blockdrop.training.batchnorm import recalibrate, rows_kept_whole
+from blockdrop.training.batchnorm import StaticDecider, recalibrate, rows_kept_whole
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import PolicyTrainingConfig, Recipe, RecipeName, check_estimator
-from blockdrop.training.policy_epoch import OperatingPoint, SampledEpoch, finish_epoch
+from blockdrop.training.policies import OperatingPoint
+from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup, open_training
 from blockdrop.training.update import Update
@@ -84,6 +85,10 @@ class FinetuneConfig(PolicyTrainingConfig):
     """Reward of a wrong prediction: it sets the trade-off of accuracy and blocks."""
     execution: Execution = "sparse"
     """sparse runs just the blocks that are kept; masked runs all and selects, as the reference does (slower)."""
+    policy: str | None = None
+    """Learn no policy, but fine-tune the ResNet under this one: full, first_k:K, random_k:K, dist_k:K (K blocks
+    drawn by the loaded policy network's usage) or a file with a line of 0 and 1. Flags about learning a policy
+    then do nothing."""
     estimator: EstimatorName | PathwiseName = "self_critical"
     """How the policy network learns: from rewards as in cl_train, or pathwise, by the gradient of the loss itself
     (straight_through, kept_straight_through, gumbel)."""
@@ -120,7 +125,8 @@ class FinetuneConfig(PolicyTrainingConfig):
 
     def check(self) -> None:
         super().check()
-        start = "of curriculum training" if self.initial_keep is None else "that has a trained backbone"
+        backbone_will_do = self.initial_keep is not None or self.policy is not None
+        start = "that has a trained backbone" if backbone_will_do else "of curriculum training"
         require(bool(self.pretrained or self.load), f"--pretrained: name a checkpoint {start}")
         if self.estimator not in PATHWISE:
             check_estimator(self.estimator, self.samples)
@@ -180,7 +186,7 @@ class FinetuneConfig(PolicyTrainingConfig):
     @property
     def settled_from(self) -> int:
         """The first epoch in which the policy network doesn't learn any more."""
-        return round((1 - self.settle) * self.max_epochs)
+        return 0 if self.policy is not None else round((1 - self.settle) * self.max_epochs)
 
     def lr_factor(self, epoch: int, progress: float) -> float:
         """What learning rates are multiplied by, `progress` of the run (0 to 1) done."""
@@ -202,8 +208,9 @@ def main(config: FinetuneConfig) -> dict[str, float]:
         "finetune",
         paths,
         backbone=True,
-        policy=config.initial_keep is None,
+        policy=config.initial_keep is None and config.policy is None,
         initial_keep=config.initial_keep,
+        static=config.policy,
     )
     with run:
         setup.announce("finetune", compute, run)
@@ -214,11 +221,13 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
     """The training loop; returns the last test's metrics."""
     resnet, policy_network = compute.place(setup.resnet), compute.place(setup.policy_network)
     assert isinstance(resnet, DroppableResNet), "checked with the flags"
-    flops = count_flops(resnet, policy_network, setup.image_size)
+    static = setup.static
+    flops = count_flops(resnet, None if static else policy_network, setup.image_size)
     teacher = executor(copy.deepcopy(resnet), None, compute, engine="torch") if config.distill else None
     optimizers = make_optimizers(config, resnet, policy_network)
     rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
-    budget = None if config.target_flops is None else BudgetPrice(config.target_flops, config.price_rate)
+    target = config.target_flops if static is None else None
+    budget = None if target is None else BudgetPrice(target, config.price_rate)
     learn = make_learner(config, resnet, compute, torch.tensor(flops.blocks, device=compute.device))
     batches = setup.count_batches(config)
     networks = {"ResNet": resnet, "policy network": policy_network}
@@ -230,7 +239,8 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
     for epoch in state.epochs(config.max_epochs):
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
-        state.track_epoch(sampled_epoch=sampled_epoch, draws=draws)
+        static_draws = torch.Generator().manual_seed(derived_seed(config.seed, epoch, 2))
+        state.track_epoch(sampled_epoch=sampled_epoch, draws=draws, static_draws=static_draws)
         load = functools.partial(setup.training_batches, config, compute, epoch)
         for batch, (images, labels) in state.batches(load):
             factor = config.lr_factor(epoch, (epoch + (batch + 1) / batches) / config.max_epochs)
@@ -240,10 +250,13 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
             price = None if budget is None else budget.value
             policy_network.train(train_policy)
             resnet.train(train_resnet).requires_grad_(train_resnet)  # last, as the two may share the stem
-            with torch.set_grad_enabled(train_policy), compute.autocast():
-                keep_probs, values = map(processes.gather, policy_network(images))  # (N, K), (N, 1)
             labels = processes.gather(labels)
-            if config.shuffle_policies:
+            if static is not None:
+                keep_probs = static.draw(len(labels), static_draws).float().to(compute.device)  # (N, K)
+            else:
+                with torch.set_grad_enabled(train_policy), compute.autocast():
+                    keep_probs, values = map(processes.gather, policy_network(images))  # (N, K), (N, 1)
+            if config.shuffle_policies and static is None:
                 order = torch.randperm(len(labels), generator=draws, device=compute.device)
                 keep_probs, values = keep_probs[order], values[order]
             if train_policy:
@@ -268,12 +281,13 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
         processes.average_buffers(policy_network)
         processes.average_buffers(resnet)
         test = config.tests_after(epoch)
-        if config.target_flops is not None and epoch + 1 >= config.settled_from:
-            point.choose(config.target_flops, policy_network, setup, compute, flops)
+        if target is not None and epoch + 1 >= config.settled_from:
+            point.choose(target, policy_network, setup, compute, flops)
         if test and config.recalibrate and epoch >= config.freeze_epochs:
             some = recalibration_images(config, setup, compute)
             how = (config.keep_full, config.execution, config.shuffle_policies, point.threshold)
-            state.counts["block_executions"] += recalibrate(resnet, policy_network, some, *how)
+            decider = policy_network if static is None else StaticDecider(static)
+            state.counts["block_executions"] += recalibrate(resnet, decider, some, *how)
         sampled_epoch.block_executions = state.counts["block_executions"]
         factor = config.lr_factor(epoch, (epoch + 1) / config.max_epochs)
         trained = sampled_epoch.metrics(config.penalty, factor * config.lr)

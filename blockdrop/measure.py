@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,14 +14,17 @@ from torch import Tensor
 from agents.curriculum import keep_undecided
 from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
+from agents.static_policies import StaticPolicy
 from blockdrop.console import progress
 from blockdrop.data import Images, Normalisation
+from blockdrop.errors import UserError
 from blockdrop.flops import count_flops
 from blockdrop.inference.executor import EngineName, Executor, compile
 from blockdrop.models.backbone import Backbone
 from blockdrop.policy_stats import Outcomes, losses_and_margins
 from blockdrop.training.compute import Compute
 
+Item = TypeVar("Item")
 SPEED_ROUNDS = 5
 SPEED_BATCHES, SPEED_IMAGES = 8, 128  # at least so many a round
 TIMED_BYTES = 1 << 30
@@ -29,7 +32,7 @@ TIMED_BYTES = 1 << 30
 
 def evaluate_images(
     resnet: Backbone,
-    policy_network: PolicyNetwork | None,
+    policy_network: PolicyNetwork | StaticPolicy | None,
     images: Images,
     normalisation: Normalisation,
     compute: Compute = Compute(torch.device("cpu"), torch.float32, channels_last=True),  # noqa: B008
@@ -44,12 +47,16 @@ def evaluate_images(
     share, and all return all.
 
     Args:
-        resnet, policy_network: left as they are. None = keep every block.
+        resnet, policy_network: left as they are. None = keep every block. A static policy is drawn, always the
+            same, and costs nothing.
         threshold: run a block where its keep probability is at least this.
         decided: only the last so many blocks are decided, earlier ones run (during a curriculum).
         run: an executor of the two networks to go on with (default: a new one).
         shuffle_policies: give each image the policy of another one of its batch (always the same one).
     """
+    static = None
+    if isinstance(policy_network, StaticPolicy):
+        static, policy_network = draw_static(policy_network, len(images)), None
     table = count_flops(resnet, policy_network, image_size)
     run = run or executor(resnet, policy_network, compute)
     policies, probabilities = [], []
@@ -73,6 +80,9 @@ def evaluate_images(
         policy = map_policy(keep_probs, threshold)
         if decided is not None:
             policy = keep_undecided(policy, decided)
+        if static is not None:
+            start = sum(map(len, labels))
+            policy = static[start : start + len(policy)].to(policy.device)
         rows = processes.rows(len(batch))
         own_found = (batch_labels, *[torch.empty(0, device=compute.device)] * 2)
         if own:
@@ -96,6 +106,18 @@ def evaluate_images(
     )
 
 
+def draw_static(policy: StaticPolicy, images: int) -> Tensor:
+    """bool (images, K), always the same.
+
+    Raises:
+        UserError: it is for another number of images.
+    """
+    try:
+        return policy.draw(images, torch.Generator().manual_seed(0))
+    except ValueError as error:
+        raise UserError(f"--policy {error}") from None
+
+
 def executor(
     resnet: Backbone, policy_network: PolicyNetwork | None, compute: Compute, engine: EngineName = "auto"
 ) -> Executor:
@@ -109,10 +131,12 @@ def measure_speed(
     images: Images,
     normalisation: Normalisation,
     batch_size: int,
-    thresholds: Sequence[float],
+    policies: Sequence[float | Tensor],
     channels_last: bool = True,
 ) -> tuple[float, list[float]]:
-    """Images per second of the full network, and of the dynamic one at each threshold (policy network included).
+    """Images per second of the full network, and of the dynamic one under each of the policies.
+
+    A policy is a threshold (policy network included), or bool (N, K) for all images.
 
     All run the same batches, drawn from all over the images and already in memory, in turns; the median of
     several rounds counts. Programs are compiled before.
@@ -125,16 +149,26 @@ def measure_speed(
             batch_size, normalisation, full.device, channels_last=channels_last
         )
     ]
-    runs: list[Callable[[Tensor], object]] = [
-        full,
-        *(functools.partial(dynamic, threshold=threshold) for threshold in thresholds),
-    ]
-    for batch in batches:
+    numbers = chosen.split(batch_size)
+    given = [[_rows(policy, rows) for rows in numbers] for policy in policies]
+    for number, batch in enumerate(batches):
         keep_probs = dynamic.keep_probs(batch)
         full.warm(torch.ones_like(keep_probs, dtype=torch.bool), batch.shape[-1], batch_size)
-        for threshold in thresholds:
-            dynamic.warm(map_policy(keep_probs, threshold), batch.shape[-1], batch_size)
-    seconds = seconds_in_turns(runs, batches, full.device)
+        for one in given:
+            wanted = one[number]
+            policy = wanted if isinstance(wanted, Tensor) else map_policy(keep_probs, wanted)
+            dynamic.warm(policy, batch.shape[-1], batch_size)
+
+    def run_all(one: list[float | Tensor], item: tuple[int, Tensor]) -> object:
+        wanted = one[item[0]]
+        how: Any = {"policy": wanted} if isinstance(wanted, Tensor) else {"threshold": wanted}
+        return dynamic(item[1], **how)
+
+    runs: list[Callable[[tuple[int, Tensor]], object]] = [
+        lambda item: full(item[1]),
+        *(functools.partial(run_all, one) for one in given),
+    ]
+    seconds = seconds_in_turns(runs, list(enumerate(batches)), full.device)
     full_speed, *speeds = (len(chosen) / found for found in seconds)
     return full_speed, speeds
 
@@ -186,8 +220,12 @@ def _run_eagerly(network: Backbone, dtype: torch.dtype, images: Tensor) -> Tenso
     return network(images.to(dtype))
 
 
+def _rows(policy: float | Tensor, rows: Tensor) -> float | Tensor:
+    return policy[rows] if isinstance(policy, Tensor) else policy
+
+
 def seconds_in_turns(
-    runs: Sequence[Callable[[Tensor], object]], batches: Sequence[Tensor], device: torch.device
+    runs: Sequence[Callable[[Item], object]], batches: Sequence[Item], device: torch.device
 ) -> list[float]:
     """Median seconds that each of the runs takes for all batches, in `SPEED_ROUNDS` rounds in turns."""
     for run in runs:

@@ -12,12 +12,13 @@ from torch.optim.swa_utils import update_bn
 
 from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
+from agents.static_policies import StaticPolicy
 from blockdrop.models.resnet import DroppableResNet, Execution
 
 
 def recalibrate(
     resnet: DroppableResNet,
-    policy_network: PolicyNetwork,
+    policy_network: PolicyNetwork | StaticDecider,
     batches: Iterable[Tensor],
     keep_full: float = 0.0,
     execution: Execution = "sparse",
@@ -51,6 +52,22 @@ def recalibrate(
     return running.executions
 
 
+class StaticDecider(nn.Module):
+    """A static policy in a policy network's place: always the same draws, batch after batch."""
+
+    borrowed: tuple[nn.Module, ...] = ()
+
+    def __init__(self, policy: StaticPolicy):
+        super().__init__()
+        self.policy, self.batches = policy, 0
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (N, C, H, W) to keep probabilities (N, K), each 0 or 1, and values (N, 1)."""
+        policy = self.policy.draw(len(images), torch.Generator().manual_seed(self.batches))
+        self.batches += 1
+        return policy.to(images), images.new_zeros(len(images), 1)
+
+
 def rows_kept_whole(keep_full: float, policy: Tensor) -> int:
     """How many of a (shuffled) batch's first images run all blocks, and teach no policy; never all of them.
 
@@ -67,7 +84,7 @@ class _UnderMapPolicies(nn.Module):
     def __init__(
         self,
         resnet: DroppableResNet,
-        policy_network: PolicyNetwork,
+        policy_network: PolicyNetwork | StaticDecider,
         keep_full: float,
         execution: Execution,
         shuffle_policies: bool,

@@ -1,4 +1,4 @@
-"""Book-keeping of an epoch of policy training: what was sampled, the threshold, the test and the checkpoint."""
+"""Book-keeping of an epoch of policy training: what was sampled, then the test and the checkpoint."""
 
 from __future__ import annotations
 
@@ -9,22 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.policies import map_policy
-from agents.policy_network import PolicyNetwork
-from blockdrop.errors import UserError
 from blockdrop.figures import usage_per_block
 from blockdrop.flops import FlopTable
-from blockdrop.inference.operating_point import DEFAULT_THRESHOLD, threshold_for_budget
 from blockdrop.measure import evaluate_images
-from blockdrop.models.checkpoints import check_operating_point
 from blockdrop.policy_stats import Outcomes
 from blockdrop.training.compute import Compute
 from blockdrop.training.means import Means
+from blockdrop.training.policies import OperatingPoint
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup
-
-CHOOSING_IMAGES = 5000
-"""Training images on which a threshold is chosen."""
 
 
 class SampledEpoch:
@@ -67,54 +60,6 @@ class SampledEpoch:
         return tuple(torch.cat(parts) for parts in zip(*self.rows, strict=True))
 
 
-class OperatingPoint:
-    """The threshold of MAP policies: 0.5, until one is chosen that meets a budget."""
-
-    def __init__(self) -> None:
-        self.threshold = DEFAULT_THRESHOLD
-        self.found: dict[str, float] = {}
-
-    @torch.no_grad()
-    def choose(
-        self, budget: float, policy_network: PolicyNetwork, setup: Setup, compute: Compute, flops: FlopTable
-    ) -> None:
-        """The lowest threshold under which training images as they are, not augmented, cost at most the budget.
-
-        Training meets its target on augmented images and on sampled policies. Where no threshold does (a policy
-        network that costs more alone), it stays as it was.
-
-        Args:
-            budget: mean FLOPs per image, as a fraction of the full network's.
-            policy_network: left in eval mode.
-        """
-        images = setup.data.train
-        some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:CHOOSING_IMAGES]
-        policy_network.eval()
-        batches = images.subset(some.sort().values).batches(
-            256, setup.normalisation, compute.device, channels_last=compute.channels_last
-        )
-        keep_probs = torch.cat([policy_network(batch)[0].cpu() for batch, _ in batches])
-        try:
-            self.threshold = threshold_for_budget(keep_probs, flops, budget)
-        except UserError as error:
-            print(f"    threshold {self.threshold:g} stays: {error}")
-            return
-        cost = flops.per_image(map_policy(keep_probs, self.threshold)).double().mean().item()
-        self.found = {"budget": budget, "flops_fraction": cost / flops.full}
-
-    def recorded(self) -> dict[str, Any] | None:
-        """For a checkpoint; None where nothing was chosen."""
-        return check_operating_point({"threshold": self.threshold, **self.found}) if self.found else None
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on from here."""
-        return {"threshold": self.threshold, "found": self.found}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes on from where `state_dict` was called."""
-        self.threshold, self.found = state_dict["threshold"], dict(state_dict["found"])
-
-
 def finish_epoch(
     setup: Setup,
     run: RunDirectory,
@@ -137,7 +82,7 @@ def finish_epoch(
     point = point or OperatingPoint()
     outcomes = evaluate_images(
         setup.resnet,
-        setup.policy_network,
+        setup.policy_network if setup.static is None else setup.static,
         setup.data.test,
         setup.normalisation,
         replace(compute, dtype=torch.float32),

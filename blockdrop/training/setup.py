@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from agents.policy_network import PolicyNetwork
+from agents.static_policies import StaticPolicy
 from blockdrop.console import progress
 from blockdrop.data import DATASETS, NORMALISATIONS, Augment, DataSource, Normalisation, left_out, split_rows
 from blockdrop.errors import CheckpointError, require
 from blockdrop.flops import count_flops
+from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.checkpoints import (
     Checkpoint,
@@ -29,6 +31,7 @@ from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.zoo import Variant, build_backbone, parse_model_name
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, TrainingConfig
+from blockdrop.training.policies import open_static_policy
 from blockdrop.training.processes import Processes, current_processes
 from blockdrop.training.run_directory import RunDirectory, check_usable
 
@@ -52,6 +55,19 @@ class Setup:
     checkpoints: list[Checkpoint]
     policy_metrics: dict[str, float]
     """Metrics recorded with the policy network."""
+    static: StaticPolicy | None = None
+    """Runs in place of the policy network."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether blocks may be dropped: by the policy network, or a static policy."""
+        return self.has_policy or self.static is not None
+
+    @property
+    def stored_threshold(self) -> float:
+        """The operating point of the policy network's checkpoint, else 0.5."""
+        points = [c.operating_point for c in self.checkpoints if c.policy_network is not None]
+        return (points[-1] or {}).get("threshold", DEFAULT_THRESHOLD) if points else DEFAULT_THRESHOLD
 
     @property
     def undecided(self) -> str | None:
@@ -70,6 +86,8 @@ class Setup:
         if self.has_policy:
             count = sum(p.numel() for p in self.policy_network.own_parameters())
             parameters += f" + {count:,} of the {self.policy_net} policy network"
+        elif self.static is not None:
+            parameters += f", under the policy {self.static.name}"
         shortcuts = f"{self.resnet.shortcut or 'no'} shortcuts"
         widths = f", {self.variant}" if self.variant.numbers() else ""
         print(f"{command} {self.model} ({parameters}, {shortcuts}{widths}) on {compute}")
@@ -207,6 +225,7 @@ def open_training(
     policy: bool = False,
     policy_init: str | None = None,
     initial_keep: float | None = None,
+    static: str | None = None,
 ) -> tuple[Setup, RunDirectory]:
     """Models, data and run directory of a command that trains.
 
@@ -217,13 +236,15 @@ def open_training(
         paths, new_head, initial_keep: as for `open_setup`.
         backbone, policy: whether the checkpoints must hold them.
         policy_init: backbone whose first blocks start the policy network's trunk.
+        static: policy that takes the policy network's place; see `open_static_policy`.
     Raises:
         UserError: see `open_setup` and `RunDirectory`.
     """
     inputs = (*paths, *([policy_init] if policy_init else []))
     processes = current_processes()
     processes.from_first(lambda: check_usable(config.cv_dir, config.overwrite, inputs, config.resume))
-    setup = open_setup(config, paths, new_head, initial_keep)
+    as_loaded = config if static is None else replace(config, policy_net=None)  # a recipe's isn't asked for
+    setup = open_setup(as_loaded, paths, new_head, initial_keep)
     files = ", ".join(paths)
     require(
         setup.has_backbone or not backbone, f"{files}: no trained backbone in it; add a checkpoint that has one"
@@ -236,8 +257,15 @@ def open_training(
     if policy_init:
         require(not setup.has_policy, f"--policy_init {policy_init}: {files} already holds a policy network")
         load_policy_trunk(policy_init, setup.policy_network)
-    setup.has_policy = True
-    _check_target(config, setup)
+    if static is None:
+        setup.has_policy = True
+        _check_target(config, setup)
+    else:
+        setup.static = open_static_policy(static, setup, config.compute())
+        require(
+            setup.static.images is None, f"--policy {static}: holds a policy for each of some images; give one"
+        )
+        setup.has_policy = False
     setup.check_shares(config, processes)
     files_read = [checkpoint.path for checkpoint in setup.checkpoints]
     how = (config.overwrite, config.resume, files_read, processes)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from agents.estimators import ESTIMATORS, PATHWISE
-from blockdrop import build, cl_train, finetune, load_checkpoint, save_checkpoint
+from blockdrop import build, cl_train, evaluate, finetune, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource
 from blockdrop.finetune import FinetuneConfig, count_executions
 from blockdrop.flops import count_flops
@@ -18,8 +18,9 @@ from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints import read_checkpoint
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import ModelConfig
-from blockdrop.training.policy_epoch import OperatingPoint
+from blockdrop.training.policies import OperatingPoint
 from blockdrop.training.setup import open_setup
+from blockdrop.training.update import Update
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -324,3 +325,84 @@ def test_shuffled_policies_are_those_of_other_images() -> None:
     assert own.unique_policies > 1
     assert not own.policy.equal(shuffled.policy)
     assert sorted(own.policy.tolist()) == sorted(shuffled.policy.tolist())
+
+
+@pytest.mark.parametrize("policy", ["first_k:2", "random_k:1", "dist_k:2", "full"])
+def test_the_resnet_is_fine_tuned_under_a_static_policy(
+    policy: str, tmp_path: Path, image_tree: Path, both: Path, command: Command
+) -> None:
+    start = read_checkpoint(both)
+    flags = ("--model", "R8_Folder", "--data_dir", image_tree, "--batch_size", 6)
+    more = ("--recipe", "fast", "--max_epochs", 1, "--recalibrate", 6, "--keep_full", 0, "--policy", policy)
+    code, out, error = command(finetune, *flags, *more, "--pretrained", both, "--cv_dir", tmp_path / "f")
+    assert code == 0, error
+    assert f"under the policy {policy}" in out
+    saved = read_checkpoint(tmp_path / "f")
+    assert saved.policy_network is None
+    assert saved.resnet is not None
+    assert start.resnet is not None
+    assert not saved.resnet["fc.weight"].equal(start.resnet["fc.weight"])
+    blocks = {"full": 3, "first_k:2": 2, "dist_k:2": 2, "random_k:1": 1}[policy]
+    (test,), (train,) = records(tmp_path / "f", "test"), records(tmp_path / "f", "train")
+    assert test["blocks"] == train["blocks"] == blocks
+    flops = count_flops(build("R8_Folder", num_classes=2)[0], None)
+    assert (test["flops"] == flops.full) == (policy == "full")
+    assert test["flops"] <= flops.full
+
+    given = ("--load", tmp_path / "f") if policy != "dist_k:2" else ("--load", tmp_path / "f", both)
+    code, out, _ = command(evaluate, *flags[:4], *given, "--policy", policy, "--json", tmp_path / "e.json")
+    if policy != "dist_k:2":  # whose backbone would be that of the second checkpoint
+        assert code == 0
+        numbers = json.loads((tmp_path / "e.json").read_text())
+        assert numbers["policy"] == policy
+        assert numbers["accuracy"] == pytest.approx(test["accuracy"])
+        assert numbers["flops_mean"] == test["flops"]
+        assert numbers["policy_network_flops"] == 0
+
+
+def test_a_run_under_random_policies_goes_on_with_the_same_bits(
+    tmp_path: Path, image_tree: Path, both: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common: dict[str, Any] = {
+        "model": "R8_Folder", "data_dir": str(image_tree), "batch_size": 6, "max_epochs": 2,
+        "pretrained": (str(both),), "policy": "random_k:2", "save_minutes": 1e-6,
+        "precision": "float32",
+    }  # fmt: skip
+    finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "undisturbed")))
+    step = Update.__call__
+
+    def cut_off(self: Update, loss: torch.Tensor, epoch: int, batch: int) -> Any:
+        if (epoch, batch) == (1, 1):
+            raise KeyboardInterrupt
+        return step(self, loss, epoch, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Update, "__call__", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "cut")))
+    finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "cut"), resume=True))
+    one, two = (read_checkpoint(tmp_path / name).resnet for name in ("undisturbed", "cut"))
+    assert one is not None
+    assert two is not None
+    assert all(value.equal(two[key]) for key, value in one.items())
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("first_k:9", "--policy first_k:9: write first_k:K, with K from 0 to 3"),
+        ("dist_k:2", "--policy dist_k:2: draws by a learned policy's usage, and no policy network is given"),
+        ("best", "--policy best: neither a file nor one of full"),
+    ],
+)
+def test_a_static_policy_that_cannot_be_is_named(
+    policy: str, message: str, image_tree: Path, backbone: Path, tmp_path: Path, command: Command
+) -> None:
+    flags = ("--model", "R8_Folder", "--data_dir", image_tree, "--policy", policy)
+    for module, more in (
+        (finetune, ("--pretrained", backbone, "--cv_dir", tmp_path / "f")), (evaluate, ("--load", backbone)),
+    ):  # fmt: skip
+        code, _, error = command(module, *flags, *more)
+        assert code == 2
+        assert message in error
+    assert not (tmp_path / "f").exists()

@@ -1,0 +1,97 @@
+"""Policies that training doesn't learn: under a threshold that meets a budget, and static ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from agents.policies import map_policy
+from agents.policy_network import PolicyNetwork
+from agents.static_policies import StaticPolicy, make_static_policy
+from blockdrop.errors import UserError
+from blockdrop.flops import FlopTable
+from blockdrop.inference.operating_point import DEFAULT_THRESHOLD, threshold_for_budget
+from blockdrop.models.checkpoints import check_operating_point
+from blockdrop.training.compute import Compute
+
+if TYPE_CHECKING:
+    from blockdrop.training.setup import Setup
+
+SOME_IMAGES = 5000
+"""Training images on which thresholds are chosen and usage is counted."""
+
+
+@torch.no_grad()
+def training_keep_probs(policy_network: PolicyNetwork, setup: Setup, compute: Compute) -> Tensor:
+    """Keep probabilities, (N, K) on the CPU, of some training images as they are, not augmented; always the same.
+
+    Args:
+        policy_network: left in eval mode.
+    """
+    images = setup.data.train
+    some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:SOME_IMAGES]
+    policy_network.eval()
+    batches = images.subset(some.sort().values).batches(
+        256, setup.normalisation, compute.device, channels_last=compute.channels_last
+    )
+    return torch.cat([policy_network(batch)[0].cpu() for batch, _ in batches])
+
+
+class OperatingPoint:
+    """The threshold of MAP policies: 0.5, until one is chosen that meets a budget."""
+
+    def __init__(self) -> None:
+        self.threshold = DEFAULT_THRESHOLD
+        self.found: dict[str, float] = {}
+
+    def choose(
+        self, budget: float, policy_network: PolicyNetwork, setup: Setup, compute: Compute, flops: FlopTable
+    ) -> None:
+        """The lowest threshold under which training images as they are, not augmented, cost at most the budget.
+
+        Training meets its target on augmented images and on sampled policies. Where no threshold does (a policy
+        network that costs more alone), it stays as it was.
+
+        Args:
+            budget: mean FLOPs per image, as a fraction of the full network's.
+            policy_network: left in eval mode.
+        """
+        keep_probs = training_keep_probs(policy_network, setup, compute)
+        try:
+            self.threshold = threshold_for_budget(keep_probs, flops, budget)
+        except UserError as error:
+            print(f"    threshold {self.threshold:g} stays: {error}")
+            return
+        cost = flops.per_image(map_policy(keep_probs, self.threshold)).double().mean().item()
+        self.found = {"budget": budget, "flops_fraction": cost / flops.full}
+
+    def recorded(self) -> dict[str, Any] | None:
+        """For a checkpoint; None where nothing was chosen."""
+        return check_operating_point({"threshold": self.threshold, **self.found}) if self.found else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on from here."""
+        return {"threshold": self.threshold, "found": self.found}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on from where `state_dict` was called."""
+        self.threshold, self.found = state_dict["threshold"], dict(state_dict["found"])
+
+
+def open_static_policy(text: str, setup: Setup, compute: Compute) -> StaticPolicy:
+    """The policy of a --policy flag; `dist_k` draws by what the policy network does with training images.
+
+    Raises:
+        UserError: see `make_static_policy`.
+    """
+    usage = None
+    if text.startswith("dist_k") and setup.has_policy:
+        keep_probs = training_keep_probs(compute.place(setup.policy_network), setup, compute)
+        usage = map_policy(keep_probs, setup.stored_threshold).double().mean(0).tolist()
+    try:
+        return make_static_policy(text, setup.resnet.num_blocks, usage)
+    except ValueError as error:
+        raise UserError(f"--policy {error}") from None
