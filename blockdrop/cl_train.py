@@ -127,7 +127,6 @@ def train(config: CurriculumConfig, setup: Setup, compute: Compute, run: RunDire
                 means |= {"spent": spent, "price": torch.tensor(budget.update(spent.item()))}
             state.counts["block_executions"] += int(processes.sum(classifier.block_executions - executed)[0])
             sampled_epoch.add(policies[0], logits[0], labels, **means)
-        processes.average_buffers(policy_network)
         sampled_epoch.block_executions = state.counts["block_executions"]
         trained = sampled_epoch.metrics(config.penalty, config.step_lr(epoch))
         finish_epoch(setup, run, compute, epoch, trained, config.penalty, config.tests_after(epoch), decided)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import torch.distributed as dist
 import tyro
 from tqdm import tqdm
 
@@ -48,6 +49,11 @@ def run_command(main: Callable[[Config], object], config_class: type[Config], de
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        line = next(iter(str(error).splitlines()), "")  # what the others meet when one has left
+        sys.exit(_fail(f"process {os.environ.get('RANK', '0')}: another process has ended ({line})", 1))
 
 
 def _heard(whether: bool) -> contextlib.AbstractContextManager[object]:

@@ -278,8 +278,6 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
             if teacher is not None:
                 state.counts["block_executions"] += len(labels) * resnet.num_blocks
             sampled_epoch.add(step.policy, step.logits.detach(), labels, loss=loss, **step.parts)
-        processes.average_buffers(policy_network)
-        processes.average_buffers(resnet)
         test = config.tests_after(epoch)
         if target is not None and epoch + 1 >= config.settled_from:
             point.choose(target, policy_network, setup, compute, flops)

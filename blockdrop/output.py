@@ -43,7 +43,7 @@ def write_text(flag: str, path: str | Path, text: str) -> None:
 
 def write_whole(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file such that, whenever the process or the power dies, the path holds what it held before or all
-    of the new content.
+    of the new content. A link under that name is replaced, never followed.
 
     Args:
         write: gets the file, open for bytes.
@@ -52,16 +52,28 @@ def write_whole(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # what a crash left, or a link to somebody's file
     try:
-        with open(temporary, "wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch.save hides a full disk behind a RuntimeError of its own
         raise
     sync(path.parent)
+
+
+def open_own(path: str | Path, flags: int) -> int:
+    """A descriptor of a file that isn't a link to another one.
+
+    Raises:
+        OSError: it is, or anything else; the message names the file.
+    """
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def sync(path: str | Path) -> None:

@@ -50,9 +50,10 @@ def read_torch_file(path: str | Path) -> Any:
             size = os.fstat(file.fileno()).st_size
             if size > LARGEST_FILE:
                 raise CheckpointError(f"has {size} bytes; no checkpoint has more than {LARGEST_FILE}")
-            _check_hash(file, Path(path).name)
             is_zip = file.read(len(ZIP_START)) == ZIP_START
             file.seek(0)
+            if not is_zip:  # which has checksums, so that a date in its name does no harm
+                _check_hash(file, Path(path).name)
             return _read_zip(file, size) if is_zip else _read_pre_16(file, size)
     except CheckpointError as error:
         reason = str(error)

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Value = TypeVar("Value")
 
@@ -97,7 +98,7 @@ class Processes:
         """Sums each parameter's gradient over the processes; one that has none in any of them keeps none."""
         if self.size == 1:
             return
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        trained = list(parameters)  # with --accumulate also those that are frozen by now
         flat = torch.cat(
             [
                 torch.tensor([p.grad is not None for p in trained], dtype=torch.float32, device=trained[0].device),
@@ -110,14 +111,25 @@ class Processes:
             if has:
                 parameter.grad = gradient.view(parameter.shape).to(parameter.dtype)
 
-    def average_buffers(self, module: nn.Module) -> None:
-        """Gives every process the mean of what their BatchNorms saw."""
+    def average_statistics(self, modules: Iterable[nn.Module]) -> None:
+        """Gives every process the mean of what the BatchNorms saw that are in train mode."""
         if self.size == 1:
             return
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= self.size
+        found = [
+            buffer
+            for module in modules
+            for part in module.modules()
+            if isinstance(part, _BatchNorm) and part.training
+            for buffer in part.buffers(recurse=False)
+            if buffer.is_floating_point()
+        ]
+        unique = list({id(buffer): buffer for buffer in found}.values())
+        if not unique:
+            return
+        flat = torch.cat([buffer.flatten() for buffer in unique])
+        dist.all_reduce(flat)
+        for buffer, mean in zip(unique, (flat / self.size).split([b.numel() for b in unique]), strict=True):
+            buffer.copy_(mean.view(buffer.shape))
 
 
 class _Gather(torch.autograd.Function):
@@ -157,7 +169,10 @@ def joined(device: str) -> Iterator[Processes]:
     cuda = torch.cuda.is_available() and device in ("auto", "cuda")
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    store, rank, size = next(iter(dist.rendezvous("env://")))
+    # torchrun's store outlives a restart, and holds the addresses of those who died
+    attempt = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group("nccl" if cuda else "gloo", store=attempt, rank=rank, world_size=size)
     try:
         yield current_processes()
     finally:

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from blockdrop.errors import NumericalError, UserError, require
 from blockdrop.models.checkpoints import project_version
-from blockdrop.output import sync, write_whole
+from blockdrop.output import open_own, sync, write_whole
 from blockdrop.training.processes import ALONE, Processes
 from blockdrop.training.state import EVENTS, STATE_FILE, TrainingState, read_state
 
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 LOCK_FILE = "run.lock"
 OWN_FILES = (
-    "config.json", "config.json.tmp", "metrics.jsonl", "ckpt_E_*.t7", "ckpt_E_*.t7.tmp", STATE_FILE,
-    f"{STATE_FILE}.tmp", EVENTS,
+    STATE_FILE, f"{STATE_FILE}.tmp", "metrics.jsonl", EVENTS, "ckpt_E_*.t7", "ckpt_E_*.t7.tmp", "config.json.tmp",
+    "config.json",
 )  # fmt: skip
+"""In the order in which they are deleted: at no moment is there a state without the flags that it belongs to."""
 REPORT_FILES = ("report.json", "profile.txt")
 """Ours only beside a config.json: others may call their files so."""
 Lines = dict[str, tuple[int, dict[str, float]]]
@@ -58,6 +59,7 @@ class RunDirectory:
         resume: go on with the run in this folder, if there is one.
         inputs: checkpoint files that the run starts from.
         processes: which train together; the first one alone reads and writes.
+        data: what tells the run's images from others, as plain values.
     Raises:
         UserError: not writable, in use, an earlier run's and not `overwrite`, or another run's than `resume` could
             go on with.
@@ -72,6 +74,7 @@ class RunDirectory:
         resume: bool = False,
         inputs: Sequence[str | Path] = (),
         processes: Processes = ALONE,
+        data: Mapping[str, Any] | None = None,
     ):
         self.path, self.processes = Path(path), processes
         self.flags = dataclasses.asdict(config)
@@ -81,6 +84,7 @@ class RunDirectory:
             "blockdrop": project_version(),
             "torch": torch.__version__,
             "inputs": {str(file): digest(file) for file in inputs},
+            **({} if data is None else {"data": dict(data)}),
         }
         self._lock = FileLock(self.path / LOCK_FILE, blocking=False)
         saved, self._last = processes.from_first(lambda: self._claim(record, overwrite, resume))
@@ -96,6 +100,8 @@ class RunDirectory:
             check_usable(self.path, overwrite, resume=resume)
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
+            place = os.stat(self.path / LOCK_FILE)
+            self._place = place.st_dev, place.st_ino
             return self._open(record, overwrite, resume)
         except Timeout:
             raise UserError(f"--cv_dir {self.path}: another process trains there; name another folder") from None
@@ -111,6 +117,12 @@ class RunDirectory:
         if resume:
             check_same_run(self.path, record)
             saved = read_state(self.path)
+            strangers = [file.name for file in own_files(self.path) if file.name != "config.json.tmp"]
+            require(
+                not strangers or bool(read_flags(self.path)),
+                f"--cv_dir {self.path}: holds {', '.join(strangers[:1])}, but no whole config.json that says of "
+                "which run; name another folder, or begin anew with --overwrite",
+            )
         if saved is not None:
             for file in self.path.glob(EVENTS):
                 if file.name not in saved["logs"]:
@@ -120,9 +132,11 @@ class RunDirectory:
         else:
             for file in own_files(self.path):
                 file.unlink()
+                sync(self.path)
             content = json.dumps(record, indent=2) + "\n"
             write_whole(self.path / "config.json", lambda file: file.write(content.encode()))
-        self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        metrics = open_own(self.path / "metrics.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._metrics = os.fdopen(metrics, "a", encoding="utf-8")
         last: Lines = {}
         for line in read_metrics(self.path):
             epoch, phase = line.pop("epoch"), line.pop("phase")
@@ -153,7 +167,12 @@ class RunDirectory:
                     self.writer.add_scalar(f"{phase}/{name}", value, epoch)
 
     def last(self, phase: str) -> tuple[int, dict[str, float]]:
-        """Epoch and metrics of the phase's last line, before a resumption or after."""
+        """Epoch and metrics of the phase's last line, before a resumption or after.
+
+        Raises:
+            UserError: metrics.jsonl holds none.
+        """
+        require(phase in self._last, f"{self.path / 'metrics.jsonl'}: holds no {phase}; lines of it are gone")
         return self._last[phase]
 
     def log_figure(self, epoch: int, tag: str, figure: Figure) -> None:
@@ -185,12 +204,22 @@ class RunDirectory:
 
     def sync(self) -> dict[str, int]:
         """Returns when the disk holds all that was logged; what the log files' sizes are then."""
+        self._check_place()
         with self._writing():
             self.writer.flush()
             files = [self.path / "metrics.jsonl", *self.path.glob(EVENTS)]
             for file in files:
                 sync(file)
             return {file.name: file.stat().st_size for file in files}
+
+    def _check_place(self) -> None:
+        """Raises `UserError` if the folder isn't the one any more whose lock this run holds."""
+        try:
+            now = os.stat(self.path / LOCK_FILE)
+            same = (now.st_dev, now.st_ino) == self._place
+        except OSError:
+            same = False
+        require(same, f"{self.path}: deleted or replaced while this run was training; its state isn't saved")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -242,7 +271,11 @@ def cut(path: Path, size: int) -> None:
     """Takes away what was written to a log after it had this size; one that is gone stays so."""
     if path.exists():
         require(path.stat().st_size >= size, f"{path}: shorter than it was; the run can't go on with it")
-        os.truncate(path, size)
+        descriptor = open_own(path, os.O_WRONLY)
+        try:
+            os.ftruncate(descriptor, size)
+        finally:
+            os.close(descriptor)
 
 
 def wait_for_a_later_name(events: Iterable[Path]) -> None:
@@ -293,6 +326,8 @@ def check_same_run(folder: Path, record: Mapping[str, Any], mend: str = "pass wh
         if flag == "inputs":
             for (name, before), now in zip(found.items(), value.values(), strict=False):
                 require(before == now, f"--cv_dir {folder}: {name}, which the run started from, has changed since")
+        elif flag == "data":
+            require(found == value, f"--cv_dir {folder}: the run began with other data: {found}, now {value}")
         elif flag not in (*EITHER_WAY, "blockdrop", "torch"):
             what = flag if flag == "command" else f"--{flag}"
             require(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,6 +121,11 @@ class Setup:
         found = {image for part in processes.each(self.data.bad_images) for image in part}
         if line := left_out(sorted(found)):
             print(line)
+
+    def identify_data(self) -> dict[str, Any]:
+        """What a resumed run must find again."""
+        names = hashlib.sha256("\n".join(self.data.classes).encode()).hexdigest()
+        return {"training": len(self.data.train), "test": len(self.data.test), "classes": names[:16]}
 
     def check_shares(self, config: TrainingConfig, processes: Processes) -> None:
         """Reads the data; raises `UserError` if a process would get nothing of a batch."""
@@ -268,7 +274,7 @@ def open_training(
         setup.has_policy = False
     setup.check_shares(config, processes)
     files_read = [checkpoint.path for checkpoint in setup.checkpoints]
-    how = (config.overwrite, config.resume, files_read, processes)
+    how = (config.overwrite, config.resume, files_read, processes, setup.identify_data())
     return setup, RunDirectory(config.cv_dir, command, config, *how)
 
 

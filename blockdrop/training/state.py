@@ -181,7 +181,7 @@ class TrainingState:
         restore(self.parts, saved["parts"])
         self.counts.update(saved["counts"])
         self.epoch, self.batch = saved["epoch"], saved["batch"]
-        torch.set_rng_state(saved["random"])
+        restore({"random": torch.default_generator}, saved)
 
 
 STATE_FILE = "state.pt"
@@ -207,7 +207,8 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: not a training state; move it away")
     for key, kind in KEYS.items():
-        if not isinstance(content.get(key), kind):
+        value = content.get(key)
+        if not isinstance(value, kind) or (isinstance(value, int) and value < -1):
             raise UserError(f"{path}: a training state with a damaged {key}; start the run anew with --overwrite")
     for name, size in content["logs"].items():  # what the run directory will cut to these sizes
         ours = name == Path(name).name and any(fnmatch.fnmatch(name, pattern) for pattern in LOG_FILES)
@@ -236,10 +237,28 @@ def restore(parts: dict[str, Stateful | torch.Generator], states: dict[str, Any]
                 if isinstance(part, torch.Generator):
                     part.set_state(states[name])
                 else:
+                    if not isinstance(part, torch.nn.Module | torch.optim.Optimizer):  # which check it themselves
+                        check_like(states[name], part.state_dict())
                     part.load_state_dict(states[name])
+                    if isinstance(part, torch.optim.Optimizer):
+                        check_moments(part)
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 reason = str(error).splitlines()[0][:120]
                 raise UserError(f"{STATE_FILE}: its {name} doesn't fit this run ({reason})") from None
+
+
+def check_like(found: Any, expected: dict[str, Any]) -> None:
+    """Raises `ValueError` unless a state has a part's keys: some classes take whatever they are given."""
+    if not isinstance(found, dict) or found.keys() != expected.keys():
+        raise ValueError("other keys")
+
+
+def check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raises `ValueError` for a moment of another shape than its parameter."""
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, torch.Tensor) and moment.dim() and moment.shape != parameter.shape:
+                raise ValueError(f"{name} has shape {tuple(moment.shape)}")
 
 
 class Signals:

@@ -122,7 +122,6 @@ def fit(
                 with warnings.catch_warnings():  # with --accumulate the first steps come before the optimiser's
                     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
                     one_cycle.step()
-        processes.average_buffers(module)
         found, seconds = means.means(), means.seconds
         run.log(epoch, phase, {**found, **means.last, "images_per_second": means.images / seconds})
         shown = ", ".join(f"{'train accuracy' if k == 'accuracy' else k} {v:.4f}" for k, v in found.items())

@@ -20,7 +20,8 @@ class Update:
         batches: how many an epoch has.
         optimizers: each steps.
         modules: by name, whose parameters they hold; for the message about a gradient that isn't finite.
-        processes: whose gradients are summed.
+        processes: whose gradients are summed, and whose BatchNorm statistics are averaged after each step: so they
+            are the same in all, whichever of them saves the state.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Update:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.limit)
         for optimizer in self.optimizers:
             optimizer.step()
+        self.processes.average_statistics(self.modules.values())
 
     def _name_the_culprit(self, epoch: int, batch: int) -> None:
         for part, module in self.modules.items():

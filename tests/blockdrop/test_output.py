@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blockdrop.errors import UserError
-from blockdrop.output import check_writable, write_json
+from blockdrop.output import check_writable, write_json, write_whole
 
 
 def test_an_earlier_file_is_replaced_only_if_asked(tmp_path: Path) -> None:
@@ -35,3 +35,25 @@ def test_a_write_that_fails_leaves_the_earlier_file(tmp_path: Path) -> None:
         write_json("--json", folder, {"a": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     assert (folder / "inside").exists()
+
+
+def test_a_link_in_the_temporary_files_place_is_replaced(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / "a.json.tmp").symlink_to(precious)
+    write_json("--json", tmp_path / "a.json", {"a": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+    assert precious.read_text() == "precious"
+    assert not (tmp_path / "a.json").is_symlink()
+
+
+def test_a_full_disk_that_torch_hides_is_named(tmp_path: Path) -> None:
+    def write(_file: object) -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError:
+            raise RuntimeError("enforce fail at inline_container.cc:672")  # noqa: B904 (as torch.save does)
+
+    with pytest.raises(OSError, match="No space left on device"):
+        write_whole(tmp_path / "a.pt", write)
+    assert list(tmp_path.iterdir()) == []

@@ -33,15 +33,16 @@ from blockdrop.training.processes import ALONE, Processes, current_processes, jo
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup
 from blockdrop.training.supervised import TestAndSave
+from blockdrop.training.update import Update
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 
 
-def in_processes(size: int, work: Callable[[Processes], Any]) -> list[Any]:
-    """What the work returns in each of so many processes that know of each other."""
+def in_processes(size: int, work: Callable[[Processes], Any], port: int | None = None) -> list[Any]:
+    """What the work returns in each of so many processes that know of each other, by a store at the port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port = port or free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         children = []
         for rank in range(size):
@@ -100,6 +101,38 @@ def test_sums_and_gradients_are_those_of_all() -> None:
 
     expected = ([2.0, 1.0], True, False, [[3.0, 3.0], [5.0, 5.0], None])
     assert in_processes(2, work) == [expected, expected]
+
+
+def test_a_gradient_from_before_its_parameter_was_frozen_is_summed_too() -> None:
+    def work(processes: Processes) -> list[float] | None:
+        parameter = nn.Parameter(torch.zeros(2), requires_grad=False)
+        parameter.grad = torch.full((2,), processes.rank + 1.0)
+        processes.sum_gradients([parameter])
+        return parameter.grad.tolist()
+
+    assert in_processes(2, work) == [[3.0, 3.0]] * 2
+
+
+def test_statistics_are_averaged_where_they_change() -> None:
+    def work(processes: Processes) -> list[list[float]]:
+        learning, frozen = nn.BatchNorm2d(2), nn.BatchNorm2d(2).eval()
+        for norm in (learning, frozen):
+            norm.running_mean.fill_(processes.rank + 0.1)  # type: ignore[union-attr, operator]
+        processes.average_statistics([nn.Sequential(learning, frozen), learning])
+        return [norm.running_mean.tolist() for norm in (learning, frozen)]  # type: ignore[union-attr, operator]
+
+    for rank, (learning, frozen) in enumerate(in_processes(3, work)):
+        assert learning == pytest.approx([1.1] * 2)
+        assert frozen == torch.full((2,), rank + 0.1).tolist()
+
+
+def test_after_a_restart_the_dead_are_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun's store, which a new attempt finds with the addresses of the last."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    for attempt in range(2):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        assert in_processes(2, lambda processes: processes.sum(1), store.port) == [[2.0]] * 2
 
 
 def test_what_the_first_process_cannot_do_all_hear_of() -> None:
@@ -229,6 +262,31 @@ def test_two_processes_train_one_network_and_report_its_true_accuracy(
     assert saved.normalisation is not None
     outcomes = evaluate_images(network, None, test, saved.normalisation)
     assert outcomes.accuracy == pytest.approx(saved.metrics["accuracy"])
+
+
+def test_two_processes_go_on_with_the_same_bits(tmp_path: Path, image_tree: Path) -> None:
+    """In BatchNorm's train mode, whose statistics each process takes of its own rows."""
+    common = {"model": "R8_Folder", "data_dir": str(image_tree), "batch_size": 4, "max_epochs": 2}
+    how = {"precision": "float32", "save_minutes": 1e-6}
+    step = Update.__call__
+
+    def cut_off(self: Update, loss: torch.Tensor, epoch: int, batch: int) -> None:
+        if (epoch, batch) == (1, 1):
+            raise UserError("cut off")
+        step(self, loss, epoch, batch)
+
+    def work(_: Processes) -> str:
+        pretrain.main(PretrainConfig(**common, **how, cv_dir=str(tmp_path / "undisturbed")))  # type: ignore[arg-type]
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(UserError, match="cut off"):
+            patched.setattr(Update, "__call__", cut_off)
+            pretrain.main(PretrainConfig(**common, **how, cv_dir=str(tmp_path / "cut")))  # type: ignore[arg-type]
+        again = PretrainConfig(**common, **how, cv_dir=str(tmp_path / "cut"), resume=True)  # type: ignore[arg-type]
+        pretrain.main(again)
+        return "done"
+
+    assert in_processes(2, work) == ["done"] * 2
+    expected, found = (load_network(tmp_path / name)[0].state_dict() for name in ("undisturbed", "cut"))
+    assert all(value.equal(found[key]) for key, value in expected.items())
 
 
 @pytest.mark.parametrize("count", [5, 6])

@@ -1,5 +1,6 @@
 """Going on with a run: the same numbers, bit for bit, whenever and however it was cut off."""
 
+import copy
 import errno
 import json
 import os
@@ -16,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from blockdrop.errors import CheckpointError, Interrupted, UserError
 from blockdrop.training.means import Means
 from blockdrop.training.run_directory import RunDirectory
-from blockdrop.training.state import STATE_FILE
+from blockdrop.training.state import STATE_FILE, read_state, restore
 
 EPOCHS, BATCHES = 3, 4
 
@@ -240,6 +241,127 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path, undisturbed: tuple[torc
     assert torch.equal(train(tmp_path, seen.append), first)
     assert seen == []
     assert_same(first, tmp_path, undisturbed)
+
+
+def test_a_crash_while_an_earlier_run_is_deleted_leaves_no_state_of_another_run(tmp_path: Path) -> None:
+    unlink = Path.unlink
+    for number in range(1, 5):
+        folder = tmp_path / f"{number}"
+        train(folder)
+
+        def work(folder: Path = folder, number: int = number) -> None:
+            calls = 0
+
+            def counted(path: Path, missing_ok: bool = False) -> None:
+                nonlocal calls
+                calls += path.name != f"{STATE_FILE}.tmp"
+                if calls > number:
+                    os._exit(7)
+                unlink(path, missing_ok)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Path, "unlink", counted)
+                RunDirectory(folder, "test", Config(lr=0.2), overwrite=True)
+
+        assert in_child(work) == 7
+        assert not (folder / STATE_FILE).exists()
+        with pytest.raises(UserError):
+            train(folder, config=Config(lr=0.2))
+
+
+def test_a_state_without_its_flags_is_not_gone_on_from(tmp_path: Path) -> None:
+    train(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"holds state.pt, but no whole config.json that says of which run"):
+        train(tmp_path)
+    assert (tmp_path / STATE_FILE).exists()
+
+
+def test_logs_of_others_are_not_deleted_by_resuming(tmp_path: Path) -> None:
+    theirs = [tmp_path / "metrics.jsonl", tmp_path / "events.out.tfevents.1.theirs"]
+    for file in theirs:
+        file.write_text("theirs")
+    with pytest.raises(UserError, match=r"holds metrics.jsonl, but no whole config.json"):
+        train(tmp_path)
+    assert [file.read_text() for file in theirs] == ["theirs"] * 2
+
+
+def test_links_in_a_run_directory_are_not_followed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    folder = tmp_path / "run"
+    train(folder)
+    for name in (f"{STATE_FILE}.tmp", "config.json.tmp"):
+        (folder / name).symlink_to(precious)
+    train(folder)
+    assert not (folder / STATE_FILE).is_symlink()
+    saved = read_state(folder)
+    assert saved is not None
+    for name in saved["logs"]:
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        (folder / name).symlink_to(precious)
+        precious.write_bytes(b"precious" + content)
+        with pytest.raises(UserError, match="not writable"):
+            train(folder)
+        assert precious.read_bytes() == b"precious" + content
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+    train(folder)
+
+
+def test_a_run_whose_folder_was_replaced_leaves_the_new_one_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def replace(step: int) -> None:
+        if step == 5:
+            folder.rename(tmp_path / "away")
+            train(folder, config=Config(lr=0.3))
+
+    with pytest.raises(UserError, match="run: deleted or replaced while this run was training"):
+        train(folder, replace)
+    assert json.loads((folder / "config.json").read_text())["lr"] == 0.3
+    train(folder, lambda _: pytest.fail("it was finished"), Config(lr=0.3))
+
+
+def test_other_data_are_another_run(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path, "test", Config(), data={"training": 12}) as run:
+        run.state.save()
+    RunDirectory(tmp_path, "test", Config(), resume=True, data={"training": 12}).__exit__()
+    with pytest.raises(UserError, match=r"began with other data: \{'training': 12\}, now \{'training': 13\}"):
+        RunDirectory(tmp_path, "test", Config(), resume=True, data={"training": 13})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("epoch", -5), ("batch", "1"), ("random", torch.ones(3)), ("random", torch.zeros(7).byte())]
+)
+def test_a_state_with_impossible_values_is_named(key: str, value: object, tmp_path: Path) -> None:
+    train(tmp_path)
+    content = torch.load(tmp_path / STATE_FILE)
+    torch.save(content | {"finished": False, key: value}, tmp_path / STATE_FILE)
+    with pytest.raises(UserError, match=rf"{key}|epoch"):
+        train(tmp_path)
+
+
+def test_moments_of_another_shape_are_named(tmp_path: Path) -> None:
+    network = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"][0]["exp_avg"] = torch.zeros(2)
+    with pytest.raises(UserError, match=r"its optimizer doesn't fit this run \(exp_avg has shape \(2,\)\)"):
+        restore({"optimizer": optimizer}, {"optimizer": state})
+
+
+def test_metrics_that_are_gone_are_named(tmp_path: Path) -> None:
+    train(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    with (
+        RunDirectory(tmp_path, "test", Config(), resume=True) as run,
+        pytest.raises(UserError, match="holds no test"),
+    ):
+        run.finish_with_test()
 
 
 def test_other_flags_are_another_run(tmp_path: Path) -> None:
