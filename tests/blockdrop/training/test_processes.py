@@ -277,9 +277,11 @@ def test_two_processes_go_on_with_the_same_bits(tmp_path: Path, image_tree: Path
 
     def work(_: Processes) -> str:
         pretrain.main(PretrainConfig(**common, **how, cv_dir=str(tmp_path / "undisturbed")))  # type: ignore[arg-type]
-        with pytest.MonkeyPatch.context() as patched, pytest.raises(UserError, match="cut off"):
+        cut = PretrainConfig(**common, **how, cv_dir=str(tmp_path / "cut"))  # type: ignore[arg-type]
+        with pytest.MonkeyPatch.context() as patched:
             patched.setattr(Update, "__call__", cut_off)
-            pretrain.main(PretrainConfig(**common, **how, cv_dir=str(tmp_path / "cut")))  # type: ignore[arg-type]
+            with pytest.raises(UserError, match="cut off"):
+                pretrain.main(cut)
         again = PretrainConfig(**common, **how, cv_dir=str(tmp_path / "cut"), resume=True)  # type: ignore[arg-type]
         pretrain.main(again)
         return "done"
