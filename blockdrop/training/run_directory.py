@@ -99,6 +99,7 @@ class RunDirectory:
         try:
             check_usable(self.path, overwrite, resume=resume)
             self.path.mkdir(parents=True, exist_ok=True)
+            sync(self.path.parent)
             self._lock.acquire()
             place = os.stat(self.path / LOCK_FILE)
             self._place = place.st_dev, place.st_ino

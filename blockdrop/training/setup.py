@@ -29,7 +29,7 @@ from blockdrop.models.checkpoints import (
     torchvision_checkpoint,
 )
 from blockdrop.models.deciders import build_policy_network
-from blockdrop.models.zoo import Variant, build_backbone, parse_model_name
+from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, parse_model_name
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, TrainingConfig
 from blockdrop.training.policies import open_static_policy
@@ -187,10 +187,7 @@ def open_setup(
     ]
     backbones = [c for c in checkpoints if c.resnet is not None]
     policies = [c for c in checkpoints if c.policy_network is not None]
-    data = DataSource(
-        spec.dataset, config.data_dir, spec.image_size, config.download, config.cv_dir, config.workers,
-        config.skip_bad_images,
-    )  # fmt: skip
+    data = _open_data(config, spec)
     if backbones and not new_head:
         _check_classes(backbones[-1], data)
 
@@ -220,6 +217,20 @@ def open_setup(
         bool(backbones), bool(policies), checkpoints,
         policies[-1].metrics if policies else {},
     )  # fmt: skip
+
+
+def _open_data(config: ModelConfig, spec: ModelSpec) -> DataSource:
+    def opened(download: bool) -> DataSource:
+        return DataSource(
+            spec.dataset, config.data_dir, spec.image_size, download, config.cv_dir, config.workers,
+            config.skip_bad_images,
+        )  # fmt: skip
+
+    processes = current_processes()
+    if not config.download or processes.size == 1:
+        return opened(config.download)
+    processes.from_first(lambda: bool(opened(True)))
+    return opened(False)
 
 
 def open_training(
@@ -274,6 +285,7 @@ def open_training(
         setup.has_policy = False
     setup.check_shares(config, processes)
     files_read = [checkpoint.path for checkpoint in setup.checkpoints]
+    files_read += [read_checkpoint(policy_init).path] if policy_init else []
     how = (config.overwrite, config.resume, files_read, processes, setup.identify_data())
     return setup, RunDirectory(config.cv_dir, command, config, *how)
 
