@@ -6,6 +6,7 @@ Without flags only the machine is looked at. Exit code 1 if something asked abou
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -17,12 +18,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
 from blockdrop.console import run_command
-from blockdrop.data import DataSource
-from blockdrop.errors import UserError, require
+from blockdrop.data import DataSource, UnreadableImageError
+from blockdrop.data.files import ImageFiles
+from blockdrop.data.shards import find_shards
+from blockdrop.errors import DataError, UserError, require
 from blockdrop.models.checkpoints import (
     Checkpoint,
     describe_depth,
@@ -33,14 +37,22 @@ from blockdrop.models.checkpoints import (
     stage_sizes,
 )
 from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.tensor_pickle import one_line
 from blockdrop.models.zoo import parse_model_name
 from blockdrop.training.compute import has_fast_bfloat16
-from blockdrop.training.run_directory import LOCK_FILE, check_usable, own_files, read_flags, read_metrics
+from blockdrop.training.run_directory import LOCK_FILE, check_usable, own_files, read_flags
 from blockdrop.training.state import read_state
 
 GIB = 1 << 30
 Fact = tuple[str, str]
 """What it is about, and what there is to say."""
+LONGEST = 2000
+"""So many letters of a fact are shown."""
+TRIED = 32
+"""So many images of a part are read."""
+METRICS = "metrics.jsonl"
+CIFAR_FOLDERS = {"cifar-10-batches-py": "C10", "cifar-100-python": "C100"}
+"""As torchvision unpacks them."""
 
 
 @dataclass(kw_only=True)
@@ -84,9 +96,12 @@ def show(title: str, find: Callable[[], Iterator[Fact]]) -> bool:
     print(title)
     try:
         for name, value in find():
-            print(f"  {name:<18} {value}")
+            print(f"  {name:<18} {one_line(value, LONGEST)}")  # names and flags may hold a terminal's commands
     except UserError as error:
-        print(f"  {'PROBLEM':<18} {error}")
+        print(f"  {'PROBLEM':<18} {one_line(error, LONGEST)}")
+        return False
+    except OSError as error:
+        print(f"  {'PROBLEM':<18} {one_line(f'{error.filename}: {error.strerror or error}', LONGEST)}")
         return False
     return True
 
@@ -128,16 +143,60 @@ def installed(package: str) -> str:
 
 def data_folder(folder: str, model: str | None) -> Iterator[Fact]:
     """What `--data_dir` holds for a model's data set."""
-    spec = parse_model_name(model or "R32_Folder")
     yield "folder", folder
-    source = DataSource(spec.dataset, folder, spec.image_size)
-    names = ", ".join(source.classes[:8]) + (", …" if source.num_classes > 8 else "")
-    yield "classes", f"{source.num_classes} ({names})"
+    if Path(folder).name in CIFAR_FOLDERS and not os.path.isdir(Path(folder) / "train"):
+        raise DataError(f"{folder}: torchvision's CIFAR itself; --data_dir is the folder that it lies in")
+    for name in [model] if model else [f"R32_{dataset}" for dataset in data_sets(Path(folder))]:
+        yield from data_set(folder, name)
+
+
+def data_sets(folder: Path) -> list[str]:
+    """Names of the data sets that a folder seems to hold."""
+    if os.path.isdir(folder / "train") or find_shards(folder):
+        return ["Folder"]
+    return [name for part, name in CIFAR_FOLDERS.items() if os.path.isdir(folder / part)] or ["Folder"]
+
+
+def data_set(folder: str, model: str) -> Iterator[Fact]:
+    """What there is of a model's data set, by its labels and a few of its images; it isn't decoded whole.
+
+    Raises:
+        DataError: it is missing or damaged; some of those images can't be read.
+    """
+    spec = parse_model_name(model)
     start = time.perf_counter()
-    for name, images in (("training images", source.train), ("test images", source.test)):
-        counts = images.labels.bincount(minlength=source.num_classes).tolist()
-        yield name, f"{len(images):,}; {min(counts):,} to {max(counts):,} of a class"
-    yield "opened in", f"{time.perf_counter() - start:.1f} s, for {spec.image_size} px"
+    source = DataSource(spec.dataset, folder, spec.image_size)
+    if source.cifar is not None:
+        yield "data set", f"torchvision's {'CIFAR-10' if spec.dataset == 'C10' else 'CIFAR-100'}, checksums right"
+    names = ", ".join(one_line(name, 40) for name in source.classes[:8])
+    yield "classes", f"{source.num_classes} ({names}{', …' if source.num_classes > 8 else ''})"
+    bad: list[UnreadableImageError] = []
+    tried = 0
+    for title, train in (("training images", True), ("test images", False)):
+        files = source.files(train)
+        labels = (source.train if train else source.test).labels.numpy() if files is None else files.labels
+        counts = np.bincount(labels, minlength=source.num_classes)
+        yield title, f"{len(labels):,}; {counts.min():,} to {counts.max():,} of a class"
+        if files is not None:
+            rows = np.unique(np.linspace(0, len(labels) - 1, TRIED).astype(int)).tolist()
+            tried += len(rows)
+            bad += filter(None, (fault(files, row) for row in rows))
+    yield "opened in", f"{time.perf_counter() - start:.1f} s"
+    if bad:
+        said = f"{len(bad)} of {tried} images tried can't be read, the first {bad[0].name} ({bad[0].reason})"
+        mend = "remove or replace them, or pass --skip_bad_images"
+        raise DataError(f"{said}; {mend if len(bad) < tried else 'see that the data are all there'}")
+    if tried:
+        yield "images tried", f"{tried}, all readable"
+
+
+def fault(files: ImageFiles, row: int) -> UnreadableImageError | None:
+    """What is wrong with an image."""
+    try:
+        files.read(row)
+    except UnreadableImageError as error:
+        return error
+    return None
 
 
 def run_directory(folder: Path) -> Iterator[Fact]:
@@ -146,15 +205,23 @@ def run_directory(folder: Path) -> Iterator[Fact]:
     require(bool(own_files(folder)), f"{folder}: no run in it")
     flags = read_flags(folder)
     command = flags.get("command", "unknown: config.json is missing or damaged")
-    yield "command", f"{command} {flags.get('model', '')}, {flags.get('max_epochs', '?')} epochs"
-    tests = [line for line in read_metrics(folder) if line["phase"] == "test"]
-    if tests:
-        yield "last test", f"epoch {tests[-1]['epoch']}, accuracy {tests[-1]['accuracy']:.4f}"
+    shown = (one_line(value, 60) for value in (command, flags.get("model", ""), flags.get("max_epochs", "?")))
+    yield "command", "{} {}, {} epochs".format(*shown)
     yield "checkpoints", str(len(list(folder.glob("ckpt_E_*.t7"))))
     yield "free on its disk", f"{shutil.disk_usage(folder).free / GIB:.1f} GiB"
     check_usable(folder, overwrite=False, resume=True)
-    state = read_state(folder)
-    if in_use(folder):
+    state, training = read_state(folder), in_use(folder)
+    sizes = {} if state is None else state["logs"]
+    for name, size in sizes.items():
+        long_enough = not (folder / name).exists() or (folder / name).stat().st_size >= size
+        require(long_enough, f"{folder / name}: shorter than it was; the run can't go on with it")
+    tests = [line for line in logged(folder, None if training else sizes.get(METRICS)) if line["phase"] == "test"]
+    if tests:
+        accuracy = tests[-1].get("accuracy")
+        is_share = isinstance(accuracy, float) or accuracy in (0, 1)
+        known = f"accuracy {accuracy:.4f}" if is_share else "without an accuracy"
+        yield "last test", f"epoch {one_line(tests[-1]['epoch'], 40)}, {known}"
+    if training:
         yield "resume", "a process trains there now"
     elif state is None:
         yield "resume", "nothing was done yet: --resume begins the run"
@@ -164,15 +231,48 @@ def run_directory(folder: Path) -> Iterator[Fact]:
         yield "resume", f"the same command with --resume goes on at epoch {state['epoch']}, batch {state['batch']}"
 
 
+def logged(folder: Path, size: int | None) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl.
+
+    Args:
+        size: bytes that `--resume` keeps of it; None: all whole lines, as another may be being written.
+    Raises:
+        UserError: a damaged one.
+    """
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    content = content[: content.rfind(b"\n") + 1] if size is None else content[:size]
+    lines = []
+    for number, text in enumerate(content.splitlines()):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: damaged (line {number + 1}: {error})") from None
+        whole = isinstance(line, dict) and line.keys() >= {"epoch", "phase"}
+        require(whole, f"{path}: damaged (line {number + 1} names no epoch and phase)")
+        lines.append(line)
+    return lines
+
+
 def in_use(folder: Path) -> bool:
-    """Whether a process holds the folder's lock."""
-    if not (folder / LOCK_FILE).exists():
+    """Whether a process holds the folder's lock.
+
+    Raises:
+        UserError: it can't be asked.
+    """
+    path = folder / LOCK_FILE
+    if not os.path.lexists(path):
         return False
     try:
-        with FileLock(folder / LOCK_FILE, blocking=False):
+        with FileLock(path, blocking=False):
             return False
     except Timeout:
         return True
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: can't be locked ({reason}), so no run can go on here; remove it") from None
 
 
 def checkpoint_file(path: str, model: str | None) -> Iterator[Fact]:

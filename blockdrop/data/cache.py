@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -26,6 +26,7 @@ SETTLED = 2_000_000_000
 """Nanoseconds. File systems stamp changes by clocks that tick up to this slowly, so of what changed so shortly
 before it was looked at, a later change may bear the same stamp."""
 UNSETTLED = -1
+INT64_MAX = (1 << 63) - 1
 
 
 class Cache:
@@ -45,7 +46,8 @@ class Cache:
     @contextlib.contextmanager
     def entry(self, name: str) -> Iterator[Entry]:
         """A file of the cache, locked, so that of processes that start together one does the work."""
-        own = next((folder / f"{prefix}{name}" for folder, prefix in self.places if _is_writable(folder)), None)
+        writable = (place for place in self.places if _is_writable(*place))
+        own = next((folder / f"{prefix}{name}" for folder, prefix in writable), None)
         there = [folder / f"{prefix}{name}" for folder, prefix in self.places]
         with _locked(own) if own else contextlib.nullcontext():
             yield Entry(own, [own, *(path for path in there if path != own)] if own else there)
@@ -121,14 +123,39 @@ def _load_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, wanted: type,
         return array
 
 
-def settled(mtime_ns: int, looked_at_ns: int) -> int:
-    """The time of a change, if every later change is sure to bear another; else `UNSETTLED`, which none bears."""
-    return mtime_ns if mtime_ns < looked_at_ns - SETTLED else UNSETTLED
+class Change(NamedTuple):
+    """By what a file or folder that has changed differs from what it was.
+
+    Programs that copy and unpack set the time of change to that of the original, so it alone says too little.
+    """
+
+    mtime_ns: int
+    """`UNSETTLED` if a later change may bear the same time."""
+    ctime_ns: int
+    """When anything of it last changed, its times included; no program sets this."""
+    inode: int
 
 
-def _is_writable(folder: Path) -> bool:
+def last_change(status: os.stat_result, looked_at_ns: int | None = None) -> Change:
+    """The last change of a file or folder.
+
+    Args:
+        looked_at_ns: when it was looked at, if what it held then is to be kept.
+    """
+    recent = looked_at_ns is not None and status.st_mtime_ns >= looked_at_ns - SETTLED
+    inode = status.st_ino & INT64_MAX  # some file systems use all 64 bits
+    return Change(UNSETTLED if recent else status.st_mtime_ns, status.st_ctime_ns, inode)
+
+
+def in_range(numbers: np.ndarray, most: int) -> bool:
+    """Whether all are from 0 to `most`: of counts in a file to be asked before they are added or counted by."""
+    return bool(np.all((numbers >= 0) & (numbers <= most)))
+
+
+def _is_writable(folder: Path, prefix: str) -> bool:
+    run_folder = bool(prefix)  # else data that have vanished would come back as an empty folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=run_folder, exist_ok=True)
     except OSError:
         return False
     return os.access(folder, os.W_OK)

@@ -58,12 +58,24 @@ class UnreadableImageError(DataError):
         self.name, self.reason = name, reason
 
 
+def none_readable(count: int, whole: str, first: UnreadableImageError) -> DataError:
+    """What is said where leaving out bad images would leave nothing.
+
+    Args:
+        whole: what the images are all of.
+        first: what is wrong with the first of them.
+    """
+    none = f"none of the {count:,} images of {whole} can" if count > 1 else f"the only image of {whole} can't"
+    more = ", …" if count > 1 else ""
+    return DataError(f"{none} be read: {first.name} ({first.reason}){more}; see that the data are all there")
+
+
 def read_image(path: str | Path) -> Image.Image:
     """An image file as RGB.
 
     Raises:
         UnreadableImageError: it is missing, too large, or can't be decoded.
-        DataError: the machine can't read it (now).
+        DataError: the machine can't read it (now), or its folder is gone.
     """
     name = str(path)
     try:
@@ -114,8 +126,29 @@ def _system_error(name: str, error: OSError) -> DataError:
         return UnreadableImageError(name, _first_line(error))
     reason = error.strerror or os.strerror(error.errno)
     if error.errno in FAULTS_OF_A_FILE:
-        return UnreadableImageError(name, reason)
+        return _missing_folder(os.path.dirname(name)) or UnreadableImageError(name, reason)
     return DataError(f"{name}: can't be read ({reason}); mend that, and start again")
+
+
+def _missing_folder(folder: str) -> DataError | None:
+    """What is wrong if an image's folder can't be reached, and so none of its images; the topmost such folder is
+    named."""
+    found: str | None = None
+    while reason := _unsearchable(folder):
+        found = f"{folder or os.curdir}: the folder can't be reached ({reason}); bring it back, and start again"
+        if os.path.dirname(folder) == folder:
+            break
+        folder = os.path.dirname(folder)
+    return None if found is None else DataError(found)
+
+
+def _unsearchable(folder: str) -> str | None:
+    """Why nothing in a folder can be reached."""
+    try:
+        os.stat(os.path.join(folder, os.curdir))  # "." isn't found without the right to look into the folder
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _first_line(error: Exception) -> str:

@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as transforms
 
 from blockdrop.console import progress
 from blockdrop.data.batching import Augment, derived_seed, normalise, plan_batches
-from blockdrop.data.cache import Arrays, Cache
-from blockdrop.data.files import ImageFiles, UnreadableImageError, resize_short_side
+from blockdrop.data.cache import Arrays, Cache, in_range
+from blockdrop.data.files import ImageFiles, UnreadableImageError, none_readable, resize_short_side
 from blockdrop.data.sets import Normalisation
 from blockdrop.errors import DataError
 
@@ -99,24 +99,28 @@ def decode_once(
         DataError: an image that can't be read, or all of them.
     """
     with cache.entry(f"{files.fingerprint()}-{image_size}.npz") as entry:
-        kept = entry.load(SCHEMA, lambda arrays: _fitting(arrays, len(files.labels), image_size))
+        kept = entry.load(SCHEMA, lambda arrays: _fitting(arrays, files.labels, image_size))
         errors = _errors(files, [] if kept is None else kept["left_out"].tolist(), image_size)
         if kept is None or len(errors) < len(kept["left_out"]):  # nothing kept, or a file has been mended
             kept, errors = _decode(files, image_size, skip=bad_images is not None)
             entry.save(**kept)
-    if errors and (bad_images is None or len(errors) == len(files.labels)):
+    if errors and bad_images is None:
         raise next(iter(errors.values()))
+    if errors and len(errors) == len(files.labels):
+        raise none_readable(len(errors), "the data set", next(iter(errors.values())))
     if bad_images is not None:
         bad_images |= {error.name: error.reason for error in errors.values()}
     return torch.from_numpy(kept["images"]), torch.from_numpy(kept["labels"])
 
 
-def _fitting(arrays: Arrays, count: int, image_size: int) -> Arrays:
+def _fitting(arrays: Arrays, expected: np.ndarray, image_size: int) -> Arrays:
     images, labels, left_out = (arrays[name] for name in SCHEMA)
-    if len(labels) + len(left_out) != count or images.shape != (len(labels), 3, image_size, image_size):
-        raise ValueError(f"images {images.shape}, {len(left_out)} left out")
-    if np.any(left_out < 0) or np.any(left_out >= count):
+    if not in_range(left_out, len(expected) - 1):
         raise ValueError("rows that there are not")
+    if not np.array_equal(labels, np.delete(expected, left_out)):
+        raise ValueError(f"other labels, or not {len(left_out)} left out")
+    if images.shape != (len(labels), 3, image_size, image_size):
+        raise ValueError(f"images {images.shape} of {len(labels)} labels")
     return arrays
 
 

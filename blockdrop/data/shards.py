@@ -24,7 +24,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from blockdrop.console import progress
-from blockdrop.data.cache import Arrays, Cache, settled
+from blockdrop.data.cache import INT64_MAX, Arrays, Cache, Change, in_range, last_change
 from blockdrop.data.files import LARGEST_FILE, PARTS, Names, decode_image, pack_names
 from blockdrop.errors import DataError
 
@@ -37,7 +37,9 @@ SCHEMA = {
 }
 LARGEST_LABEL = 999_999
 LARGEST_LABEL_FILE = 64
-LARGEST_HEADER = 1 << 20
+LARGEST_HEADER = 64 << 10
+MOST_GLOBAL_HEADERS = 64
+"""tarfile copies them for every member."""
 LARGEST_CLASS_LIST = 16 << 20
 LABEL = re.compile(rb"\s*(\d{1,6})\s*")
 KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
@@ -57,8 +59,8 @@ class Shard(NamedTuple):
 
     name: str
     size: int
-    mtime_ns: int
-    """`UNSETTLED` if it may still be written to."""
+    change: Change
+    """Its time is `UNSETTLED` if it may still be written to."""
     members: np.ndarray
     """uint8: the images' paths in the archive, as in `Names`."""
     places: np.ndarray
@@ -88,14 +90,20 @@ class TarImages:
                 file.seek(offset)
                 content = file.read(size)
         except OSError as error:
-            raise DataError(f"{path}: can't be read ({error.strerror}); mend that, and start again") from None
+            raise _unreachable(path, error) from None
         if len(content) != size:
             raise DataError(f"{path}: has changed since training began; start again")
         return decode_image(io.BytesIO(content), self.name(row))
 
     def fingerprint(self) -> str:
-        stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
-        return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+        digest = hashlib.sha256()
+        for path in self.paths:
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise _unreachable(path, error) from None
+            digest.update(repr((path.name, status.st_size, *last_change(status))).encode())
+        return digest.hexdigest()[:16]
 
     def _path(self, row: int) -> Path:
         return self.paths[int(np.searchsorted(self.ends, row, side="right"))]
@@ -139,16 +147,16 @@ def open_shards(archives: Archives, cache: Cache, num_classes: int | None = None
     """The images of the archives, in order.
 
     Their places come from the index that an earlier run left in the cache. Archives that are new, or whose size or
-    time of change differs, are looked through again.
+    last change differs, are looked through again.
 
     Args:
         num_classes: how many labels there are; None: as many as it takes.
     Raises:
         DataError: an archive that is damaged or compressed; an image without a label, or a label without an image;
-            a label out of range; files of absurd size; no sample at all.
+            a key that stands twice; a label out of range; files of absurd size; no sample at all.
     """
     part, paths = archives
-    with cache.entry(f"{part}-shards-1.npz") as entry:
+    with cache.entry(f"{part}-shards-2.npz") as entry:
         known: dict[str, Shard] = entry.load(SCHEMA, _by_name) or {}
         stale = [path for path in paths if path.name not in known or not _unchanged(path, known[path.name])]
         for path in progress(stale, f"listing {part}", len(stale), "archives") if stale else ():
@@ -157,7 +165,7 @@ def open_shards(archives: Archives, cache: Cache, num_classes: int | None = None
         if stale or len(known) > len(shards):
             entry.save(
                 shards=np.frombuffer(pack_names([shard.name for shard in shards]), np.uint8),
-                stamps=np.array([(shard.size, shard.mtime_ns, len(shard.labels)) for shard in shards]),
+                stamps=np.array([(shard.size, len(shard.labels), *shard.change) for shard in shards]),
                 members=np.concatenate([shard.members for shard in shards]),
                 places=np.concatenate([shard.places for shard in shards]),
                 labels=np.concatenate([shard.labels for shard in shards]),
@@ -193,19 +201,23 @@ def read_class_names(archives: Archives) -> list[str] | None:
 
 
 def _by_name(arrays: Arrays) -> dict[str, Shard]:
-    sizes, mtimes, counts = arrays["stamps"].T
-    (offsets, lengths), members = arrays["places"].T, arrays["members"]
-    ends = np.cumsum(counts)
-    if np.any(counts < 0) or not ends[-1] == len(offsets) == len(arrays["labels"]) == len(Names(members)):
-        raise ValueError("images don't fit their archives")
-    if np.any(offsets < 0) or np.any(lengths < 0) or np.any(offsets > np.repeat(sizes, counts) - lengths):
-        raise ValueError("images outside their archives")
-    if np.any(lengths > LARGEST_FILE) or np.any(arrays["labels"] != arrays["labels"].clip(0, LARGEST_LABEL)):
+    (sizes, counts), changes = arrays["stamps"][:, :2].T, arrays["stamps"][:, 2:].tolist()
+    (offsets, lengths), labels = arrays["places"].T, arrays["labels"]
+    members = Names(arrays["members"])
+    if not (in_range(sizes, INT64_MAX) and in_range(counts, len(offsets))):  # else their sum may wrap
+        raise ValueError("archives that there can't be")
+    if not (in_range(lengths, LARGEST_FILE) and in_range(labels, LARGEST_LABEL)):
         raise ValueError("images or labels out of range")
-    name_ends = np.append(0, Names(members).ends + 1)[ends]
+    ends = np.cumsum(counts)
+    if not ends[-1] == len(offsets) == len(labels) == len(members):
+        raise ValueError("images don't fit their archives")
+    if not in_range(offsets, INT64_MAX) or np.any(offsets > np.repeat(sizes, counts) - lengths):
+        raise ValueError("images outside their archives")
+    name_ends = np.append(0, members.ends + 1)[ends]
     columns = (
-        Names(arrays["shards"]), sizes.tolist(), mtimes.tolist(), np.split(members, name_ends[:-1]),
-        np.split(arrays["places"], ends[:-1]), np.split(arrays["labels"], ends[:-1]),
+        Names(arrays["shards"]), sizes.tolist(), itertools.starmap(Change, changes),
+        np.split(members.buffer, name_ends[:-1]), np.split(arrays["places"], ends[:-1]),
+        np.split(labels, ends[:-1]),
     )  # fmt: skip
     return {shard.name: shard for shard in itertools.starmap(Shard, zip(*columns, strict=True))}
 
@@ -215,7 +227,7 @@ def _unchanged(path: Path, shard: Shard) -> bool:
         status = path.stat()
     except OSError:
         return False
-    return (status.st_size, status.st_mtime_ns) == (shard.size, shard.mtime_ns)
+    return (status.st_size, last_change(status)) == (shard.size, shard.change)
 
 
 def _list_shard(path: Path) -> Shard:
@@ -232,11 +244,11 @@ def _list_shard(path: Path) -> Shard:
                 places.append((image.offset_data, image.size))
                 labels.append(label)
     except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); mend that, and start again") from None
+        raise _unreachable(path, error) from None
     return Shard(
         path.name,
         status.st_size,
-        settled(status.st_mtime_ns, started),
+        last_change(status, started),
         np.frombuffer(pack_names(members), np.uint8),
         np.array(places, np.int64).reshape(-1, 2),
         np.array(labels, np.int64),
@@ -247,12 +259,17 @@ def _samples(path: Path, file: _HeaderReader) -> Iterator[tuple[tarfile.TarInfo,
     """Images with their labels."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
+    done: set[str] = set()
     for member in _files(path, file):
         parts = KEY.fullmatch(member.name)
         if parts is None:
             continue
         key, suffix = parts.groups()
+        if f".{suffix.lower()}" in (".cls", *IMG_EXTENSIONS) and key in done:
+            raise DataError(f"{path}: {key} stands in it twice; pack it anew, every key once")
         if suffix.lower() == "cls":
+            if key in labels:
+                raise DataError(f"{path}: {key} has two labels; pack it anew with one")
             labels[key] = _read_label(path, file, member)
         elif f".{suffix.lower()}" in IMG_EXTENSIONS:
             if key in images:
@@ -262,6 +279,7 @@ def _samples(path: Path, file: _HeaderReader) -> Iterator[tuple[tarfile.TarInfo,
                 raise DataError(f"{path}: {member.name} has {member.size:,} bytes; {most}")
             images[key] = member
         if key in images and key in labels:
+            done.add(key)
             yield images.pop(key), labels.pop(key)
     for key in (*images, *labels):
         missing = "label" if key in images else "image"
@@ -281,12 +299,16 @@ def _files(path: Path, file: _HeaderReader) -> Iterator[tarfile.TarInfo]:
                 if member.size < 0 or not end < archive.offset <= size:
                     raise tarfile.ReadError(f"cut off in {member.name}")
                 end = archive.offset
+                if len(archive.pax_headers) > MOST_GLOBAL_HEADERS:
+                    raise tarfile.ReadError(f"{len(archive.pax_headers):,} global headers")
                 if member.isreg() and not member.issparse():
                     yield member
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError(f"no end mark at byte {archive.offset:,}")
-    except (tarfile.TarError, ValueError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, RecursionError):  # tarfile calls itself for every header before a member
+            error = tarfile.ReadError("too many headers of one member")
         raise DataError(f"{path}: damaged, or not a tar archive ({error}); make or fetch it again") from None
 
 
@@ -307,6 +329,10 @@ class _HeaderReader(io.FileIO):
         if size is None or not 0 <= size <= LARGEST_HEADER:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         return super().read(size)
+
+
+def _unreachable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: can't be read ({error.strerror}); mend that, and start again")
 
 
 def _packed_shard(path: Path) -> DataError:

@@ -91,6 +91,10 @@ class DataSource:
     def test(self) -> Images:
         return self._read(train=False)
 
+    def files(self, train: bool) -> ImageFiles | None:
+        """Where the images of a part lie, none of them read yet; None where they aren't images on disk."""
+        return self._files[train]() if train in self._files else None
+
     @property
     def bad_images(self) -> list[tuple[str, str]]:
         """Names of the images left out so far, in order, and what was wrong with them."""

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from blockdrop.data.batching import Augment, derived_seed, normalise, plan_batches
-from blockdrop.data.files import ImageFiles, UnreadableImageError, resize_short_side
+from blockdrop.data.files import ImageFiles, UnreadableImageError, none_readable, resize_short_side
 from blockdrop.data.sets import Normalisation
 from blockdrop.errors import DataError
 
@@ -73,7 +79,8 @@ class StreamedImages:
             start, share: leave out the first so many batches, and of the others what belongs to other processes:
                 see `plan_batches`. N is 0 where a process has no share of the last batch, or can read none of it.
         Raises:
-            DataError: an image that can't be read and isn't to be left out.
+            DataError: an image that can't be read and isn't to be left out; all images of a batch or of the whole
+                that can't; a worker process that is killed.
         """
         order = torch.arange(len(self))
         if augment is not None:
@@ -90,14 +97,42 @@ class StreamedImages:
             generator=torch.Generator(),  # else it draws from the global one, which a run that goes on restores
             pin_memory=torch.device(device).type == "cuda",
         )
-        for batch in loader:
+        count = 0
+        unread: list[tuple[str, str]] = []
+        for batch in self._watched(loader):
             if isinstance(batch, DataError):
                 raise batch
             for name, reason in batch.bad:
                 assert self.bad_images is not None
                 self.bad_images[name] = reason
+            count += len(batch.labels)
+            unread += [] if count else batch.bad
             images = batch.images.to(device, non_blocking=True)
             yield normalise(images, normalisation, channels_last), batch.labels.to(device, non_blocking=True)
+        if unread and not count and start == 0 and (len(unread) > 1 or len(self) == 1):  # each a batch of its own
+            raise none_readable(len(unread), "the data set", UnreadableImageError(*unread[0]))
+
+    def _watched(self, loader: torch.utils.data.DataLoader[Any]) -> Iterator[Any]:
+        """What the loader yields; raises `DataError` where one of its processes is killed or can't be started."""
+        others = set(multiprocessing.active_children())
+        try:
+            batches = iter(loader)
+        except OSError as error:
+            raise DataError(
+                f"--workers {self.workers}: can't be started ({error.strerror}); pass fewer, or free memory"
+            ) from None
+        readers = set(multiprocessing.active_children()) - others
+        if readers:
+            _leave_dead_workers_to_the_loader()
+        try:
+            yield from batches
+        except Exception as error:
+            killed = isinstance(error, RuntimeError | OSError | EOFError) and _first_ended(readers)
+            for reader in readers:
+                reader.kill()  # they ignore other signals, and the program can't end before them
+            if killed:
+                raise _killed(killed) from None
+            raise
 
 
 class _Batch(NamedTuple):
@@ -125,6 +160,8 @@ class _Reader(torch.utils.data.Dataset[Any]):
                 bad.append((error.name, error.reason))
             except DataError as error:
                 return error
+        if len(bad) == len(indices) > 1:
+            return none_readable(len(bad), "a batch", UnreadableImageError(*bad[0]))
         empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
         return _Batch(torch.stack(images) if images else empty, torch.tensor(labels, dtype=torch.int64), bad)
 
@@ -151,3 +188,38 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
     """A signal may come to all processes, and the main one may want to finish its batch."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+class _Quietly:
+    """torch's handler for the end of a child process, less the errors that it raises wherever the program is."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], Any]):
+        self.handler = handler
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(RuntimeError):
+            self.handler(number, frame)
+
+
+def _leave_dead_workers_to_the_loader() -> None:
+    """It looks for them by itself when a batch takes longer than 5 seconds."""
+    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    in_main_thread = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    if in_main_thread and callable(handler) and not isinstance(handler, _Quietly):
+        signal.signal(signal.SIGCHLD, _Quietly(handler))
+
+
+def _first_ended(readers: Iterable[BaseProcess]) -> BaseProcess | None:
+    """One that is over, though there is more to read. Where one is lost in the midst of handing over a batch, that
+    is seen a moment before its end is."""
+    wait([reader.sentinel for reader in readers], timeout=1)
+    return next((reader for reader in readers if reader.exitcode), None)
+
+
+def _killed(reader: BaseProcess) -> DataError:
+    code = reader.exitcode or 0
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    return DataError(
+        f"process {reader.pid}, which reads images, was ended {how}, as happens where memory runs out; pass fewer "
+        "--workers, or free memory"
+    )

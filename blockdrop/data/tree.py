@@ -15,11 +15,11 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from blockdrop.console import progress
-from blockdrop.data.cache import Arrays, Cache, settled
+from blockdrop.data.cache import Arrays, Cache, Change, in_range, last_change
 from blockdrop.data.files import PARTS, Names, pack_names, read_image
 from blockdrop.errors import DataError
 
-SCHEMA = {"folders": (np.uint8, 1), "mtimes": (np.int64, 1), "lengths": (np.int64, 1), "names": (np.uint8, 1)}
+SCHEMA = {"folders": (np.uint8, 1), "changes": (np.int64, 2), "lengths": (np.int64, 1), "names": (np.uint8, 1)}
 LISTED = 5
 
 
@@ -28,8 +28,8 @@ class Folder(NamedTuple):
 
     path: str
     """From the root; its first part is the class."""
-    mtime_ns: int
-    """Changes when a name in the folder does; `UNSETTLED` if that isn't sure yet."""
+    change: Change
+    """Another one when a name in the folder has changed."""
     names: np.ndarray
     """uint8: file names in order, as in `Names`."""
 
@@ -70,7 +70,7 @@ class ImageTree:
             except OSError:
                 stamp = "unreadable"
             else:
-                stamp = f"{status.st_size} {status.st_mtime_ns}"
+                stamp = f"{status.st_size} {last_change(status)}"
             digest.update(os.fsencode(f"{os.path.relpath(path, self.root)} {label} {stamp}\n"))
         return digest.hexdigest()[:16]
 
@@ -114,13 +114,13 @@ def _class_folders(folder: Path) -> list[str]:
 def open_tree(root: Path, classes: Sequence[str], cache: Cache) -> ImageTree:
     """The images of the class folders and the folders in them.
 
-    Names come from the index that an earlier run left in the cache. It holds every folder's time of change, which
-    is compared: adding, removing or renaming a file changes it. Class folders in which one differs are read again.
+    Names come from the index that an earlier run left in the cache. It holds every folder's last change, which is
+    compared: adding, removing or renaming a file is one. Class folders in which one differs are read again.
 
     Raises:
         DataError: a folder that can't be read, a class without images.
     """
-    with cache.entry(f"{root.name}-tree-1.npz") as entry:
+    with cache.entry(f"{root.name}-tree-2.npz") as entry:
         known: dict[str, list[Folder]] = entry.load(SCHEMA, _by_class) or {}
         stale = [name for name in classes if name not in known or not _unchanged(root, known[name])]
         for name in progress(stale, f"listing {root.name}", len(stale), "folders") if stale else ():
@@ -132,7 +132,7 @@ def open_tree(root: Path, classes: Sequence[str], cache: Cache) -> ImageTree:
         if stale or len(known) > len(classes):
             entry.save(
                 folders=_joined(pack_names([folder.path for folder in folders])),
-                mtimes=np.array([folder.mtime_ns for folder in folders]),
+                changes=np.array([folder.change for folder in folders]),
                 lengths=np.array([len(folder.names) for folder in folders]),
                 names=np.concatenate([folder.names for folder in folders]),
             )
@@ -140,12 +140,23 @@ def open_tree(root: Path, classes: Sequence[str], cache: Cache) -> ImageTree:
 
 
 def _by_class(arrays: Arrays) -> dict[str, list[Folder]]:
-    ends, names = np.cumsum(arrays["lengths"]), arrays["names"]
-    if np.any(arrays["lengths"] < 0) or ends[-1] != len(names) or np.any(names[ends - 1]):
+    lengths, names = arrays["lengths"], arrays["names"]
+    if not in_range(lengths, len(names)):  # else their sum may wrap
+        raise ValueError("lengths that there can't be")
+    ends = np.cumsum(lengths)
+    if ends[-1] != len(names) or np.any(names[ends - 1]):
         raise ValueError("names don't fit their folders")
-    columns = Names(arrays["folders"]), arrays["mtimes"].tolist(), np.split(names, ends[:-1])
+    paths = list(Names(arrays["folders"]))
+    if len(set(paths)) != len(paths) or not all(map(_is_inside, paths)) or np.any(names == ord(os.sep)):
+        raise ValueError("folders or files that no tree has")
+    columns = paths, itertools.starmap(Change, arrays["changes"].tolist()), np.split(names, ends[:-1])
     folders = itertools.starmap(Folder, zip(*columns, strict=True))
     return {name: list(group) for name, group in itertools.groupby(folders, _class_of)}
+
+
+def _is_inside(path: str) -> bool:
+    """Whether a path from the root leads down alone, as those do that are listed."""
+    return not {"", os.curdir, os.pardir} & set(path.split(os.sep))
 
 
 def _class_of(folder: Folder) -> str:
@@ -154,7 +165,7 @@ def _class_of(folder: Folder) -> str:
 
 def _unchanged(root: Path, folders: Sequence[Folder]) -> bool:
     try:
-        return all(os.stat(os.path.join(root, path)).st_mtime_ns == mtime_ns for path, mtime_ns, _ in folders)
+        return all(last_change(os.stat(os.path.join(root, path))) == change for path, change, _ in folders)
     except OSError:
         return False
 
@@ -167,8 +178,8 @@ def _list_class(root: Path, name: str) -> list[Folder]:
             visited[path] = status = os.stat(path)
             _check_no_way_back(path, visited)
             images = sorted(file for file in files if file.lower().endswith(IMG_EXTENSIONS))
-            mtime_ns = settled(status.st_mtime_ns, started)
-            folders.append(Folder(os.path.relpath(path, root), mtime_ns, _joined(pack_names(images))))
+            change = last_change(status, started)
+            folders.append(Folder(os.path.relpath(path, root), change, _joined(pack_names(images))))
     except OSError as error:
         raise DataError(f"{error.filename}: can't be read ({error.strerror}); mend or remove it") from None
     return sorted(folders, key=lambda folder: folder.path)

@@ -18,6 +18,7 @@ from PIL import Image
 
 import blockdrop.data.memory
 import blockdrop.data.source
+import blockdrop.data.streamed
 from blockdrop.data import (
     NORMALISATIONS,
     RESIZE_FACTOR,
@@ -25,6 +26,8 @@ from blockdrop.data import (
     DataSource,
     Images,
     MemoryImages,
+    StreamedImages,
+    UnreadableImageError,
     left_out,
     normalise,
     random_crop,
@@ -256,6 +259,21 @@ def test_a_damaged_cache_is_made_anew(image_tree: Path) -> None:
         assert len(DataSource("Folder", image_tree).test) == 12
 
 
+@pytest.mark.parametrize("wrong", [{"labels": 10**12}, {"labels": -1}, {"left_out": 10**12}, {"left_out": -13}])
+def test_labels_kept_beside_images_are_compared(image_tree: Path, wrong: dict[str, int]) -> None:
+    spoil(image_tree / "test" / "dog" / "0005.png")
+    expected = DataSource("Folder", image_tree, skip_bad_images=True).test.labels
+    (cache,) = (image_tree / ".blockdrop-cache").glob("*-32.npz")
+    with np.load(cache) as stored:
+        arrays = dict(stored)
+    for name, value in wrong.items():
+        arrays[name][0] = value
+    np.savez(cache, **arrays)
+    with pytest.warns(UserWarning, match="damaged cache"):
+        again = DataSource("Folder", image_tree, skip_bad_images=True).test
+    assert again.labels.equal(expected)
+
+
 def test_a_cifar_tree_stands_in_for_cifar(tmp_path: Path) -> None:
     tree = write_image_tree(tmp_path, classes=tuple("abcdefghij"), count=1)
     assert DataSource("C10", tree).num_classes == 10
@@ -322,13 +340,64 @@ def test_streamed_images_that_do_not_decode_are_left_out_and_listed(tmp_path: Pa
     assert source.bad_images[1][1] == "No such file or directory"
 
 
-def test_a_batch_without_a_readable_image_is_empty(tmp_path: Path) -> None:
+def test_a_batch_of_a_single_unreadable_image_is_empty(tmp_path: Path) -> None:
+    write_image_tree(tmp_path, size=80, count=2)
+    spoil(tmp_path / "train" / "cat" / "0000.png")
+    source = DataSource("Folder", tmp_path, image_size=72, workers=0, skip_bad_images=True)
+    shapes = [images.shape for images, _ in source.train.batches(1, NONE)]
+    assert shapes == [(0, 3, 72, 72)] + 3 * [(1, 3, 72, 72)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_of_several_images_none_readable_is_refused(tmp_path: Path, workers: int) -> None:
     write_image_tree(tmp_path, size=80)
     for path in sorted((tmp_path / "train" / "cat").iterdir())[:4]:
         spoil(path)
+    source = DataSource("Folder", tmp_path, image_size=72, workers=workers, skip_bad_images=True)
+    with pytest.raises(DataError, match=r"none of the 4 images of a batch can be read: .*cat/0000\.png") as caught:
+        batches(source.train, None)
+    assert "--skip_bad_images" not in str(caught.value)
+    assert len(next(source.train.batches(5, NONE))[1]) == 1, "here every batch has a good one"
+
+
+def test_a_set_read_one_by_one_none_readable_is_refused(tmp_path: Path) -> None:
+    write_image_tree(tmp_path, size=80, count=2)
+    for path in (tmp_path / "test").rglob("*.png"):
+        spoil(path)
     source = DataSource("Folder", tmp_path, image_size=72, workers=0, skip_bad_images=True)
-    shapes = [images.shape for images, _ in source.train.batches(4, NONE)]
-    assert shapes == [(0, 3, 72, 72), (4, 3, 72, 72), (4, 3, 72, 72)]
+    with pytest.raises(DataError, match="none of the 4 images of the data set can be read"):
+        list(source.test.batches(1, NONE))
+    with pytest.raises(DataError, match="the only image of the data set can't be read"):
+        list(source.test.subset(torch.tensor([2])).batches(1, NONE))
+    assert len(list(source.test.batches(1, NONE, start=3))) == 1, "the rest of an epoch isn't the set"
+
+
+@pytest.mark.parametrize("skip_bad_images", [False, True])
+@pytest.mark.parametrize("size", [32, 80])
+@pytest.mark.parametrize("folder", ["data", "data/train/cat"])
+def test_a_folder_that_vanishes_is_no_bad_image(
+    tmp_path: Path, folder: str, size: int, skip_bad_images: bool
+) -> None:
+    write_image_tree(tmp_path / "data", size=size)
+    source = DataSource("Folder", tmp_path / "data", image_size=size, workers=0, skip_bad_images=skip_bad_images)
+    files = source.files(train=True)
+    assert files is not None
+    (tmp_path / folder).rename(tmp_path / "moved")
+    for read in (lambda: files.read(0), lambda: batches(source.train, None)):
+        with pytest.raises(DataError, match=r"the folder can't be reached \(No such file") as caught:
+            read()
+        assert str(caught.value).startswith(f"{tmp_path / folder}: "), "the topmost one that is gone"
+        assert "--skip_bad_images" not in str(caught.value)
+    assert not source.bad_images
+    assert not (tmp_path / folder).exists(), "not made anew for the cache"
+
+
+def test_a_file_that_vanishes_alone_is_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnreadableImageError, match="or pass --skip_bad_images"):
+        read_image(tmp_path / "x.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnreadableImageError, match=r"x\.png: not a readable image"):
+        read_image("x.png")
 
 
 def test_images_in_memory_that_do_not_decode_are_left_out_and_come_back(image_tree: Path) -> None:
@@ -362,7 +431,7 @@ def test_an_image_that_looks_unchanged_but_is_mended_comes_back(image_tree: Path
 def test_a_data_set_without_a_readable_image_is_refused(image_tree: Path) -> None:
     for path in (image_tree / "train").rglob("*.png"):
         spoil(path)
-    with pytest.raises(DataError, match="not a readable image"):
+    with pytest.raises(DataError, match=r"none of the 12 images of the data set can be read: .*0000\.png \("):
         DataSource("Folder", image_tree, skip_bad_images=True).train  # noqa: B018
 
 
@@ -431,6 +500,53 @@ def test_a_signal_to_all_processes_does_not_end_those_that_read(tmp_path: Path) 
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(worker.pid, number)
     assert count + sum(len(labels) for _, labels in reading) == 20
+
+
+def test_a_killed_process_that_read_is_named_with_what_to_do(tmp_path: Path) -> None:
+    """As where memory runs out."""
+    write_image_tree(tmp_path, size=80, count=10)
+    reading = DataSource("Folder", tmp_path, image_size=72, workers=2).train.batches(1, NONE)
+    next(reading)
+    worker, other = multiprocessing.active_children()
+    worker.kill()
+    worker.join()  # no error wherever the program is then, only for the next batches
+    expected = rf"process {worker.pid}, which reads images, was ended by SIGKILL.*pass fewer --workers"
+    with pytest.raises(DataError, match=expected) as caught:
+        list(reading)
+    assert "\n" not in str(caught.value)
+    other.join(timeout=60)
+    assert other.exitcode, "else the program could never end"
+
+
+def test_other_errors_of_the_reading_processes_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = image_set("streamed", tmp_path)
+    assert isinstance(images, StreamedImages)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a mistake in the program")
+
+    monkeypatch.setattr(blockdrop.data.streamed.transforms, "pil_to_tensor", fail)
+    for images.workers in (0, 1):
+        with pytest.raises(RuntimeError, match="a mistake in the program") as caught:
+            batches(images, None)
+        assert caught.value, "kept, and with it the loader"
+        for process in multiprocessing.active_children():
+            process.join(timeout=60)
+        assert not multiprocessing.active_children()
+
+
+def test_processes_that_cannot_be_started_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image_tree(tmp_path, size=80)
+    images = DataSource("Folder", tmp_path, image_size=72, workers=3).train
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", fail)
+    with pytest.raises(DataError, match=r"--workers 3: can't be started \(Cannot allocate memory\); pass fewer"):
+        batches(images, None)
 
 
 def test_imagenets_sizes_are_streamed_by_two_processes(tmp_path: Path) -> None:

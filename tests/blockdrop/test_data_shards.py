@@ -131,12 +131,17 @@ def test_only_changed_archives_are_looked_through_again(shards: Path, monkeypatc
 
 def test_a_damaged_index_is_made_anew(shards: Path) -> None:
     DataSource("Folder", shards)
-    (index,) = (shards / ".blockdrop-cache").glob("train-shards-1.npz")
+    (index,) = (shards / ".blockdrop-cache").glob("train-shards-2.npz")
     with np.load(index) as stored:
         arrays = dict(stored)
     for wrong in (
         {"places": arrays["places"] + 10**9},
         {"places": arrays["places"] + 2**62},
+        {"places": arrays["places"] * [1, -1]},
+        {"stamps": arrays["stamps"] * [1, -1, 1, 1, 1]},
+        {"stamps": arrays["stamps"] * [-1, 1, 1, 1, 1]},
+        {"stamps": arrays["stamps"][:, :3]},
+        {"stamps": arrays["stamps"][:0]},
         {"labels": arrays["labels"][:3]},
         {"labels": arrays["labels"] + 10**12},
         {"members": np.uint8([0])},
@@ -144,6 +149,39 @@ def test_a_damaged_index_is_made_anew(shards: Path) -> None:
         np.savez(index, **(arrays | wrong))
         with pytest.warns(UserWarning, match="damaged cache"):
             assert DataSource("Folder", shards).train.labels.tolist() == [0, 1, 0, 0, 1, 0]
+
+
+def test_counts_whose_sum_wraps_are_not_counted_by(shards: Path) -> None:
+    """NumPy would write where no array is."""
+    DataSource("Folder", shards)
+    index = shards / ".blockdrop-cache" / "train-shards-2.npz"
+    with np.load(index) as stored:
+        arrays = dict(stored)
+    most = 2**63 - 1
+    np.savez(
+        index,
+        **arrays
+        | {
+            "shards": np.frombuffer(b"a\0b\0c\0", np.uint8),
+            "stamps": np.array([(10**6, count, 1, 1, 1) for count in (most, most, len(arrays["labels"]) + 2)]),
+        },
+    )
+    with pytest.warns(UserWarning, match="archives that there can't be"):
+        assert DataSource("Folder", shards).train.labels.tolist() == [0, 1, 0, 0, 1, 0]
+
+
+def test_a_replaced_archive_of_the_same_size_and_time_is_noticed(shards: Path) -> None:
+    path = shards / "train" / "000001.tar"
+    assert brightness(DataSource("Folder", shards).train)[3:] == [100, 101, 102]
+    status = path.stat()
+    again = shards / "again.tar"
+    write_shard(again, *(part for i in range(3) for part in sample(f"n/{i}", 1, 110 + i)))
+    assert again.stat().st_size == status.st_size
+    os.utime(again, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(again, path)
+    source = DataSource("Folder", shards)
+    assert brightness(source.train)[3:] == [110, 111, 112]
+    assert source.train.labels.tolist() == [0, 1, 0, 1, 1, 1]
 
 
 def test_members_that_are_no_samples_are_passed_over(tmp_path: Path) -> None:
@@ -200,6 +238,35 @@ def patch(path: Path, offset: int, content: bytes) -> None:
         file.write(content)
 
 
+def write_raw(path: Path, *blocks: bytes) -> None:
+    path.write_bytes(b"".join(block + bytes(-len(block) % 512) for block in blocks) + bytes(1024))
+
+
+def header(kind: bytes, content: bytes) -> bytes:
+    """A header before a member, and what it holds."""
+    member = tarfile.TarInfo("header")
+    member.type, member.size = kind, len(content)
+    return member.tobuf(tarfile.USTAR_FORMAT) + content
+
+
+def global_headers(count: int) -> bytes:
+    return header(tarfile.XGLTYPE, b"".join(b"13 k%04d=abc\n" % i for i in range(count)))
+
+
+def members(*parts: tuple[str, bytes]) -> list[bytes]:
+    found = []
+    for name, content in parts:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        found += [member.tobuf(tarfile.USTAR_FORMAT), content]
+    return found
+
+
+def test_a_few_global_headers_are_passed_over(shards: Path) -> None:
+    write_raw(shards / "train" / "000001.tar", global_headers(20), *members(*sample("x", 1, 55)))
+    assert brightness(DataSource("Folder", shards).train) == [0, 1, 2, 55]
+
+
 def long_name_of_gigabytes(path: Path) -> None:
     huge(path, "././@LongLink", 4 << 30)
     header = tarfile.TarInfo("././@LongLink")
@@ -232,6 +299,17 @@ def long_name_of_gigabytes(path: Path) -> None:
         (lambda path: huge(path, "a.jpg", 4 << 30), "a.jpg has 4,294,967,296 bytes; .* may have 256 MiB"),
         (lambda path: huge(path, "a.jpg", -1), "damaged"),
         (lambda path: huge(path, "a.jpg", -5000), "damaged"),
+        (lambda path: write_shard(path, *sample("b/a", 0, 1) * 2), "b/a stands in it twice; pack it anew"),
+        (lambda path: write_shard(path, *sample("a", 0, 1), ("a.jpg", b"")), "a stands in it twice"),
+        (lambda path: write_shard(path, *sample("a", 0, 1), ("a.cls", b"0")), "a stands in it twice"),
+        (lambda path: write_shard(path, ("a.cls", b"0"), ("a.cls", b"0")), "a has two labels; pack it anew"),
+        (lambda path: write_raw(path, *[header(b"L", b"name")] * 5000), "damaged.*too many headers of one member"),
+        (lambda path: write_raw(path, *[header(b"x", b"12 path=abc\n")] * 5000), "damaged.*too many headers"),
+        (
+            lambda path: write_raw(path, global_headers(70), *members(("a.cls", b"0"))),
+            "damaged.*70 global headers",
+        ),
+        (lambda path: write_raw(path, header(b"g", bytes(100_000))), r"damaged.*a header of 100,\d+ bytes"),
         (long_name_of_gigabytes, "damaged.*a header of 4,294,967,296 bytes"),
     ],
 )

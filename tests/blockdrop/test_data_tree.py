@@ -13,7 +13,7 @@ import torchvision
 from PIL import Image
 
 import blockdrop.data.tree
-from blockdrop.data.cache import Cache, load_arrays
+from blockdrop.data.cache import Cache, last_change, load_arrays
 from blockdrop.data.files import Names, pack_names
 from blockdrop.data.tree import ImageTree, open_tree
 from blockdrop.errors import DataError
@@ -143,6 +143,21 @@ def spoil_an_array(index: Path) -> None:
     index.write_bytes(content)
 
 
+def wrapping_lengths(index: Path) -> np.ndarray:
+    """Their sum is right, modulo 2^64."""
+    with np.load(index) as stored:
+        lengths = stored["lengths"].copy()
+    lengths[:4] = [2**63 - 1, 2**63 - 1, 1, lengths[:4].sum() + 1]
+    return lengths
+
+
+def replace(index: Path, old: bytes, new: bytes) -> None:
+    with np.load(index) as stored:
+        arrays = {name: stored[name] for name in ("folders", "names")}
+    assert sum(old in array.tobytes() for array in arrays.values()) == 1
+    rewrite(index, **{n: np.frombuffer(a.tobytes().replace(old, new), np.uint8) for n, a in arrays.items()})
+
+
 def compress(index: Path) -> None:
     with np.load(index) as stored:
         arrays = dict(stored)
@@ -158,10 +173,17 @@ def compress(index: Path) -> None:
         compress,
         lambda index: rewrite(index, lengths=np.array([10**15])),
         lambda index: rewrite(index, lengths=np.full(11, -1)),
+        lambda index: rewrite(index, lengths=wrapping_lengths(index)),
         lambda index: rewrite(index, names=np.frombuffer(b"a.png", np.uint8)),
         lambda index: rewrite(index, names=np.array(["a.png"])),
         lambda index: rewrite(index, names=np.array([print], dtype=object)),
-        lambda index: rewrite(index, mtimes=np.array([1])),
+        lambda index: rewrite(index, changes=np.array([[1, 1, 1]])),
+        lambda index: replace(index, b"cat/a/b\0", b"cat/../\0"),
+        lambda index: replace(index, b"cat/a/b\0", b"cat//ab\0"),
+        lambda index: replace(index, b"cat/a\0", b"/root\0"),
+        lambda index: replace(index, b"cat/a\0", b"cat/.\0"),
+        lambda index: replace(index, b"cat/a-b\0", b"cat/a/b\0"),
+        lambda index: replace(index, b"10.JPG\0", b"/x.JPG\0"),
         lambda index: rewrite(index, other=np.array([1])),
     ],
 )
@@ -169,12 +191,40 @@ def test_a_damaged_index_is_made_anew(root: Path, listed: list[str], damage: Cal
     expected = samples(open_root(root))
     (index,) = (root.parent / ".blockdrop-cache").glob("*.npz")
     damage(index)
-    with pytest.warns(UserWarning, match=r"train-tree-1\.npz: damaged cache, made anew"):
+    with pytest.warns(UserWarning, match=r"train-tree-2\.npz: damaged cache, made anew"):
         assert samples(open_root(root)) == expected
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert samples(open_root(root)) == expected
     assert len(listed) == 6
+
+
+def test_an_index_does_not_lead_out_of_the_tree(root: Path, listed: list[str]) -> None:
+    """Else whoever may write the cache has files read that only the run's user may."""
+    expected = samples(open_root(root))
+    secret = root.parent / "secret"
+    secret.mkdir()
+    (secret / "private.png").touch()
+    os.utime(secret, (LONG_AGO, LONG_AGO))
+    folders = ["cat/../../secret", "dog", "owl/only"]
+    names = [b"private.png\0", b"Z.webp\0", b"nested.ppm\0"]
+    np.savez(
+        root.parent / ".blockdrop-cache" / "train-tree-2.npz",
+        folders=np.frombuffer(pack_names(folders), np.uint8),
+        changes=np.array([last_change(os.stat(root / folder)) for folder in folders]),
+        lengths=np.array([len(name) for name in names]),
+        names=np.frombuffer(b"".join(names), np.uint8),
+    )
+    with pytest.warns(UserWarning, match="folders or files that no tree has"):
+        assert samples(open_root(root)) == expected
+
+
+def test_a_replaced_folder_of_the_same_time_is_noticed(root: Path) -> None:
+    open_root(root)
+    status = (root / "cat").stat()
+    (root / "cat" / "3.png").touch()
+    os.utime(root / "cat", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert samples(open_root(root)) == torchvision.datasets.ImageFolder(str(root)).samples
 
 
 def test_no_memory_is_taken_for_an_array_that_is_not_there(tmp_path: Path) -> None:
@@ -193,7 +243,7 @@ def test_where_the_data_cannot_be_written_the_runs_folder_keeps_the_index(root: 
     for _ in range(2):
         open_tree(root, ["cat", "dog", "owl"], Cache(root.parent, run))
     assert listed == ["cat", "dog", "owl"]
-    assert len(list(run.glob("*-train-tree-1.npz"))) == 1
+    assert len(list(run.glob("*-train-tree-2.npz"))) == 1
     open_tree(root, ["cat", "dog", "owl"], Cache(root.parent))
     assert len(listed) == 6, "nowhere to keep it"
 
@@ -220,7 +270,12 @@ def test_the_fingerprint_follows_every_file(root: Path) -> None:
     seen.add(open_root(root).fingerprint())
     (root / "cat" / "1.png").rename(root / "cat" / "0.png")
     seen.add(open_root(root).fingerprint())
-    assert len(seen) == 4
+    status = (root / "cat" / "0.png").stat()
+    (root / "again.png").write_bytes((root / "cat" / "0.png").read_bytes()[::-1])
+    os.utime(root / "again.png", ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(root / "again.png", root / "cat" / "0.png")
+    seen.add(open_root(root).fingerprint())
+    assert len(seen) == 5
 
 
 def test_names_are_kept_whole() -> None:

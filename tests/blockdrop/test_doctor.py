@@ -1,13 +1,21 @@
 """What the doctor says of machines, data, runs and checkpoints, in health and sickness."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
+import blockdrop.data.files
+import blockdrop.data.source
+import blockdrop.data.tree
 from blockdrop import build, doctor, pretrain, save_checkpoint
 from blockdrop.data import NORMALISATIONS
 from blockdrop.training.run_directory import RunDirectory
+from tests.conftest import write_image_tree
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -33,9 +41,67 @@ def test_data_are_counted_by_class(image_tree: Path, command: Command) -> None:
 
 def test_what_is_wrong_with_the_data_is_named(image_tree: Path, command: Command) -> None:
     (image_tree / "train" / "cat" / "0001.png").write_bytes(b"no image")
+    (image_tree / "test" / "dog" / "0002.png").write_bytes(b"no image")
     code, printed, _ = command(doctor, "--data_dir", image_tree)
     assert code == 1
-    assert "0001.png: not a readable image" in fact(printed, "PROBLEM")
+    assert fact(printed, "test images").startswith("12;"), "all that can be said is said"
+    assert "2 of 24 images tried can't be read, the first " in fact(printed, "PROBLEM")
+    assert f"{image_tree}/train/cat/0001.png (" in fact(printed, "PROBLEM")
+    assert "--skip_bad_images" in fact(printed, "PROBLEM")
+    for path in image_tree.rglob("*.png"):
+        path.write_bytes(b"no image")
+    printed = command(doctor, "--data_dir", image_tree)[1]
+    assert "24 of 24 images tried can't be read" in fact(printed, "PROBLEM")
+    assert "--skip_bad_images" not in printed, "nothing would be left"
+
+
+def test_of_many_images_some_are_read_and_none_is_kept(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image_tree(tmp_path, count=50, size=8)
+    original, names = blockdrop.data.tree.read_image, []
+    monkeypatch.setattr(blockdrop.data.tree, "read_image", lambda name: names.append(name) or original(name))
+    code, printed, _ = command(doctor, "--data_dir", tmp_path)
+    assert code == 0
+    assert fact(printed, "images tried") == "64, all readable"
+    assert len(names) == 64
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            assert sum(f"/{part}/{name}/" in path for path in names) == 16, "spread evenly"
+    kept = sorted(path.name for path in (tmp_path / ".blockdrop-cache").glob("*.npz"))
+    assert kept == ["test-tree-2.npz", "train-tree-2.npz"]
+
+
+def test_class_names_cannot_command_the_terminal(tmp_path: Path, command: Command) -> None:
+    write_image_tree(tmp_path, classes=("\x1b[31mcat", "b\udcffd"), count=1)
+    code, printed, _ = command(doctor, "--data_dir", tmp_path)
+    assert code == 0
+    assert r"\x1b[31mcat" in fact(printed, "classes")
+    assert "\x1b" not in printed
+
+
+def test_torchvisions_cifar_folders_are_recognised(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake_cifar(classes: int) -> Callable[..., Any]:
+        labels, names = list(range(classes)) * 2, tuple(map(str, range(classes)))
+        data = np.zeros((2 * classes, 32, 32, 3), np.uint8)
+        return lambda root, train, download: SimpleNamespace(classes=names, data=data, targets=labels)
+
+    monkeypatch.setattr(blockdrop.data.source.torchvision.datasets, "CIFAR10", fake_cifar(10))
+    monkeypatch.setattr(blockdrop.data.source.torchvision.datasets, "CIFAR100", fake_cifar(100))
+    (tmp_path / "cifar-100-python").mkdir()
+    code, printed, _ = command(doctor, "--data_dir", tmp_path)
+    assert code == 0
+    assert fact(printed, "data set").startswith("torchvision's CIFAR-100")
+    assert fact(printed, "training images") == "200; 2 to 2 of a class"
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    printed = command(doctor, "--data_dir", tmp_path)[1]
+    assert "torchvision's CIFAR-100" in printed
+    assert "torchvision's CIFAR-10," in printed
+    code, printed, _ = command(doctor, "--data_dir", tmp_path / "cifar-10-batches-py")
+    assert code == 1
+    assert "--data_dir is the folder that it lies in" in fact(printed, "PROBLEM")
 
 
 def test_a_run_says_whether_it_can_go_on(tmp_path: Path, command: Command) -> None:
@@ -43,9 +109,9 @@ def test_a_run_says_whether_it_can_go_on(tmp_path: Path, command: Command) -> No
     assert "no run in it" in command(doctor, "--cv_dir", run)[1]
     config = pretrain.PretrainConfig(model="R8_Digits")
     with RunDirectory(run, "pretrain", config) as opened:
+        opened.log(2, "test", {"accuracy": 0.75})
         opened.state.epoch, opened.state.batch = 3, 7
         opened.state.save()
-        opened.log(2, "test", {"accuracy": 0.75})
         assert fact(command(doctor, "--cv_dir", run)[1], "resume") == "a process trains there now"
     code, printed, _ = command(doctor, "--cv_dir", run)
     assert code == 0
@@ -58,6 +124,67 @@ def test_a_run_says_whether_it_can_go_on(tmp_path: Path, command: Command) -> No
     code, printed, _ = command(doctor, "--cv_dir", run)
     assert code == 1
     assert "state.pt" in fact(printed, "PROBLEM")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Interrupted after epoch 2."""
+    with RunDirectory(tmp_path / "run", "pretrain", pretrain.PretrainConfig(model="R8_Digits")) as opened:
+        opened.log(2, "test", {"accuracy": 0.75})
+        opened.state.epoch = 3
+        opened.state.save()
+    return tmp_path / "run"
+
+
+def test_what_a_resumption_cuts_off_is_passed_over(run: Path, command: Command) -> None:
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "phase": "test", "accuracy": 0.9}\n{"epoch": 4, "pha')
+    code, printed, _ = command(doctor, "--cv_dir", run)
+    assert code == 0
+    assert fact(printed, "last test") == "epoch 2, accuracy 0.7500"
+
+
+def test_a_line_that_is_being_written_is_passed_over(run: Path, command: Command) -> None:
+    with RunDirectory(run, "pretrain", pretrain.PretrainConfig(model="R8_Digits"), resume=True) as opened:
+        opened.log(3, "test", {"accuracy": 0.9})
+        with open(run / "metrics.jsonl", "a") as file:
+            file.write('{"epoch": 4, "pha')
+        code, printed, _ = command(doctor, "--cv_dir", run)
+    assert code == 0
+    assert fact(printed, "last test") == "epoch 3, accuracy 0.9000"
+
+
+def test_metrics_that_were_cut_are_missed(run: Path, command: Command) -> None:
+    (run / "metrics.jsonl").write_bytes(b"")
+    code, printed, _ = command(doctor, "--cv_dir", run)
+    assert code == 1
+    assert "metrics.jsonl: shorter than it was" in fact(printed, "PROBLEM")
+
+
+@pytest.mark.parametrize("accuracy", [{}, {"accuracy": "\x1b[2J"}, {"accuracy": None}, {"accuracy": 10**400}])
+def test_a_test_may_lack_an_accuracy(run: Path, command: Command, accuracy: dict[str, object]) -> None:
+    (run / "state.pt").unlink()
+    line = {"epoch": "\x1b[2J", "phase": "test", **accuracy}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    code, printed, _ = command(doctor, "--cv_dir", run)
+    assert code == 0
+    assert fact(printed, "last test") == r"epoch \x1b[2J, without an accuracy"
+
+
+def test_flags_cannot_command_the_terminal(run: Path, command: Command) -> None:
+    flags = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(flags | {"model": "\x1b[2J", "max_epochs": ["\n", "x" * 9999]}))
+    printed = command(doctor, "--cv_dir", run)[1]
+    assert fact(printed, "command").startswith(r"pretrain \x1b[2J, ")
+    assert len(fact(printed, "command")) < 200
+
+
+def test_a_lock_that_cannot_be_opened_is_named(run: Path, command: Command) -> None:
+    (run / "run.lock").unlink()
+    (run / "run.lock").mkdir()
+    code, printed, _ = command(doctor, "--cv_dir", run)
+    assert code == 1
+    assert "run.lock: can't be locked" in fact(printed, "PROBLEM")
 
 
 @pytest.fixture
