@@ -6,7 +6,6 @@ Without flags only the machine is looked at. Exit code 1 if something asked abou
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -40,7 +39,7 @@ from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.tensor_pickle import one_line
 from blockdrop.models.zoo import parse_model_name
 from blockdrop.training.compute import has_fast_bfloat16
-from blockdrop.training.run_directory import LOCK_FILE, check_usable, own_files, read_flags
+from blockdrop.training.run_directory import LOCK_FILE, check_usable, own_files, read_flags, read_metrics
 from blockdrop.training.state import read_state
 
 GIB = 1 << 30
@@ -50,7 +49,6 @@ LONGEST = 2000
 """So many letters of a fact are shown."""
 TRIED = 32
 """So many images of a part are read."""
-METRICS = "metrics.jsonl"
 CIFAR_FOLDERS = {"cifar-10-batches-py": "C10", "cifar-100-python": "C100"}
 """As torchvision unpacks them."""
 
@@ -215,7 +213,8 @@ def run_directory(folder: Path) -> Iterator[Fact]:
     for name, size in sizes.items():
         long_enough = not (folder / name).exists() or (folder / name).stat().st_size >= size
         require(long_enough, f"{folder / name}: shorter than it was; the run can't go on with it")
-    tests = [line for line in logged(folder, None if training else sizes.get(METRICS)) if line["phase"] == "test"]
+    lines = read_metrics(folder, None if training else sizes.get("metrics.jsonl"))
+    tests = [line for line in lines if line["phase"] == "test"]
     if tests:
         accuracy = tests[-1].get("accuracy")
         is_share = isinstance(accuracy, float) or accuracy in (0, 1)
@@ -229,31 +228,6 @@ def run_directory(folder: Path) -> Iterator[Fact]:
         yield "resume", "the run is finished"
     else:
         yield "resume", f"the same command with --resume goes on at epoch {state['epoch']}, batch {state['batch']}"
-
-
-def logged(folder: Path, size: int | None) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl.
-
-    Args:
-        size: bytes that `--resume` keeps of it; None: all whole lines, as another may be being written.
-    Raises:
-        UserError: a damaged one.
-    """
-    path = folder / METRICS
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    content = content[: content.rfind(b"\n") + 1] if size is None else content[:size]
-    lines = []
-    for number, text in enumerate(content.splitlines()):
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: damaged (line {number + 1}: {error})") from None
-        whole = isinstance(line, dict) and line.keys() >= {"epoch", "phase"}
-        require(whole, f"{path}: damaged (line {number + 1} names no epoch and phase)")
-        lines.append(line)
-    return lines
 
 
 def in_use(folder: Path) -> bool:

@@ -291,22 +291,30 @@ def _second(events: Path) -> int:
     return int(stamp) if stamp.isdecimal() else 0
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path, size: int | None = None) -> list[dict[str, Any]]:
     """What a run has logged; empty where there is no run.
 
+    Args:
+        size: bytes of metrics.jsonl that count; default: all whole lines, as another may be being written.
     Raises:
         UserError: a damaged file.
     """
     path = folder / "metrics.jsonl"
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        content = path.read_bytes()
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({error})") from None
-    for number, line in enumerate(lines):
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from None
+    lines = []
+    for number, text in enumerate(content[: content.rfind(b"\n") + 1 if size is None else size].splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: damaged (line {number}: {error})") from None
         whole = isinstance(line, dict) and line.keys() >= {"epoch", "phase"}
-        require(whole, f"{path}: damaged (line {number + 1} names no epoch and phase)")
+        require(whole, f"{path}: damaged (line {number} names no epoch and phase)")
+        lines.append(line)
     return lines
 
 
