@@ -50,10 +50,9 @@ def read_torch_file(path: str | Path) -> Any:
             size = os.fstat(file.fileno()).st_size
             if size > LARGEST_FILE:
                 raise CheckpointError(f"has {size} bytes; no checkpoint has more than {LARGEST_FILE}")
+            _check_hash(file, Path(path).name)
             is_zip = file.read(len(ZIP_START)) == ZIP_START
             file.seek(0)
-            if not is_zip:  # which has checksums, so that a date in its name does no harm
-                _check_hash(file, Path(path).name)
             return _read_zip(file, size) if is_zip else _read_pre_16(file, size)
     except CheckpointError as error:
         reason = str(error)
@@ -96,7 +95,7 @@ def _fill(storage: Tensor, source: IO[bytes] | io.FileIO) -> None:
 
 
 def _check_hash(file: io.FileIO, name: str) -> None:
-    named = re.search(r"-([0-9a-f]{8,64})\.(?:th|pth|pt|t7)$", name)
+    named = re.search(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.(?:th|pth|pt|t7)$", name)  # a hash and no date
     if named and not hashlib.file_digest(file, "sha256").hexdigest().startswith(named[1]):
         raise CheckpointError("damaged (its content doesn't have the hash that its name promises)")
     file.seek(0)

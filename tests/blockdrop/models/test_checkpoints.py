@@ -327,6 +327,11 @@ def test_a_text_file_and_a_compressed_archive_and_nothing(tmp_path: Path) -> Non
         read_checkpoint(tmp_path / "missing.t7")
 
 
+def test_a_date_in_a_name_is_no_hash(tmp_path: Path) -> None:
+    torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "r8-20240611.pt")
+    assert read_checkpoint(tmp_path / "r8-20240611.pt").resnet is not None
+
+
 def test_a_published_file_that_lost_a_bit_is_noticed_by_the_hash_in_its_name(tmp_path: Path) -> None:
     content = bytearray(good_file(tmp_path / "c.t7", legacy=True))
     path = tmp_path / f"resnet8-{hashlib.sha256(content).hexdigest()[:8]}.th"
