@@ -295,7 +295,7 @@ def read_metrics(folder: Path, size: int | None = None) -> list[dict[str, Any]]:
     """What a run has logged; empty where there is no run.
 
     Args:
-        size: bytes of metrics.jsonl that count; default: all whole lines, as another may be being written.
+        size: bytes of metrics.jsonl that count; default: all whole lines, as a last one may be being written.
     Raises:
         UserError: a damaged file.
     """
@@ -307,10 +307,13 @@ def read_metrics(folder: Path, size: int | None = None) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror})") from None
     lines = []
-    for number, text in enumerate(content[: content.rfind(b"\n") + 1 if size is None else size].splitlines(), 1):
+    texts = content[:size].splitlines(keepends=True)
+    for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
         except (ValueError, RecursionError) as error:
+            if size is None and number == len(texts) and not text.endswith(b"\n"):
+                break
             raise UserError(f"{path}: damaged (line {number}: {error})") from None
         whole = isinstance(line, dict) and line.keys() >= {"epoch", "phase"}
         require(whole, f"{path}: damaged (line {number} names no epoch and phase)")
