@@ -291,7 +291,7 @@ def main(config: DistillConfig) -> dict[str, Any]:
     note = check_same_logits(setup.resnet, teacher_setup.resnet.eval(), setup) if config.way == "exact" else ""
     method = {"stagewise": stagewise, "kd": kd, "jointrd": jointrd, "exact": exact}[config.method]
     files = [checkpoint.path for checkpoint in (*teacher_setup.checkpoints, *setup.checkpoints)]
-    how = (config.overwrite, config.resume, files, compute.processes)
+    how = (config.overwrite, config.resume, files, compute.processes, setup.identify_data())
     with RunDirectory(config.cv_dir, "distill", config, *how) as run:
         setup.announce(f"distill --method {config.method}", compute, run)
         if teacher_setup.has_backbone:
@@ -481,7 +481,7 @@ def kd(job: Distillation) -> list[Contender]:
         print("the student alone")
         folder, how = (
             Path(config.cv_dir) / "baseline",
-            (config.overwrite, config.resume, (), job.compute.processes),
+            (config.overwrite, config.resume, (), job.compute.processes, job.setup.identify_data()),
         )
         with RunDirectory(folder, "distill", config, *how) as run:
             baseline = replace(job, run=run, student=alone)

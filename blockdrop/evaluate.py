@@ -33,7 +33,7 @@ from blockdrop.inference.operating_point import (
     held_out_halves,
     threshold_for_budget,
 )
-from blockdrop.measure import evaluate_images, executor, measure_speed
+from blockdrop.measure import draw_static, evaluate_images, executor, measure_speed
 from blockdrop.models.checkpoints import Checkpoint, check_operating_point, project_version, save_checkpoint
 from blockdrop.output import check_writable, write_json
 from blockdrop.policy_stats import Outcomes, policy_statistics, statistics_lines
@@ -145,9 +145,8 @@ def main(config: EvaluateConfig) -> Evaluation:
 
     outcomes = bench.outcomes(images, threshold)
     full = bench.full_outcomes(images) if setup.decides else outcomes
-    full_speed, speeds = bench.speeds(
-        images, [outcomes.policy if setup.static else threshold] if setup.decides else []
-    )
+    used = [threshold if setup.static is None else draw_static(setup.static, len(images))]
+    full_speed, speeds = bench.speeds(images, used if setup.decides else [])
     speed = speeds[0] if speeds else full_speed
     print_report(bench, point, outcomes, full, full_speed, speed)
     statistics = None

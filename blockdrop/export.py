@@ -27,6 +27,7 @@ from blockdrop.console import run_command
 from blockdrop.data import DATASETS, Normalisation
 from blockdrop.errors import CheckpointError, UserError, require
 from blockdrop.inference.branching import BranchingNetwork
+from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
 from blockdrop.models.backbone import Backbone, Shortcut
 from blockdrop.models.checkpoints import (
     FORMAT,
@@ -212,7 +213,7 @@ def open_networks(config: ExportConfig) -> Networks:
         decided = policy.metrics.get("decided", resnet.num_blocks)
         if decided < resnet.num_blocks:
             print(f"note: the policy network's curriculum had reached {decided:.0f} of {resnet.num_blocks} blocks")
-    recorded = (getattr(policy, "operating_point", None) or {}).get("threshold", 0.5)
+    recorded = DEFAULT_THRESHOLD if policy is None else policy.threshold
     return Networks(
         config.model,
         backbone.variant,

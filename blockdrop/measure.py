@@ -149,8 +149,11 @@ def measure_speed(
             batch_size, normalisation, full.device, channels_last=channels_last
         )
     ]
-    numbers = chosen.split(batch_size)
-    given = [[_rows(policy, rows) for rows in numbers] for policy in policies]
+    pairs = list(zip(chosen.split(batch_size), batches, strict=False))
+    given = [  # a batch may lack images that can't be read
+        [policy[rows][: len(batch)] if isinstance(policy, Tensor) else policy for rows, batch in pairs]
+        for policy in policies
+    ]
     for number, batch in enumerate(batches):
         keep_probs = dynamic.keep_probs(batch)
         full.warm(torch.ones_like(keep_probs, dtype=torch.bool), batch.shape[-1], batch_size)
@@ -218,10 +221,6 @@ def measure_passes(
 @torch.no_grad()
 def _run_eagerly(network: Backbone, dtype: torch.dtype, images: Tensor) -> Tensor:
     return network(images.to(dtype))
-
-
-def _rows(policy: float | Tensor, rows: Tensor) -> float | Tensor:
-    return policy[rows] if isinstance(policy, Tensor) else policy
 
 
 def seconds_in_turns(

@@ -32,7 +32,6 @@ from blockdrop.figures import STAGE_COLOURS
 from blockdrop.flops import count_flops
 from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
 from blockdrop.measure import evaluate_images, executor
-from blockdrop.models.checkpoints import read_checkpoint
 from blockdrop.models.zoo import parse_model_name
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import Compute, choose_compute
@@ -243,7 +242,8 @@ def collect(config: LearningCurveConfig, plans: dict[tuple[str, int], list[Train
             print(f"left out: {arm}, seed {seed} is not finished")
             continue
         print(f"evaluating {arm}, seed {seed}")
-        end = evaluate_end(open_networks(config, str(folders[-1])), data.test, compute, threshold_of(folders[-1]))
+        networks = open_networks(config, str(folders[-1]))
+        end = evaluate_end(networks, data.test, compute, networks.stored_threshold)
         runs.append({"arm": arm, "seed": seed, "tests": tests, "end": end})
     require(len(runs) > 0, f"--cv_dir {config.cv_dir}: no finished run of {', '.join(config.arms)} in it")
     target = reference_target(runs)
@@ -300,11 +300,6 @@ def read_tests(folders: Iterable[Path], images: int, full_flops: int) -> list[di
                     }
                 )
     return tests
-
-
-def threshold_of(folder: Path) -> float:
-    """The operating point of a run's last checkpoint."""
-    return (read_checkpoint(folder).operating_point or {}).get("threshold", DEFAULT_THRESHOLD)
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from agents.policy_network import PolicyNetwork
 from blockdrop.data import NORMALISATIONS, Normalisation
 from blockdrop.errors import CheckpointError, NumericalError
+from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
 from blockdrop.models.backbone import SHORTCUTS, Backbone, Shortcut
 from blockdrop.models.checkpoint_files import read_torch_file
 from blockdrop.models.deciders import POLICY_NETS, name_of
@@ -83,6 +84,11 @@ class Checkpoint:
     version: str | None = None
     operating_point: dict[str, Any] | None = None
     """The threshold chosen after training, and how: see `check_operating_point`."""
+
+    @property
+    def threshold(self) -> float:
+        """The operating point's, else the default of MAP policies."""
+        return (self.operating_point or {}).get("threshold", DEFAULT_THRESHOLD)
 
     @property
     def architecture(self) -> str | None:

@@ -133,7 +133,8 @@ class RunDirectory:
         else:
             for file in own_files(self.path):
                 file.unlink()
-                sync(self.path)
+                if file.name == STATE_FILE:
+                    sync(self.path)  # before the flags go that it belongs to
             content = json.dumps(record, indent=2) + "\n"
             write_whole(self.path / "config.json", lambda file: file.write(content.encode()))
         metrics = open_own(self.path / "metrics.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

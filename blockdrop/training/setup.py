@@ -67,8 +67,8 @@ class Setup:
     @property
     def stored_threshold(self) -> float:
         """The operating point of the policy network's checkpoint, else 0.5."""
-        points = [c.operating_point for c in self.checkpoints if c.policy_network is not None]
-        return (points[-1] or {}).get("threshold", DEFAULT_THRESHOLD) if points else DEFAULT_THRESHOLD
+        thresholds = [c.threshold for c in self.checkpoints if c.policy_network is not None]
+        return thresholds[-1] if thresholds else DEFAULT_THRESHOLD
 
     @property
     def undecided(self) -> str | None:

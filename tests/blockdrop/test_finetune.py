@@ -349,15 +349,14 @@ def test_the_resnet_is_fine_tuned_under_a_static_policy(
     assert (test["flops"] == flops.full) == (policy == "full")
     assert test["flops"] <= flops.full
 
-    given = ("--load", tmp_path / "f") if policy != "dist_k:2" else ("--load", tmp_path / "f", both)
-    code, out, _ = command(evaluate, *flags[:4], *given, "--policy", policy, "--json", tmp_path / "e.json")
-    if policy != "dist_k:2":  # whose backbone would be that of the second checkpoint
-        assert code == 0
-        numbers = json.loads((tmp_path / "e.json").read_text())
-        assert numbers["policy"] == policy
-        assert numbers["accuracy"] == pytest.approx(test["accuracy"])
-        assert numbers["flops_mean"] == test["flops"]
-        assert numbers["policy_network_flops"] == 0
+    given = (both, tmp_path / "f") if policy == "dist_k:2" else (tmp_path / "f",)
+    flags = ("--model", "R8_Folder", "--data_dir", image_tree, "--policy", policy, "--load", *given)
+    assert command(evaluate, *flags, "--json", tmp_path / "e.json")[0] == 0
+    numbers = json.loads((tmp_path / "e.json").read_text())
+    assert numbers["policy"] == policy
+    assert numbers["accuracy"] == pytest.approx(test["accuracy"])
+    assert numbers["flops_mean"] == pytest.approx(test["flops"])
+    assert numbers["policy_network_flops"] == 0
 
 
 def test_a_run_under_random_policies_goes_on_with_the_same_bits(

@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import math
 import pickle
-import re
 import tarfile
 import urllib.error
 import zipfile
@@ -32,19 +31,10 @@ from blockdrop.models.checkpoints import (
 )
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.zoo import Variant, build_static, parse_model_name
+from experiments.mutants import as_torchvision
 from tests.conftest import SHARED
 
 State = dict[str, Tensor]
-
-
-def as_torchvision(state: State) -> State:
-    """Our key names to torchvision's."""
-    renamed = {}
-    for key, value in state.items():
-        key = re.sub(r"^blocks\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.", key)
-        key = re.sub(r"^ds\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.0.downsample.", key)
-        renamed[key] = value
-    return renamed
 
 
 def prefixed(state: State, prefix: str = "module.") -> State:

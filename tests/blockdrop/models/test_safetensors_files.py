@@ -20,6 +20,7 @@ from blockdrop.models import safetensors_files
 from blockdrop.models.checkpoints import load_checkpoint, network_from, read_checkpoint
 from blockdrop.models.safetensors_files import write_safetensors_file
 from blockdrop.models.zoo import build, parse_model_name
+from experiments.mutants import as_torchvision
 
 pytest.importorskip("safetensors")
 Files = tuple[dict[str, torch.Tensor], dict[str, str]]
@@ -60,11 +61,7 @@ def test_commands_load_it_like_any_checkpoint(
 
 def test_bare_weights_are_of_torchvisions_dialect(tmp_path: Path, make_resnet: Callable[..., Any]) -> None:
     resnet = make_resnet("R8_C10")
-    names = {"blocks.0.": "layer1.", "blocks.1.": "layer2.", "blocks.2.": "layer3."}
-    state = dict(resnet.state_dict())
-    for ours, theirs in names.items():
-        state = {key.replace(ours, theirs) if key.startswith(ours) else key: v for key, v in state.items()}
-    write_safetensors_file(tmp_path / "bare.safetensors", state, {"format": "pt"})
+    write_safetensors_file(tmp_path / "bare.safetensors", as_torchvision(resnet.state_dict()), {"format": "pt"})
     checkpoint = read_checkpoint(tmp_path / "bare.safetensors")
     assert checkpoint.dialect == "torchvision"
     found = network_from(checkpoint, parse_model_name("R8_C10"), shortcut=resnet.shortcut)
