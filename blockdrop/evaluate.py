@@ -53,7 +53,8 @@ class EvaluateConfig(ModelConfig):
     """Run a block where its keep probability is at least this; default: the checkpoint's, else 0.5."""
     policy: str | None = None
     """Run no policy network, but this policy: full, first_k:K, random_k:K, dist_k:K (K blocks drawn by the policy
-    network's usage on training images) or a file with a line of 0 and 1 for all images, or one for each."""
+    network's usage on training images; dist_k:K:FILE: by that in a file of --json) or a file with a line of 0 and
+    1 for all images, or one for each."""
     budget: float | None = None
     """Find the threshold for this fraction of the full network's FLOPs, policy network included."""
     curve: bool = False

@@ -87,8 +87,8 @@ class FinetuneConfig(PolicyTrainingConfig):
     """sparse runs just the blocks that are kept; masked runs all and selects, as the reference does (slower)."""
     policy: str | None = None
     """Learn no policy, but fine-tune the ResNet under this one: full, first_k:K, random_k:K, dist_k:K (K blocks
-    drawn by the loaded policy network's usage) or a file with a line of 0 and 1. Flags about learning a policy
-    then do nothing."""
+    drawn by the loaded policy network's usage; dist_k:K:FILE: by that in a file of evaluate --json) or a file with
+    a line of 0 and 1. Flags about learning a policy then do nothing."""
     estimator: EstimatorName | PathwiseName = "self_critical"
     """How the policy network learns: from rewards as in cl_train, or pathwise, by the gradient of the loss itself
     (straight_through, kept_straight_through, gumbel)."""

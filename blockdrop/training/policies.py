@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -82,16 +85,35 @@ class OperatingPoint:
 
 
 def open_static_policy(text: str, setup: Setup, compute: Compute) -> StaticPolicy:
-    """The policy of a --policy flag; `dist_k` draws by what the policy network does with training images.
+    """The policy of a --policy flag; `dist_k` draws by what the policy network does with training images, or, as
+    `dist_k:K:FILE`, by the usage in a file that evaluate --json wrote.
 
     Raises:
-        UserError: see `make_static_policy`.
+        UserError: see `make_static_policy`; or the file holds no usage of so many blocks.
     """
-    usage = None
-    if text.startswith("dist_k") and setup.has_policy:
+    blocks, usage = setup.resnet.num_blocks, None
+    kind, *rest = text.split(":", 2)
+    name = text
+    if kind == "dist_k" and len(rest) == 2:
+        usage, name = _recorded_usage(text, rest[1], blocks), f"{kind}:{rest[0]}"
+    elif kind == "dist_k" and setup.has_policy:
         keep_probs = training_keep_probs(compute.place(setup.policy_network), setup, compute)
         usage = map_policy(keep_probs, setup.stored_threshold).double().mean(0).tolist()
     try:
-        return make_static_policy(text, setup.resnet.num_blocks, usage)
+        return replace(make_static_policy(name, blocks, usage), name=text)
     except ValueError as error:
         raise UserError(f"--policy {error}") from None
+
+
+def _recorded_usage(text: str, file: str, blocks: int) -> list[float]:
+    try:
+        usage = json.loads(Path(file).read_text())["usage_per_block"]
+        if len(usage) != blocks or not all(0 <= share <= 1 for share in usage):
+            raise ValueError
+    except OSError as error:
+        raise UserError(f"--policy {text}: {file} can't be read ({error.strerror})") from None
+    except (ValueError, TypeError, LookupError):
+        raise UserError(
+            f"--policy {text}: {file} holds no usage_per_block of {blocks} blocks; name what evaluate --json wrote"
+        ) from None
+    return [float(share) for share in usage]

@@ -359,6 +359,18 @@ def test_the_resnet_is_fine_tuned_under_a_static_policy(
     assert numbers["policy_network_flops"] == 0
 
 
+def test_usage_for_dist_k_can_come_from_an_evaluation(
+    tmp_path: Path, image_tree: Path, backbone: Path, command: Command
+) -> None:
+    (tmp_path / "evaluation.json").write_text('{"usage_per_block": [1, 0, 0.5]}')
+    flags = ("--model", "R8_Folder", "--data_dir", image_tree, "--load", backbone)
+    policy = f"dist_k:2:{tmp_path / 'evaluation.json'}"
+    code, out, error = command(evaluate, *flags, "--policy", policy, "--json", tmp_path / "e.json")
+    assert code == 0, error
+    assert policy in out
+    assert json.loads((tmp_path / "e.json").read_text())["usage_per_block"] == [1, 0, 1]
+
+
 def test_a_run_under_random_policies_goes_on_with_the_same_bits(
     tmp_path: Path, image_tree: Path, both: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,11 +404,15 @@ def test_a_run_under_random_policies_goes_on_with_the_same_bits(
         ("first_k:9", "--policy first_k:9: write first_k:K, with K from 0 to 3"),
         ("dist_k:2", "--policy dist_k:2: draws by a learned policy's usage, and no policy network is given"),
         ("best", "--policy best: neither a file nor one of full"),
+        ("dist_k:2:missing.json", "missing.json can't be read (No such file or directory)"),
+        ("dist_k:2:{}", "evaluation.json holds no usage_per_block of 3 blocks; name what evaluate --json wrote"),
     ],
 )
 def test_a_static_policy_that_cannot_be_is_named(
     policy: str, message: str, image_tree: Path, backbone: Path, tmp_path: Path, command: Command
 ) -> None:
+    (tmp_path / "evaluation.json").write_text('{"usage_per_block": [0.5, 1]}')
+    policy = policy.format(tmp_path / "evaluation.json")
     flags = ("--model", "R8_Folder", "--data_dir", image_tree, "--policy", policy)
     for module, more in (
         (finetune, ("--pretrained", backbone, "--cv_dir", tmp_path / "f")), (evaluate, ("--load", backbone)),
