@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from blockdrop.policy_curves import Curve
+from blockdrop.policy_stats import ClassStatistics, FrequentPolicy
 
 STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito: distinct for colour-blind eyes
+
+
+RIGHT, WRONG = "#0072B2", "#D55E00"
+CURVE_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#0072B2", "marker": "o", "linewidth": 2.2},
+    {"color": "black", "marker": "*", "markersize": 13},
+    {"color": "#E69F00", "marker": "s", "linestyle": (0, (4, 1.5))},
+    {"color": "#009E73", "marker": "^", "linestyle": (0, (1.2, 1.2))},
+    {"color": "#CC79A7", "marker": "D", "linestyle": "-."},
+    {"color": "0.45", "marker": "v", "linestyle": (0, (6, 2, 1, 2, 1, 2))},
+)
+MANY = 40
+"""Classes from which on a heat map shows only some."""
 
 
 def draw_usage_per_block(axes: Axes, usage: Sequence[float], stage_sizes: Sequence[int]) -> None:
@@ -19,9 +40,11 @@ def draw_usage_per_block(axes: Axes, usage: Sequence[float], stage_sizes: Sequen
         colour = STAGE_COLOURS[stage % len(STAGE_COLOURS)]
         axes.bar(blocks, [100 * usage[b] for b in blocks], color=colour, label=f"stage {stage + 1}")
         start += size
+    for border in _borders(stage_sizes):
+        axes.axvline(border, color="0.3", linewidth=0.8)
     axes.set(xlabel="block", ylabel="images that run it (%)", ylim=(0, 105), xlim=(-0.7, start - 0.3))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
+    _no_frame(axes)
     axes.legend(ncols=len(stage_sizes), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
 
 
@@ -30,3 +53,195 @@ def usage_per_block(usage: Sequence[float], stage_sizes: Sequence[int]) -> Figur
     figure = Figure(figsize=(7, 3), layout="constrained")
     draw_usage_per_block(figure.subplots(), usage, stage_sizes)
     return figure
+
+
+def usage_per_class(classes: Sequence[ClassStatistics], stage_sizes: Sequence[int]) -> Figure:
+    """Heat map of the share of each class's images that run each block, classes by mean blocks used, with stage
+    borders. Of many classes those that use the fewest and the most blocks are shown."""
+    ranked = sorted(classes, key=lambda part: part.blocks)
+    note = ""
+    if len(ranked) > MANY:
+        note = f" (of {len(ranked):,} those with the fewest and the most)"
+        ranked = ranked[: MANY // 2] + ranked[-MANY // 2 :]
+    width, height = 0.32 * sum(stage_sizes) + 3.2, 0.28 * len(ranked) + 1.5
+    figure = Figure(figsize=(min(max(width, 6), 13), max(height, 2.2)), layout="constrained")
+    axes = figure.subplots()
+    shares = [[100 * share for share in part.usage_per_block] for part in ranked]
+    drawn = axes.imshow(shares, vmin=0, vmax=100, cmap="cividis", aspect="auto", interpolation="nearest")
+    for border in _borders(stage_sizes):
+        axes.axvline(border, color="white", linewidth=2)
+    axes.set_yticks(range(len(ranked)), [f"{_short(part.name)}  {part.blocks:.1f}" for part in ranked])
+    axes.set(xlabel="block (lines: borders of stages)", ylabel=f"class and its mean blocks used{note}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(drawn, ax=axes, label="images that run it (%)", pad=0.02)
+    return figure
+
+
+def blocks_histogram(blocks_used: Tensor, right: Tensor, num_blocks: int) -> Figure:
+    """How many images use how many blocks, those predicted right below those predicted wrong.
+
+    Args:
+        blocks_used: (N,).
+        right: bool (N,).
+        num_blocks: K.
+    """
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    counts = {
+        which: blocks_used[right == which].long().bincount(minlength=num_blocks + 1) for which in (True, False)
+    }
+    shares = {which: (100 * found / len(blocks_used)).tolist() for which, found in counts.items()}
+    axes.bar(range(num_blocks + 1), shares[True], color=RIGHT, label="predicted right")
+    axes.bar(
+        range(num_blocks + 1), shares[False], bottom=shares[True], color=WRONG, hatch="////", edgecolor="white",
+        linewidth=0, label="predicted wrong",
+    )  # fmt: skip
+    average = blocks_used.double().mean().item()
+    axes.axvline(average, color="black", linestyle="--", linewidth=1.2, label=f"mean {average:.2f}")
+    axes.set(xlabel="blocks used", ylabel="images (%)", xlim=(-0.7, num_blocks + 0.7))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _no_frame(axes)
+    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    return figure
+
+
+def rank_by_blocks(policy: Tensor, keep_probs: Tensor) -> Tensor:
+    """Rows by blocks used, fewest first, int64 (N,); of equally many the smaller sum of keep probabilities first.
+
+    Args:
+        policy: bool (N, K).
+        keep_probs: float (N, K).
+    """
+    return (policy.sum(1) + keep_probs.sum(1) / (1 + policy.shape[1])).argsort(stable=True)
+
+
+def draw_images(row: Sequence[Axes], images: Tensor, titles: Sequence[str], label: str = "") -> None:
+    """Images, uint8 (M, 3, H, W), one in each of the axes, with a word above each; spare axes stay empty."""
+    for axes, image, title in itertools.zip_longest(row, images, titles):
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        if image is not None:
+            axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.set_title(title, fontsize=9, pad=3)
+    row[0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
+
+
+def extremes(
+    images: Tensor,
+    labels: Tensor,
+    policy: Tensor,
+    keep_probs: Tensor,
+    classes: Sequence[str],
+    columns: int = 5,
+    rows: int = 10,
+) -> Figure:
+    """Easiest and hardest images: of each class those that use the fewest blocks, beside those that use the most,
+    each with its number.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        labels: int64 (N,).
+        policy: bool (N, K).
+        keep_probs: float (N, K); among images of equally many blocks their sum decides.
+        classes: names by label.
+        columns: images of each kind.
+        rows: classes at most, evenly spread.
+    """
+    present = labels.unique()
+    chosen = present[torch.linspace(0, len(present) - 1, min(rows, len(present))).round().long()].tolist()
+    ranked, used = rank_by_blocks(policy, keep_probs), policy.sum(1).tolist()
+    figure = Figure(figsize=(1.2 + 1.5 * columns, 0.5 + 0.85 * len(chosen)), layout="constrained")
+    (halves,) = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.25, 1))
+    for half, title, order in zip(halves, ("fewest blocks", "most blocks"), (ranked, ranked.flip(0)), strict=True):
+        half.suptitle(title, fontsize=10)
+        for row, label in zip(half.subplots(len(chosen), columns, squeeze=False), chosen, strict=True):
+            of_class = order[labels[order] == label][:columns]
+            name = _short(classes[label]) if half is halves[0] else ""
+            draw_images(row, images[of_class], [str(used[index]) for index in of_class.tolist()], name)
+    return figure
+
+
+def frequent_policies(
+    frequent: Sequence[FrequentPolicy],
+    policy: Tensor,
+    images: Tensor,
+    stage_sizes: Sequence[int],
+    columns: int = 6,
+    rows: int = 8,
+) -> Figure:
+    """The most frequent policies, each as a strip of its blocks (filled: runs), with its share of the images and
+    some of them.
+
+    Args:
+        frequent: of the same images.
+        policy: bool (N, K).
+        images: uint8 (N, 3, H, W).
+        columns: images of each policy, evenly spread over those that have it.
+        rows: policies at most.
+    """
+    shown = list(frequent[:rows])
+    figure = Figure(figsize=(11, 0.4 + 0.72 * len(shown)), layout="constrained")
+    ((left, right),) = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.35, 1))
+    strips = left.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for axes, one, row in zip(strips, shown, right.subplots(len(shown), columns, squeeze=False), strict=True):
+        kept = torch.tensor([character == "1" for character in one.policy])
+        draw_strip(axes, kept, stage_sizes)
+        axes.set_title(
+            f"{one.share:.1%} of the images, {int(kept.sum())} blocks, {one.accuracy:.1%} of them right",
+            fontsize=9, pad=3, loc="left",
+        )  # fmt: skip
+        having = (policy == kept).all(1).nonzero().squeeze(1)
+        spread = torch.linspace(0, len(having) - 1, min(columns, len(having))).round().long()
+        draw_images(row, images[having[spread]], [""] * len(spread))
+    return figure
+
+
+def draw_strip(axes: Axes, kept: Tensor, stage_sizes: Sequence[int]) -> None:
+    """A policy, bool (K,): a cell for each block, filled where it runs, coloured by stage."""
+    block = 0
+    for stage, size in enumerate(stage_sizes):
+        colour = STAGE_COLOURS[stage % len(STAGE_COLOURS)]
+        for _ in range(size):
+            axes.bar(block, 1, width=0.86, color=colour if kept[block] else "white", edgecolor=colour, linewidth=1)
+            block += 1
+    for border in _borders(stage_sizes):
+        axes.axvline(border, color="0.3", linewidth=0.8)
+    axes.set(xticks=[], yticks=[], ylim=(0, 1.15), xlim=(-0.7, block - 0.3))
+    axes.spines[:].set_visible(False)
+
+
+def accuracy_against_flops(curves: Sequence[Curve], full_flops: int) -> Figure:
+    """Accuracy of each kind of policy against its mean FLOPs per image.
+
+    Args:
+        full_flops: of the full network, for the second axis.
+    """
+    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    styles = itertools.cycle(CURVE_STYLES)
+    for curve, style in zip(curves, styles, strict=False):
+        line = [point.flops / 1e6 for point in curve.points], [100 * point.accuracy for point in curve.points]
+        axes.plot(*line, label=curve.name, **{"markersize": 4.5, "linewidth": 1.4, **style})
+    axes.set(xlabel="MFLOPs per image, policy network included", ylabel="test accuracy (%)", xlim=(0, None))
+    percent = 1e8 / full_flops
+    share = axes.secondary_xaxis(
+        "top", functions=(lambda x: np.asarray(x) * percent, lambda x: np.asarray(x) / percent)
+    )
+    share.set_xlabel("% of the full network's FLOPs")
+    axes.grid(alpha=0.25)
+    axes.spines[["right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _borders(stage_sizes: Sequence[int]) -> list[float]:
+    return [end - 0.5 for end in itertools.accumulate(stage_sizes)][:-1]
+
+
+def _no_frame(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _short(name: str, length: int = 24) -> str:
+    """A class's name as it stands, never as a formula between dollar signs."""
+    return (name if len(name) <= length else f"{name[: length - 1]}…").replace("$", r"\$")

@@ -106,6 +106,33 @@ def evaluate_images(
     )
 
 
+def predict_under(
+    run: Executor,
+    policies: Tensor,
+    images: Images,
+    normalisation: Normalisation,
+    compute: Compute,
+    batch_size: int = 256,
+    title: str = "testing",
+) -> Tensor:
+    """Predictions of all images under several policies, which share their work up to where they first differ.
+
+    Args:
+        policies: bool (S, N, K).
+        title: of the progress bar.
+    Returns:
+        int64 (S, N), on the CPU.
+    """
+    batches = images.batches(batch_size, normalisation, compute.device, channels_last=compute.channels_last)
+    found: list[Tensor] = []
+    start = 0
+    for batch, _ in progress(batches, title, -(-len(images) // batch_size)):
+        logits, _ = run(batch, policy=policies[:, start : start + len(batch)])
+        found.append(logits.argmax(-1).cpu())
+        start += len(batch)
+    return torch.cat(found, dim=1)
+
+
 def draw_static(policy: StaticPolicy, images: int) -> Tensor:
     """bool (images, K), always the same.
 

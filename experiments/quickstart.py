@@ -18,7 +18,7 @@ from blockdrop import cl_train, evaluate, finetune, pretrain
 from blockdrop.console import run_command
 from blockdrop.data import MemoryImages
 from blockdrop.errors import UserError, require
-from blockdrop.figures import draw_usage_per_block
+from blockdrop.figures import draw_images, draw_usage_per_block, rank_by_blocks
 
 
 @dataclass(kw_only=True)
@@ -71,15 +71,10 @@ def figure_of_digits(
     figure = Figure(figsize=(11, 3.0), layout="constrained")
     ((left, right),) = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.15))
     draw_usage_per_block(left.subplots(), usage, stage_sizes)
-    blocks_used = policy.sum(1)
-    order = (blocks_used + keep_probs.sum(1) / (1 + policy.shape[1])).argsort()
+    order, blocks_used = rank_by_blocks(policy, keep_probs), policy.sum(1)
     rows = {"fewest blocks": order[:columns], "most blocks": order.flip(0)[:columns]}
     for axes_row, (title, chosen) in zip(right.subplots(2, columns), rows.items(), strict=True):
-        for axes, index in zip(axes_row, chosen.tolist(), strict=True):
-            axes.imshow(images[index].permute(1, 2, 0).numpy())
-            axes.set_title(f"{int(blocks_used[index])}", fontsize=9, pad=3)
-            axes.set(xticks=[], yticks=[])
-        axes_row[0].set_ylabel(title, fontsize=9)
+        draw_images(axes_row, images[chosen], [str(used) for used in blocks_used[chosen].tolist()], title)
     right.suptitle("easiest and hardest digits, with the blocks that each one used", fontsize=10)
     return figure
 

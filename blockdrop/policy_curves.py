@@ -1,0 +1,154 @@
+"""Accuracy against FLOPs on a set of images, over thresholds and under policies that don't look at the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agents.policies import map_policy
+from agents.static_policies import make_static_policy
+from blockdrop.flops import FlopTable
+from blockdrop.inference.operating_point import curve_thresholds
+
+POINTS = 9
+"""Of a curve, about."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A way to run the network."""
+
+    flops: float
+    """Mean FLOPs per image, policy network included where one runs."""
+    accuracy: float
+    """Share of right predictions, in [0, 1]."""
+    label: str
+    """What sets it, for people: "threshold 0.43", "first 7 blocks"."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The points of one kind of policy, by ascending FLOPs."""
+
+    name: str
+    """For a legend: "dynamic", "first K blocks"."""
+    points: tuple[CurvePoint, ...]
+
+
+def nested_policies(keep_probs: Tensor) -> Tensor:
+    """All policies that thresholds can give each image: its m most probable blocks run, m from 0 to K; of equally
+    probable ones the lower block comes first.
+
+    Args:
+        keep_probs: (N, K).
+    Returns:
+        bool (K + 1, N, K).
+
+    >>> nested_policies(torch.tensor([[0.2, 0.9]])).int().squeeze(1).tolist()
+    [[0, 0], [0, 1], [1, 1]]
+    """
+    rank = keep_probs.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # (N, K)
+    return rank < torch.arange(keep_probs.shape[1] + 1)[:, None, None]
+
+
+def predictions_at(keep_probs: Tensor, nested_predictions: Tensor, threshold: float) -> Tensor:
+    """What a threshold makes the network say.
+
+    Args:
+        keep_probs: (N, K).
+        nested_predictions: int64 (K + 1, N), of `nested_policies`.
+    Returns:
+        int64 (N,).
+    """
+    kept = map_policy(keep_probs, threshold).sum(1)
+    return nested_predictions.gather(0, kept[None])[0]
+
+
+def dynamic_curve(
+    keep_probs: Tensor, nested_predictions: Tensor, labels: Tensor, table: FlopTable, threshold: float
+) -> Curve:
+    """The learned policies at thresholds from all blocks to none, the given one among them.
+
+    Args:
+        keep_probs: (N, K).
+        nested_predictions: int64 (K + 1, N), see `predictions_at`.
+        labels: int64 (N,).
+    """
+    points = []
+    for other in curve_thresholds(keep_probs, table, 2 * POINTS, include=(threshold,)):
+        right = predictions_at(keep_probs, nested_predictions, other) == labels
+        flops = table.per_image(map_policy(keep_probs, other))
+        points.append(_point(flops, right, f"threshold {other:.4g}"))
+    return Curve("dynamic", tuple(reversed(points)))
+
+
+def blind_curves(
+    keep_probs: Tensor, labels: Tensor, table: FlopTable, predict: Callable[[Tensor], Tensor]
+) -> list[Curve]:
+    """What policies reach that don't look at the image, with the same weights.
+
+    - the learned policies dealt to other images at random: as many blocks, as often, but not by what is in the
+      image (and the policy network still runs),
+    - each class's mean keep probabilities, for images whose class somebody else knows,
+    - the first K blocks; K random blocks of each image (Wu et al. 2018, BlockDrop, arXiv:1711.08393, section 4.2).
+
+    Args:
+        keep_probs: (N, K).
+        labels: int64 (N,).
+        predict: from policies, bool (S, N, K), to predictions, int64 (S, N).
+    """
+    num_images, num_blocks = keep_probs.shape
+    generator = torch.Generator().manual_seed(0)
+    alone = FlopTable(table.fixed, table.blocks, policy_network=0)
+    named: list[tuple[str, FlopTable, list[str], list[Tensor]]] = []
+
+    dealt = keep_probs[torch.randperm(num_images, generator=generator)]
+    means = class_means(keep_probs, labels)[labels]
+    for name, probabilities, costs in (
+        ("learned, dealt to other images", dealt, table),
+        ("class means", means, alone),
+    ):
+        thresholds = curve_thresholds(probabilities, costs, POINTS)[::-1]
+        policies = [map_policy(probabilities, threshold) for threshold in thresholds]
+        named.append((name, costs, [f"threshold {threshold:.4g}" for threshold in thresholds], policies))
+    counts = torch.linspace(0, num_blocks, min(POINTS, num_blocks + 1)).round().long().tolist()
+    for kind, words in (("first_k", "first"), ("random_k", "random")):
+        drawn = [make_static_policy(f"{kind}:{k}", num_blocks).draw(num_images, generator) for k in counts]
+        labels_of = [f"{words} {k} {'block' if k == 1 else 'blocks'}" for k in counts]
+        named.append((f"{words} K blocks", alone, labels_of, drawn))
+
+    predictions = predict(torch.stack([policy for *_, policies in named for policy in policies]))
+    right = iter(predictions == labels)
+    return [
+        Curve(
+            name,
+            tuple(
+                _point(costs.per_image(policy), next(right), label)
+                for label, policy in zip(texts, policies, strict=True)
+            ),
+        )
+        for name, costs, texts, policies in named
+    ]
+
+
+def class_means(values: Tensor, labels: Tensor) -> Tensor:
+    """Means over the images of each class: (N, K) to (largest label + 1, K); 0 for labels that don't occur.
+
+    >>> class_means(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 2])).flatten().tolist()
+    [2.0, 0.0, 5.0]
+    """
+    classes = int(labels.max()) + 1
+    sums = torch.zeros(classes, values.shape[1], dtype=values.dtype).index_add_(0, labels, values)
+    return sums / labels.bincount(minlength=classes).clamp_min(1)[:, None]
+
+
+def full_curve(right: Tensor, table: FlopTable) -> Curve:
+    """The full network without a policy network: one point. right: bool (N,)."""
+    return Curve("full network", (_point(torch.tensor([table.full]), right, "all blocks"),))
+
+
+def _point(flops: Tensor, right: Tensor, label: str) -> CurvePoint:
+    return CurvePoint(flops.double().mean().item(), right.double().mean().item(), label)
