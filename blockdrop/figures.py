@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -30,6 +32,14 @@ CURVE_STYLES: tuple[dict[str, Any], ...] = (
 )
 MANY = 40
 """Classes from which on a heat map shows only some."""
+
+
+def rendered(figure: Figure, kind: Literal["svg", "png"], dpi: int = 150) -> bytes:
+    """A figure as a file's bytes, the same each time."""
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "blockdrop"}):
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
 
 
 def draw_usage_per_block(axes: Axes, usage: Sequence[float], stage_sizes: Sequence[int]) -> None:

@@ -30,13 +30,18 @@ def write_json(flag: str, path: str | Path, numbers: Any) -> None:
 
 
 def write_text(flag: str, path: str | Path, text: str) -> None:
-    """Writes a text.
+    """Writes a text, see `write_bytes`."""
+    write_bytes(flag, path, text.encode())
+
+
+def write_bytes(flag: str, path: str | Path, content: bytes) -> None:
+    """Writes a file's content.
 
     Raises:
         UserError: the disk is full, the folder gone, ….
     """
     try:
-        write_whole(path, lambda file: file.write(text.encode()))
+        write_whole(path, lambda file: file.write(content))
     except OSError as error:
         raise UserError(f"{flag} {path}: not writable ({error.strerror})") from None
 

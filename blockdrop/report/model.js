@@ -1,0 +1,140 @@
+"use strict";
+// What the report holds, and what follows from a threshold. Nothing in this file touches the page.
+
+const ARRAY_TYPES = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array };
+
+/** A typed array from its bytes; little-endian, as every machine is that browsers run on. */
+function unpack({ type, base64 }) {
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i);
+  return new ARRAY_TYPES[type](bytes.buffer);
+}
+
+/** The embedded JSON with its arrays unpacked. Matrices are flat, row after row. */
+function readReport(json) {
+  const report = JSON.parse(json);
+  for (const name of ["keepProbs", "predictions", "labels", "losses"]) report[name] = unpack(report[name]);
+  report.numImages = report.labels.length;
+  report.numBlocks = report.flops.blocks.length;
+  report.fullFlops = report.flops.fixed + report.flops.blocks.reduce((sum, cost) => sum + cost, 0);
+  report.everyImage = Uint32Array.from(report.labels, (_, image) => image);
+  return report;
+}
+
+/** Whether a block runs. PyTorch compares in float32, the threshold rounded to it; so do we. */
+function runs(keepProb, threshold) {
+  return keepProb >= Math.fround(threshold);
+}
+
+/** Every image's policy, as far as numbers need it: blocks used, FLOPs, prediction; and sums over the images. */
+function evaluate(report, threshold) {
+  const { numImages, numBlocks, keepProbs, predictions, labels, flops } = report;
+  const outcome = {
+    threshold,
+    used: new Uint16Array(numImages),
+    flops: new Float64Array(numImages),
+    predicted: new Uint32Array(numImages),
+    right: new Uint8Array(numImages),
+    runsOfBlock: new Uint32Array(numBlocks),
+  };
+  const limit = Math.fround(threshold);
+  const policies = new Set();
+  const policy = new Uint16Array(Math.ceil(numBlocks / 16)); // a bit for each block
+  for (let image = 0; image < numImages; image++) {
+    let used = 0;
+    let cost = flops.fixed + flops.policyNetwork;
+    policy.fill(0);
+    for (let block = 0; block < numBlocks; block++) {
+      if (keepProbs[image * numBlocks + block] < limit) continue;
+      used++;
+      cost += flops.blocks[block];
+      outcome.runsOfBlock[block]++;
+      policy[block >> 4] |= 1 << (block & 15);
+    }
+    policies.add(String.fromCharCode(...policy));
+    outcome.used[image] = used;
+    outcome.flops[image] = cost;
+    outcome.predicted[image] = predictions[image * (numBlocks + 1) + used];
+    outcome.right[image] = outcome.predicted[image] === labels[image] ? 1 : 0;
+  }
+  outcome.uniquePolicies = policies.size;
+  outcome.means = means(outcome, report.everyImage);
+  return outcome;
+}
+
+/** Accuracy in [0, 1], blocks used and FLOPs over some images. */
+function means(outcome, images) {
+  let right = 0;
+  let blocks = 0;
+  let flops = 0;
+  for (const image of images) {
+    right += outcome.right[image];
+    blocks += outcome.used[image];
+    flops += outcome.flops[image];
+  }
+  const count = images.length;
+  return { accuracy: right / count, blocks: blocks / count, flops: flops / count };
+}
+
+/** The images that the filters let through, in the order wanted; of equal ones the earlier first. */
+function select(report, outcome, { label, result, least, most, order }) {
+  return ordered(report, outcome, order).filter(
+    (image) =>
+      (label === null || report.labels[image] === label) &&
+      (result === "" || (outcome.right[image] === 1) === (result === "right")) &&
+      outcome.used[image] >= least &&
+      outcome.used[image] <= most,
+  );
+}
+
+function ordered(report, outcome, order) {
+  if (order === "given") return report.everyImage;
+  if (order === "fewest") return byBlocksUsed(report, outcome).flat();
+  if (order === "most") return byBlocksUsed(report, outcome).reverse().flat();
+  report.byLoss ??= {
+    easiest: sortedBy(report, (image) => report.losses[image]),
+    hardest: sortedBy(report, (image) => -report.losses[image]),
+  };
+  return report.byLoss[order];
+}
+
+/** Images by the number of blocks that they use. */
+function byBlocksUsed({ numBlocks, everyImage }, { used }) {
+  const groups = Array.from({ length: numBlocks + 1 }, () => []);
+  for (const image of everyImage) groups[used[image]].push(image);
+  return groups;
+}
+
+/** Compares with < and >, because the difference of two infinite losses isn't a number. */
+function sortedBy(report, key) {
+  const keys = Float64Array.from(report.everyImage, key);
+  return report.everyImage.slice().sort((a, b) => (keys[a] < keys[b] ? -1 : keys[a] > keys[b] ? 1 : a - b));
+}
+
+/** Of an image's most probable blocks, how many give the right prediction: "5, 7–15"; "no number" if none does. */
+function rightWith(report, image) {
+  const ranges = [];
+  for (let used = 0; used <= report.numBlocks; used++) {
+    if (report.predictions[image * (report.numBlocks + 1) + used] !== report.labels[image]) continue;
+    const last = ranges.at(-1);
+    if (last && last.to === used - 1) last.to = used;
+    else ranges.push({ from: used, to: used });
+  }
+  return ranges.map(({ from, to }) => (from === to ? `${from}` : `${from}–${to}`)).join(", ") || "no number";
+}
+
+// Rounds halves to even, as Python's format does, so that both show the same digits.
+function numberFormat(digits) {
+  const options = { minimumFractionDigits: digits, maximumFractionDigits: digits, roundingMode: "halfEven" };
+  const format = new Intl.NumberFormat("en", options);
+  return (value) => format.format(value);
+}
+
+const integer = numberFormat(0);
+const oneDigit = numberFormat(1);
+const twoDigits = numberFormat(2);
+const threeDigits = numberFormat(3);
+const percent = (share) => `${twoDigits(100 * share)}\u00a0%`;
+const coarsePercent = (share) => `${oneDigit(100 * share)}\u00a0%`;
+const mflops = (flops) => twoDigits(flops / 1e6);
