@@ -9,12 +9,14 @@ half: the training images were trained on, and images that chose would flatter t
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from agents.policies import map_policy
@@ -62,6 +64,8 @@ class EvaluateConfig(ModelConfig):
     stats: bool = False
     """Also report what policies depend on: classes, difficulty, right and wrong predictions; and the most frequent
     ones."""
+    speed: bool = True
+    """Measure images/s, of the curve as well."""
     save: str | None = None
     """Write the checkpoint with the threshold (and the curve) to this new file."""
     precision: Precision = "float32"
@@ -162,7 +166,8 @@ def main(config: EvaluateConfig) -> Evaluation:
         "variant": setup.variant.numbers(),
         "parameters": sum(p.numel() for p in setup.resnet.parameters()),
         "dataset": setup.data.name,
-        "images": len(images),
+        "images": len(outcomes.labels),
+        "images_digest": images_digest(setup.data.classes, outcomes.labels),
         "checkpoints": [c.path for c in setup.checkpoints],
         "accuracy": outcomes.accuracy,
         "block_usage_mean": outcomes.block_usage[0],
@@ -181,10 +186,12 @@ def main(config: EvaluateConfig) -> Evaluation:
         "usage_per_block": outcomes.usage_per_block.tolist(),
         "stage_sizes": list(setup.resnet.stage_sizes),
         "policy": config.policy,
+        "policy_net": setup.policy_net if setup.has_policy else None,
         "threshold": threshold,
         "operating_point": {name: point[name] for name in ("budget", "flops_fraction", "held_out_images")},
         "statistics": None if statistics is None else asdict(statistics),
         "curve": curve,
+        "right": right(outcomes),
         "compute": str(bench.compute),
         "version": project_version(),
         "config": asdict(config),
@@ -196,8 +203,23 @@ def main(config: EvaluateConfig) -> Evaluation:
         write_json("--json", config.json, numbers)
         print(f"numbers: {config.json}")
     if config.save is not None:
-        save_with_operating_point(config.save, setup, {**point, "curve": curve or point["curve"]})
+        rows = [{k: v for k, v in row.items() if isinstance(v, int | float)} for row in curve]
+        save_with_operating_point(config.save, setup, {**point, "curve": rows or point["curve"]})
     return evaluation
+
+
+def right(outcomes: Outcomes) -> str:
+    """A character for each image, in order: 1 where the prediction is right, else 0."""
+    return "".join("01"[int(found)] for found in outcomes.correct)
+
+
+def images_digest(classes: Sequence[str], labels: Tensor) -> str:
+    """16 hexadecimal digits that tell test sets apart by their class names and the images' labels, in order.
+
+    Two sets that agree in both look the same, whatever their images show.
+    """
+    content = "\n".join(classes).encode() + b"\0" + labels.to(torch.int64).numpy().astype("<i8").tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 class Bench:
@@ -205,6 +227,7 @@ class Bench:
 
     def __init__(self, config: EvaluateConfig, setup: Setup):
         self.setup, self.batch_size, self.compute = setup, config.batch_size, config.compute()
+        self.measures_speed = config.speed
         self.policy_network = setup.policy_network if setup.has_policy else None
         self.table = count_flops(setup.resnet, self.policy_network, setup.image_size)
         self.dynamic = executor(setup.resnet, self.policy_network, self.compute, config.engine)
@@ -227,8 +250,13 @@ class Bench:
         how = (images, setup.normalisation, self.compute, self.batch_size, setup.image_size, threshold)
         return evaluate_images(setup.resnet, policy_network, *how, run=run)
 
-    def speeds(self, images: Images, policies: Sequence[float | Tensor]) -> tuple[float, list[float]]:
-        """Images per second, full and dynamic at each threshold or under each policy, bool (N, K)."""
+    def speeds(
+        self, images: Images, policies: Sequence[float | Tensor]
+    ) -> tuple[float | None, Sequence[float | None]]:
+        """Images per second, full and dynamic at each threshold or under each policy, bool (N, K); None with
+        --no_speed."""
+        if not self.measures_speed:
+            return None, [None] * len(policies)
         how = (images, self.setup.normalisation, self.batch_size, policies, self.compute.channels_last)
         return measure_speed(self.full, self.dynamic, *how)
 
@@ -273,7 +301,12 @@ def choose_operating_point(budget: float, bench: Bench, choosing: Images) -> dic
 
 
 def print_report(
-    bench: Bench, point: dict[str, Any], outcomes: Outcomes, full: Outcomes, full_speed: float, speed: float
+    bench: Bench,
+    point: dict[str, Any],
+    outcomes: Outcomes,
+    full: Outcomes,
+    full_speed: float | None,
+    speed: float | None,
 ) -> None:
     """What the dynamic network does and costs, beside the full one."""
     table = bench.table
@@ -282,7 +315,8 @@ def print_report(
     if not bench.setup.decides:
         parameters = sum(p.numel() for p in bench.setup.resnet.parameters())
         print(f"every block runs: {table.full:,} FLOPs/img, {parameters:,} parameters")
-        print(f"images/s at batch {bench.batch_size}: {speed:.0f}")
+        if speed is not None:
+            print(f"images/s at batch {bench.batch_size}: {speed:.0f}")
         return
     print(f"full network: accuracy {full.accuracy:.4f}, {table.full:,} FLOPs/img")
     included = f"{table.policy_network:,} FLOPs, {table.policy_network / table.full:.1%} of the full network"
@@ -293,10 +327,11 @@ def print_report(
             f"FLOPs used, of a budget of {point['budget']:.2%}: {point['flops_fraction']:.2%} on the images that "
             f"chose the threshold, {flops / table.full:.2%} on those reported"
         )
-    print(
-        f"images/s at batch {bench.batch_size}: full {full_speed:.0f}, dynamic {speed:.0f} "
-        f"({speed / full_speed:.2f} ×)"
-    )
+    if speed is not None and full_speed is not None:
+        print(
+            f"images/s at batch {bench.batch_size}: full {full_speed:.0f}, dynamic {speed:.0f} "
+            f"({speed / full_speed:.2f} ×)"
+        )
     print("usage per block, stage by stage:")
     usage = outcomes.usage_per_block.split(list(bench.setup.resnet.stage_sizes))
     for stage, shares in enumerate(usage):
@@ -304,7 +339,7 @@ def print_report(
 
 
 def trace_curve(
-    bench: Bench, images: Images, threshold: float, outcomes: Outcomes, speed: float
+    bench: Bench, images: Images, threshold: float, outcomes: Outcomes, speed: float | None
 ) -> list[dict[str, Any]]:
     """Prints and returns what other thresholds give on the same images, and 0.5, and the report's own."""
     assert outcomes.keep_probs is not None
@@ -312,6 +347,7 @@ def trace_curve(
     print(f"{'threshold':>11}  accuracy  {'blocks':>14}  {'FLOPs/img (of full)':>19}  policies  images/s")
     others = [other for other in thresholds if other != threshold]
     speeds = {threshold: speed, **dict(zip(others, bench.speeds(images, others)[1], strict=True))}
+    shown = {other: "-" if found is None else f"{found:.0f}" for other, found in speeds.items()}
     curve = []
     for other in thresholds:
         found = outcomes if other == threshold else bench.outcomes(images, other)
@@ -320,7 +356,7 @@ def trace_curve(
         share = flops / bench.table.full
         print(
             f"{other:>11.9g}  {found.accuracy:>8.4f}  {blocks:>6.2f} ± {blocks_std:>5.2f}  "
-            f"{flops:>10.2E} ({share:>6.1%})  {found.unique_policies:>8}  {speeds[other]:>8.0f}"
+            f"{flops:>10.2E} ({share:>6.1%})  {found.unique_policies:>8}  {shown[other]:>8}"
             f"{'  < reported above' if other == threshold else ''}"
         )
         curve.append(
@@ -333,6 +369,7 @@ def trace_curve(
                 "flops_fraction": share,
                 "unique_policies": found.unique_policies,
                 "images_per_second": speeds[other],
+                "right": right(found),
             }
         )
     return curve

@@ -127,7 +127,7 @@ def predict_under(
     found: list[Tensor] = []
     start = 0
     for batch, _ in progress(batches, title, -(-len(images) // batch_size)):
-        logits, _ = run(batch, policy=policies[:, start : start + len(batch)])
+        logits, _ = run(batch, policy=policies[:, start : start + len(batch)].to(batch.device))
         found.append(logits.argmax(-1).cpu())
         start += len(batch)
     return torch.cat(found, dim=1)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -23,21 +23,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from agents.policies import map_policy
-from blockdrop import cl_train, finetune, pretrain
-from blockdrop.console import progress, run_command
+from blockdrop import pretrain
+from blockdrop.console import run_command
 from blockdrop.data import Images
 from blockdrop.errors import require
 from blockdrop.figures import STAGE_COLOURS
 from blockdrop.flops import count_flops
 from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
-from blockdrop.measure import evaluate_images, executor
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.measure import evaluate_images, executor, predict_under
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import Compute, choose_compute
-from blockdrop.training.config import ModelConfig, RecipeName, TrainingConfig
-from blockdrop.training.run_directory import check_same_run, read_flags, read_metrics
+from blockdrop.training.config import ModelConfig, TrainingConfig
+from blockdrop.training.run_directory import check_same_run, read_flags
 from blockdrop.training.setup import Setup, open_setup
+from experiments.runs import Step, finished_metrics, plan_steps, train
+from experiments.tables import table
 
 PENALTY = -1.0
 """Of the reward that all arms are compared by, whatever they learned from: the reference curriculum's."""
@@ -49,17 +49,6 @@ FULL_LINE: dict[str, Any] = {"color": "0.35", "linestyle": "--", "linewidth": 1.
 RING: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "markeredgewidth": 1.8}
 LOG_FROM = 20
 """Ratio of the largest to the smallest work from which on the chart's axis is logarithmic."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A command of an arm; each starts from the last checkpoint of the one before."""
-
-    command: Literal["cl_train", "finetune"]
-    epochs: str
-    """Which of this experiment's flags says for how many epochs; if that is None, the recipe does."""
-    recipe: RecipeName = "reference"
-    flags: dict[str, Any] = field(default_factory=dict)
 
 
 ARMS: dict[str, tuple[Step, ...]] = {
@@ -169,27 +158,20 @@ def main(config: LearningCurveConfig) -> dict[str, Any]:
 
 def plan(config: LearningCurveConfig, arm: str, seed: int) -> Iterator[TrainingConfig]:
     """The commands of an arm, one after the other."""
-    start = config.backbone
-    for step in ARMS[arm]:
-        below = step.command if len(ARMS[arm]) > 1 else ""
-        flags = {
-            "model": config.model,
-            "data_dir": config.data_dir,
-            "cv_dir": str(Path(config.cv_dir, f"{arm}-s{seed}", below)),
-            "seed": seed,
-            "test_every": config.test_every,
-            "resume": True,
-            **step.flags,
-        }
-        given = {"max_epochs": getattr(config, step.epochs), "batch_size": config.batch_size}
-        flags |= {flag: value for flag, value in given.items() if value is not None}
-        if step.command == "cl_train":
-            blocks = sum(parse_model_name(config.model).layers)
-            flags["cl_step"] = -(-blocks // config.curriculum_epochs)  # so that it comes to decide all
-            yield cl_train.CurriculumConfig.of_recipe(step.recipe, load=(start,), **flags)
-        else:
-            yield finetune.FinetuneConfig.of_recipe(step.recipe, pretrained=(start,), **flags)
-        start = flags["cv_dir"]
+    steps = ARMS[arm]
+    folders = [
+        str(Path(config.cv_dir, f"{arm}-s{seed}", step.command if len(steps) > 1 else "")) for step in steps
+    ]
+    shared = {
+        "model": config.model,
+        "data_dir": config.data_dir,
+        "seed": seed,
+        "test_every": config.test_every,
+        "resume": True,
+        **({} if config.batch_size is None else {"batch_size": config.batch_size}),
+    }
+    epochs = {flag: getattr(config, flag) for flag in ("curriculum_epochs", "finetune_epochs", "fast_epochs")}
+    return plan_steps(steps, folders, config.backbone, epochs, **shared)
 
 
 def backbone_plan(config: LearningCurveConfig) -> pretrain.PretrainConfig:
@@ -199,27 +181,6 @@ def backbone_plan(config: LearningCurveConfig) -> pretrain.PretrainConfig:
         model=config.model, data_dir=config.data_dir, cv_dir=config.backbone, max_epochs=epochs, test_every=epochs,
         resume=True,
     )  # fmt: skip
-
-
-def finished_metrics(folder: Path) -> list[dict[str, Any]] | None:
-    """What a run logged, if it came to its end."""
-    lines = read_metrics(folder)
-    last = read_flags(folder).get("max_epochs", 0) - 1
-    done = any(line["phase"] == "test" and line["epoch"] == last for line in lines)
-    return lines if done else None
-
-
-def train(step: TrainingConfig) -> None:
-    """Runs a command, unless it has been."""
-    if finished_metrics(Path(step.cv_dir)) is not None:
-        return
-    print(f"\n=== {step.cv_dir}")
-    if isinstance(step, pretrain.PretrainConfig):
-        pretrain.main(step)
-    elif isinstance(step, cl_train.CurriculumConfig):
-        cl_train.main(step)
-    elif isinstance(step, finetune.FinetuneConfig):
-        finetune.main(step)
 
 
 # ---- numbers
@@ -314,25 +275,18 @@ def evaluate_end(
     full = evaluate_images(setup.resnet, None, *how, image_size=setup.image_size)
     run = executor(setup.resnet, setup.policy_network, compute)
 
-    def batches() -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        made = images.batches(256, setup.normalisation, compute.device, channels_last=compute.channels_last)
-        return progress(made, "dealing", -(-len(images) // 256))
-
-    policy = torch.cat([map_policy(run.keep_probs(batch), threshold) for batch, _ in batches()])  # (N, K)
+    own = evaluate_images(
+        setup.resnet, setup.policy_network, *how, image_size=setup.image_size, threshold=threshold, run=run
+    )
     generator = torch.Generator().manual_seed(0)
-    orders = [torch.randperm(len(policy), generator=generator) for _ in range(DEALS)]
-    dealt = torch.stack([policy, *(policy[order.to(policy.device)] for order in orders)])  # (1 + DEALS, N, K)
-    right, start = torch.zeros(len(dealt)), 0
-    for batch, labels in batches():
-        logits, _ = run(batch, policy=dealt[:, start : start + len(batch)])
-        right += (logits.argmax(-1) == labels).sum(-1).cpu()
-        start += len(batch)
-    own, *others = (right.double() / len(policy)).tolist()
+    dealt = [own.policy[torch.randperm(len(own.policy), generator=generator)] for _ in range(DEALS)]
+    predictions = predict_under(run, torch.stack(dealt), *how, title="dealing")  # (DEALS, N)
+    others = (predictions == own.labels).double().mean(1).tolist()
     return {
-        "accuracy": own,
+        "accuracy": own.accuracy,
         "dealt_accuracies": others,
         "dealt_accuracy": mean(others),
-        "unique_policies": len(torch.unique(policy, dim=0)),
+        "unique_policies": own.unique_policies,
         "full_accuracy": full.accuracy,
     }
 
@@ -387,12 +341,6 @@ def markdown(report: dict[str, Any], all_tests: bool = False) -> str:
             *pruned_networks(report),
         ]
     )
-
-
-def table(rows: list[dict[str, str]], words: int) -> str:
-    """Rows of cells by column; the first so many columns are words, the others numbers."""
-    align = ["---"] * words + ["---:"] * (len(rows[0]) - words)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (rows[0], align, *(row.values() for row in rows)))
 
 
 def millions(work: float) -> str:

@@ -1,4 +1,4 @@
-"""Static ways to make a ResNet cheaper, trained and measured by the same ruler on CIFAR-10.
+"""Static ways to make a ResNet cheaper, trained and measured by the same ruler, on CIFAR-10 or another data set.
 
 Trains what is missing, one run after the other, then compares: test accuracy of every seed, FLOPs, parameters, and
 seconds over the test set, all networks in turns. A run that has its last checkpoint isn't repeated; one that was
@@ -17,14 +17,16 @@ import torch
 
 from blockdrop import distill, pretrain
 from blockdrop.console import run_command
-from blockdrop.data import NORMALISATIONS, DataSource
+from blockdrop.data import DATASETS, NORMALISATIONS, DataSource
 from blockdrop.errors import CheckpointError, require
 from blockdrop.flops import count_flops
 from blockdrop.measure import measure_passes
 from blockdrop.models.checkpoints import load_network
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import choose_compute
-from blockdrop.training.run_directory import check_same_run, read_flags, read_metrics
+from blockdrop.training.config import SupervisedConfig
+from blockdrop.training.run_directory import check_same_run, read_flags
+from experiments.runs import finished_metrics, train
 
 BATCH_SIZE = 1024
 
@@ -33,8 +35,10 @@ BATCH_SIZE = 1024
 class RivalsConfig:
     """Flags of `python -m experiments.static_rivals`."""
 
+    dataset: str = "C10"
+    """Data set of all networks: C10, C100, Digits, Folder."""
     data_dir: str = "data/"
-    """CIFAR-10: image tree or torchvision's files."""
+    """Image tree or torchvision's CIFAR files; Digits need none."""
     init: str | None = None
     """Weights that ResNet-20, the teacher of plain-20, is fine-tuned from; default: from scratch."""
     teacher32: str | None = None
@@ -59,52 +63,87 @@ class RivalsConfig:
     """Replace the file of --json if there is one."""
 
 
+Kind = Literal["full", "dynamic", "static policy", "plain", "distilled", "shift", "reduced"]
+"""What a network is among its rivals. full: all blocks of the network that a policy network decides on. dynamic: a
+policy network decides. static policy: the same blocks for all images, or drawn at random. plain: no shortcuts.
+distilled: it learned from another network. shift: shifts in place of 3 × 3 convolutions. reduced: a smaller
+ResNet."""
+Plan = Callable[["RivalsConfig", dict[str, Any]], SupervisedConfig]
+
+
 @dataclass(frozen=True)
 class Rival:
     """A row of the table."""
 
     name: str
     title: str
-    train: Callable[[RivalsConfig, dict[str, Any]], Any]
-    """Runs the command; gets the flags that all share."""
+    kind: Kind
+    plan: Plan
+    """The command that trains it; gets the flags that all share."""
 
 
-def pretrained(**flags: Any) -> Callable[[RivalsConfig, dict[str, Any]], Any]:
-    return lambda config, shared: pretrain.main(pretrain.PretrainConfig(**{"model": "R20_C10", **shared, **flags}))
+def pretrained(network: str, **flags: Any) -> Plan:
+    return lambda config, shared: pretrain.PretrainConfig(
+        model=f"{network}_{config.dataset}", **{**shared, **flags}
+    )
 
 
-def fine_tuned(config: RivalsConfig, shared: dict[str, Any]) -> Any:
+def fine_tuned(config: RivalsConfig, shared: dict[str, Any]) -> SupervisedConfig:
     flags = {**shared, "lr": 0.05, "init": (config.init,)} if config.init else shared
-    return pretrain.main(pretrain.PretrainConfig(model="R20_C10", **flags))
+    return pretrain.PretrainConfig(model=f"R20_{config.dataset}", **flags)
 
 
-def student_of_20(**flags: Any) -> Callable[[RivalsConfig, dict[str, Any]], Any]:
-    def train(config: RivalsConfig, shared: dict[str, Any]) -> Any:
+def student_of_20(**flags: Any) -> Plan:
+    def plan(config: RivalsConfig, shared: dict[str, Any]) -> SupervisedConfig:
         teacher = str(Path(config.cv_dir, f"r20-s{config.seeds[0]}"))
-        return distill.main(distill.DistillConfig(model="R20_C10", load=(teacher,), **{**shared, **flags}))
+        return distill.DistillConfig(model=f"R20_{config.dataset}", load=(teacher,), **{**shared, **flags})
 
-    return train
+    return plan
 
 
-def student_of_32(config: RivalsConfig, shared: dict[str, Any]) -> Any:
+def student_of_32(config: RivalsConfig, shared: dict[str, Any]) -> SupervisedConfig:
     require(config.teacher32 is not None, "--teacher32: name a trained ResNet-32")
     flags: dict[str, Any] = {"method": "kd", "student": "R8", "temperature": 4.0, "load": (config.teacher32,)}
-    return distill.main(distill.DistillConfig(model="R32_C10", **flags, **shared))
+    return distill.DistillConfig(model=f"R32_{config.dataset}", **flags, **shared)
+
+
+def shared_flags(config: RivalsConfig, name: str, seed: int) -> dict[str, Any]:
+    """Flags that the runs of all rivals share."""
+    return {
+        "data_dir": config.data_dir,
+        "cv_dir": str(Path(config.cv_dir, f"{name}-s{seed}")),
+        "seed": seed,
+        "max_epochs": config.epochs,
+        "resume": True,
+        "test_every": 5,
+        "lr": 0.1,
+    }
 
 
 RIVALS = (
-    Rival("r20", "ResNet-20, the teacher", fine_tuned),
-    Rival("plain20", "plain-20, alone", pretrained(arch="plain20")),
-    Rival("stagewise", "plain-20, stagewise", student_of_20(method="stagewise", stage_epochs=2, finetune_lr=0.05)),
+    Rival("r20", "ResNet-20, the teacher", "reduced", fine_tuned),
+    Rival("plain20", "plain-20, alone", "plain", pretrained("R20", arch="plain20")),
+    Rival(
+        "stagewise",
+        "plain-20, stagewise",
+        "distilled",
+        student_of_20(method="stagewise", stage_epochs=2, finetune_lr=0.05),
+    ),
     Rival(
         "jointrd",
         "plain-20, jointrd",
+        "distilled",
         student_of_20(method="jointrd", student="plain20", side_epochs=5, schedule="one_cycle"),
     ),
-    Rival("r8", "ResNet-8, alone", pretrained(model="R8_C10")),
-    Rival("kd", "ResNet-8, kd from ResNet-32", student_of_32),
-    Rival("shift", "ShiftResNet-20, e = 3", pretrained(arch="shiftresnet20", expansion=3.0)),
-    Rival("block", "ResNet-20, blocks / 2.8", pretrained(arch="resnet20", reduction=2.8, reduction_mode="block")),
+    Rival("r8", "ResNet-8, alone", "reduced", pretrained("R8")),
+    Rival("kd", "ResNet-8, kd from ResNet-32", "distilled", student_of_32),
+    Rival("shift", "ShiftResNet-20, e = 3", "shift", pretrained("R20", arch="shiftresnet20", expansion=3.0)),
+    Rival(
+        "block",
+        "ResNet-20, blocks / 2.8",
+        "reduced",
+        pretrained("R20", arch="resnet20", reduction=2.8, reduction_mode="block"),
+    ),
 )
 
 
@@ -114,6 +153,7 @@ def main(config: RivalsConfig) -> list[dict[str, Any]]:
         check_writable("--json", config.json, config.overwrite)
     require(config.timed_images >= 1, f"--timed_images {config.timed_images}: must be at least 1")
     require(len(config.seeds) > 0, "--seeds: name at least one")
+    require(config.dataset in DATASETS, f"--dataset {config.dataset}: choose {', '.join(DATASETS)}")
     names = [rival.name for rival in RIVALS]
     for name in config.only:
         require(name in names, f"--only {name}: choose {', '.join(names)}")
@@ -123,17 +163,8 @@ def main(config: RivalsConfig) -> list[dict[str, Any]]:
                 folder = Path(config.cv_dir, f"{rival.name}-s{seed}")
                 if rival.name in (config.only or names) and finished(folder, config.epochs) is None:
                     check_same_run(folder, {"max_epochs": config.epochs})
-                    print(f"\n=== {rival.title}, seed {seed}")
-                    shared = {
-                        "data_dir": config.data_dir,
-                        "cv_dir": str(folder),
-                        "seed": seed,
-                        "max_epochs": config.epochs,
-                        "resume": True,
-                        "test_every": 5,
-                        "lr": 0.1,
-                    }
-                    rival.train(config, shared)
+                    print(f"\n{rival.title}, seed {seed}")
+                    train(rival.plan(config, shared_flags(config, rival.name, seed)))
     rows = collect(config)
     require(len(rows) > 0, f"--cv_dir {config.cv_dir}: no finished run in it")
     print(markdown(rows, config.engines))
@@ -144,12 +175,10 @@ def main(config: RivalsConfig) -> list[dict[str, Any]]:
 
 def finished(folder: Path, epochs: int) -> dict[str, Any] | None:
     """The last test's metrics and the minutes of training, of a run that came to its end."""
-    if read_flags(folder).get("max_epochs") != epochs:
+    lines = finished_metrics(folder)
+    if lines is None or read_flags(folder)["max_epochs"] != epochs:
         return None
-    lines = read_metrics(folder)
     tests = [line for line in lines if line["phase"] == "test" and line["epoch"] == epochs - 1]
-    if not tests:
-        return None
     times = [line["images_per_second"] for line in lines if "images_per_second" in line]
     return {"accuracy": tests[-1]["accuracy"], "images_per_second": times}
 
@@ -158,7 +187,7 @@ def collect(config: RivalsConfig) -> list[dict[str, Any]]:
     """A row per rival that has a finished run: accuracies, sizes, and seconds of its first seed's network."""
     rows, networks = [], []
     normalisation = NORMALISATIONS["cifar"]
-    source = DataSource("C10", config.data_dir, cache_dir=config.cv_dir)
+    source = DataSource(config.dataset, config.data_dir, cache_dir=config.cv_dir)
     for rival in RIVALS:
         folders = [Path(config.cv_dir, f"{rival.name}-s{seed}") for seed in config.seeds]
         runs = [(folder, found) for folder in folders if (found := finished(folder, config.epochs)) is not None]

@@ -96,6 +96,7 @@ def test_a_budget_is_met_on_one_half_and_reported_on_the_other(
     assert 4 <= len(curve) <= 11
     (own,) = [row for row in curve if row["threshold"] == threshold]
     assert own.items() <= {**numbers, "flops_fraction": numbers["flops_mean"] / full}.items()
+    assert all(row["right"].count("1") / 6 == pytest.approx(row["accuracy"]) for row in curve)
     assert curve[0]["block_usage_mean"] == 6
     assert curve[0]["accuracy"] == numbers["full_accuracy"]
     assert curve[-1]["block_usage_mean"] == 0
@@ -104,7 +105,9 @@ def test_a_budget_is_met_on_one_half_and_reported_on_the_other(
     assert "< reported above" in out
 
     before, after = read_checkpoint(checkpoint), read_checkpoint(tmp_path / "point.t7")
-    assert after.operating_point == {**point, "threshold": threshold, "curve": curve}
+    plain = [{name: value for name, value in row.items() if name != "right"} for row in curve]
+    assert after.operating_point == {**point, "threshold": threshold, "curve": plain}
+    assert numbers["right"] == "".join(str(int(hit)) for hit in reported.correct)
     for part in ("resnet", "policy_network"):
         old, new = getattr(before, part), getattr(after, part)
         assert old.keys() == new.keys()
@@ -198,6 +201,47 @@ def test_bad_flags_end_with_one_line_and_leave_every_file_alone(
     assert error.startswith("error: ")
     assert message in error
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.t7")} == before
+
+
+def test_a_file_says_which_images_it_is_about(tmp_path: Path, run: Command) -> None:
+    def digest(*flags: object) -> tuple[str, int]:
+        assert run(*flags, "--json", tmp_path / "e.json", "--overwrite")[0] == 0
+        numbers = json.loads((tmp_path / "e.json").read_text())
+        assert len(numbers["right"]) == numbers["images"]
+        return numbers["images_digest"], numbers["images"]
+
+    assert digest() == digest("--threshold", 0.9)
+    assert digest()[1] == 12
+    half = digest("--budget", 0.7)
+    assert half[1] == 6
+    assert half[0] != digest()[0]
+    assert digest("--data_dir", write_image_tree(tmp_path / "other", count=7))[0] != digest()[0]
+
+
+def test_digests_tell_labels_their_order_and_class_names() -> None:
+    labels = torch.tensor([0, 1, 1])
+    found = evaluate.images_digest(["cat", "dog"], labels)
+    assert found == evaluate.images_digest(["cat", "dog"], labels.int())
+    assert len(found) == 16
+    assert found != evaluate.images_digest(["cat", "dog"], labels.flip(0))
+    assert found != evaluate.images_digest(["cat", "cow"], labels)
+
+
+def test_speed_can_be_left_out(tmp_path: Path, checkpoint: Path, run: Command, monkeypatch: Any) -> None:
+    monkeypatch.setattr(evaluate, "measure_speed", lambda *args: pytest.fail("measured"))
+    flags = ("--no_speed", "--curve", "--json", tmp_path / "e.json", "--save", tmp_path / "point.t7")
+    code, out, _ = run(*flags)
+    assert code == 0
+    assert "images/s at batch" not in out
+    numbers = json.loads((tmp_path / "e.json").read_text())
+    assert (numbers["images_per_second"], numbers["full_images_per_second"]) == (None, None)
+    assert all(row["images_per_second"] is None for row in numbers["curve"])
+    stored = read_checkpoint(tmp_path / "point.t7").operating_point
+    assert stored is not None
+    assert len(stored["curve"]) == len(numbers["curve"])
+    assert run("--no_speed", "--policy", "first_k:2")[0] == 0
+    static = ("--no_speed", "--arch", "plain8", "--load", save_static(tmp_path, "plain8"))
+    assert run(*static)[0] == 0
 
 
 def test_a_single_image_can_not_both_choose_and_be_reported(tmp_path: Path, command: Command) -> None:
