@@ -203,7 +203,7 @@ def main(config: EvaluateConfig) -> Evaluation:
         write_json("--json", config.json, numbers)
         print(f"numbers: {config.json}")
     if config.save is not None:
-        rows = [{k: v for k, v in row.items() if isinstance(v, int | float)} for row in curve]
+        rows = [{k: v for k, v in row.items() if v is not None} for row in curve]  # --no_speed
         save_with_operating_point(config.save, setup, {**point, "curve": rows or point["curve"]})
     return evaluation
 
@@ -218,7 +218,8 @@ def images_digest(classes: Sequence[str], labels: Tensor) -> str:
 
     Two sets that agree in both look the same, whatever their images show.
     """
-    content = "\n".join(classes).encode() + b"\0" + labels.to(torch.int64).numpy().astype("<i8").tobytes()
+    names = "\n".join(classes).encode("utf-8", "surrogatepass")  # a folder's name may be undecodable
+    content = names + b"\0" + labels.to(torch.int64).numpy().astype("<i8").tobytes()
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -369,7 +370,6 @@ def trace_curve(
                 "flops_fraction": share,
                 "unique_policies": found.unique_policies,
                 "images_per_second": speeds[other],
-                "right": right(found),
             }
         )
     return curve

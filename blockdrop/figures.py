@@ -80,7 +80,7 @@ def usage_per_class(classes: Sequence[ClassStatistics], stage_sizes: Sequence[in
     drawn = axes.imshow(shares, vmin=0, vmax=100, cmap="cividis", aspect="auto", interpolation="nearest")
     for border in _borders(stage_sizes):
         axes.axvline(border, color="white", linewidth=2)
-    axes.set_yticks(range(len(ranked)), [f"{_short(part.name)}  {part.blocks:.1f}" for part in ranked])
+    axes.set_yticks(range(len(ranked)), [f"{label_text(part.name)}  {part.blocks:.1f}" for part in ranked])
     axes.set(xlabel="block (lines: borders of stages)", ylabel=f"class and its mean blocks used{note}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(drawn, ax=axes, label="images that run it (%)", pad=0.02)
@@ -166,7 +166,7 @@ def extremes(
         half.suptitle(title, fontsize=10)
         for row, label in zip(half.subplots(len(chosen), columns, squeeze=False), chosen, strict=True):
             of_class = order[labels[order] == label][:columns]
-            name = _short(classes[label]) if half is halves[0] else ""
+            name = label_text(classes[label]) if half is halves[0] else ""
             draw_images(row, images[of_class], [str(used[index]) for index in of_class.tolist()], name)
     return figure
 
@@ -252,6 +252,12 @@ def _no_frame(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _short(name: str, length: int = 24) -> str:
-    """A class's name as it stands, never as a formula between dollar signs."""
+def label_text(name: str, length: int = 24) -> str:
+    """A name from outside as matplotlib can draw it: shortened, never a formula between dollar signs, "?" for what
+    can't be printed.
+
+    >>> print(label_text("a $ b\\x01"))
+    a \\$ b?
+    """
+    name = "".join(character if character.isprintable() else "?" for character in name)
     return (name if len(name) <= length else f"{name[: length - 1]}…").replace("$", r"\$")

@@ -28,6 +28,8 @@ Item = TypeVar("Item")
 SPEED_ROUNDS = 5
 SPEED_BATCHES, SPEED_IMAGES = 8, 128  # at least so many a round
 TIMED_BYTES = 1 << 30
+MAPS_PER_IMAGE = 8
+"""Bytes of the feature maps that a row holds at a time, of its image's, about."""
 
 
 def evaluate_images(
@@ -115,7 +117,8 @@ def predict_under(
     batch_size: int = 256,
     title: str = "testing",
 ) -> Tensor:
-    """Predictions of all images under several policies, which share their work up to where they first differ.
+    """Predictions of all images under several policies, which share their work up to where they first differ, as
+    many at a time as fit in about a GiB.
 
     Args:
         policies: bool (S, N, K).
@@ -127,8 +130,9 @@ def predict_under(
     found: list[Tensor] = []
     start = 0
     for batch, _ in progress(batches, title, -(-len(images) // batch_size)):
-        logits, _ = run(batch, policy=policies[:, start : start + len(batch)].to(batch.device))
-        found.append(logits.argmax(-1).cpu())
+        own = policies[:, start : start + len(batch)].to(batch.device)
+        together = max(1, TIMED_BYTES // (MAPS_PER_IMAGE * max(1, batch.nbytes)))
+        found.append(torch.cat([run(batch, policy=some)[0].argmax(-1).cpu() for some in own.split(together)]))
         start += len(batch)
     return torch.cat(found, dim=1)
 

@@ -20,6 +20,14 @@ def check_writable(flag: str, path: str | Path, overwrite: bool) -> None:
     require(os.access(path.parent, os.W_OK), f"{flag} {path}: {path.parent} is not writable")
 
 
+def check_folder(flag: str, path: str | Path) -> None:
+    """Raises `UserError` if the folder is none, or can't be made or written into."""
+    folder = Path(path).resolve()
+    there = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
+    if not (os.path.isdir(there) and os.access(there, os.W_OK) and len(folder.name) < 256):
+        raise UserError(f"{flag} {path}: not writable ({there}); name another folder")
+
+
 def write_json(flag: str, path: str | Path, numbers: Any) -> None:
     """Writes the numbers.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from agents.policies import map_policy
 from agents.static_policies import make_static_policy
 from blockdrop.flops import FlopTable
-from blockdrop.inference.operating_point import curve_thresholds
+from blockdrop.inference.operating_point import DROP_ALL, KEEP_ALL, curve_thresholds
 
 POINTS = 9
 """Of a curve, about."""
@@ -81,7 +81,7 @@ def dynamic_curve(
     for other in curve_thresholds(keep_probs, table, 2 * POINTS, include=(threshold,)):
         right = predictions_at(keep_probs, nested_predictions, other) == labels
         flops = table.per_image(map_policy(keep_probs, other))
-        points.append(_point(flops, right, f"threshold {other:.4g}"))
+        points.append(_point(flops, right, threshold_words(other)))
     return Curve("dynamic", tuple(reversed(points)))
 
 
@@ -113,7 +113,7 @@ def blind_curves(
     ):
         thresholds = curve_thresholds(probabilities, costs, POINTS)[::-1]
         policies = [map_policy(probabilities, threshold) for threshold in thresholds]
-        named.append((name, costs, [f"threshold {threshold:.4g}" for threshold in thresholds], policies))
+        named.append((name, costs, [threshold_words(threshold) for threshold in thresholds], policies))
     counts = torch.linspace(0, num_blocks, min(POINTS, num_blocks + 1)).round().long().tolist()
     for kind, words in (("first_k", "first"), ("random_k", "random")):
         drawn = [make_static_policy(f"{kind}:{k}", num_blocks).draw(num_images, generator) for k in counts]
@@ -132,6 +132,11 @@ def blind_curves(
         )
         for name, costs, texts, policies in named
     ]
+
+
+def threshold_words(threshold: float) -> str:
+    """A threshold for people, who know those that keep or drop everything by what they do."""
+    return {KEEP_ALL: "all blocks", DROP_ALL: "no block"}.get(threshold, f"threshold {threshold:.4g}")
 
 
 def class_means(values: Tensor, labels: Tensor) -> Tensor:

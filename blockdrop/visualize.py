@@ -23,7 +23,7 @@ from blockdrop.flops import FlopTable, count_flops
 from blockdrop.inference.executor import EngineName
 from blockdrop.measure import evaluate_images, executor, predict_under
 from blockdrop.models.checkpoints import project_version
-from blockdrop.output import write_bytes, write_text
+from blockdrop.output import check_folder, write_bytes, write_text
 from blockdrop.policy_curves import (
     Curve,
     blind_curves,
@@ -70,8 +70,8 @@ class VisualizeConfig(ModelConfig):
             self.threshold is None or 0 < self.threshold < 1,
             f"--threshold {self.threshold}: must be above 0 and below 1",
         )
+        check_folder("--cv_dir", self.cv_dir)
         folder = Path(self.cv_dir)
-        require(not folder.exists() or folder.is_dir(), f"--cv_dir {folder}: not a folder")
         for name in ("report.html", "figures"):
             require(
                 self.overwrite or not (folder / name).exists(),
@@ -111,6 +111,8 @@ def main(config: VisualizeConfig) -> Findings:
         f"{setup.data.name}, {config.compute()}"
     )
     print(f"checkpoints: {', '.join(c.path for c in setup.checkpoints)}")
+    if setup.undecided:
+        print(setup.undecided)
     findings = look(config, setup, images)
     statistics = policy_statistics(findings.outcomes, findings.full, setup.data.classes, setup.resnet.stage_sizes)
     print(findings.outcomes.four_lines())

@@ -75,7 +75,8 @@ class Result:
     def clock(self) -> str:
         """The same for networks that differ in nothing but their weights, which no clock sees; another one for
         each learned policy."""
-        return self.name if self.decides else json.dumps(self.design, sort_keys=True)
+        policy = {"policy": self.numbers["policy"]}  # of each seed's own usage
+        return self.name if self.decides else json.dumps(self.design | policy, sort_keys=True)
 
     @property
     def design(self) -> dict[str, Any]:
@@ -159,6 +160,7 @@ def _as_result(file: Path, content: dict[str, Any], digest: str) -> Result:
         parse_model_name(content["model"])
     except UserError:
         _check(False, "model")
+    _check(content["right"].isascii(), "right")
     bits = np.frombuffer(content["right"].encode(), dtype=np.uint8) - ord("0")
     _check(len(bits) == content["images"] and bool((bits <= 1).all()), "right")
     _check(math.isclose(bits.mean(), content["accuracy"], abs_tol=1e-6), "right, which isn't the accuracy")
@@ -239,7 +241,7 @@ def valid_times(results: Sequence[Result], times: Mapping[str, Any] | None) -> d
     runs = {} if times is None else times["runs"]
     by_clock = {
         result.clock: runs[result.name]
-        for result in to_be_timed(results)
+        for result in results
         if result.name in runs
         and runs[result.name]["digest"] == result.digest
         and len(runs[result.name]["curve"]) == len(result.numbers["curve"])

@@ -11,6 +11,7 @@ To try it: python -m blockdrop.pretrain --model R8_Digits --max_epochs 3 --cv_di
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -41,11 +42,11 @@ from experiments.comparison import (
     resample_images,
 )
 from experiments.evaluations import (
+    TIMES_FILE,
     Folder,
     Result,
     measure_times,
     read_folder,
-    to_be_timed,
     valid_times,
 )
 from experiments.runs import Job, Step, check_finished, log_file, plan_steps, run_jobs, starts_of
@@ -308,14 +309,30 @@ def missing_of(plan: Plan, train: bool) -> Iterator[Job]:
     yield from needed
     evaluation = plan.evaluation
     assert evaluation.json is not None
-    if needed or _older(evaluation.json, evaluation.load):
+    if is_missing(evaluation.json, evaluation.load) or needed:
         yield make_job(f"evaluate-{Path(evaluation.json).stem}", evaluation, evaluation.json)
 
 
-def _older(file: str, checkpoints: Sequence[str]) -> bool:
-    """Whether a file is older than one of the checkpoints, or isn't there."""
-    newest = max(os.path.getmtime(read_checkpoint(path).path) for path in checkpoints)
-    return not os.path.exists(file) or os.path.getmtime(file) < newest
+def is_missing(file: str, load: Sequence[str]) -> bool:
+    """Whether there is no evaluation, or one of an older checkpoint of the same run.
+
+    Raises:
+        UserError: the file is somebody else's.
+    """
+    if not os.path.exists(file):
+        return True
+    try:
+        recorded = [Path(path).resolve() for path in json.loads(Path(file).read_bytes())["checkpoints"]]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        recorded = []
+    folders = [Path(path).resolve() for path in load]
+    require(
+        [path if path in folders else path.parent for path in recorded] == folders,
+        f"{file}: isn't an evaluation of {' '.join(load)}, and would be replaced; move it away",
+    )
+    wanted = [Path(read_checkpoint(path).path) for path in load if os.path.exists(path)]
+    newest = max((os.path.getmtime(path) for path in wanted), default=0)
+    return recorded != [path.resolve() for path in wanted] or os.path.getmtime(file) < newest
 
 
 def make_job(name: str, config: TrainingConfig | EvaluateConfig, makes: str) -> Job:
@@ -386,9 +403,13 @@ def time_networks(config: TradeoffConfig, folder: Folder) -> dict[str, Any] | No
     """The seconds of all networks by one session of the clock: a new one if it is asked for, or if --run or
     --evaluate finds that the stored one lacks some; None if there is none."""
     times = folder.times
-    wanted = to_be_timed(folder.results)
-    lacking = [result.file.name for result in wanted if result.name not in valid_times(wanted, times)]
+    valid = valid_times(folder.results, times)
+    lacking = [result.file.name for result in folder.results if result.name not in valid]
     if config.time or (lacking and (config.run or config.evaluate)):
+        require(
+            TIMES_FILE not in folder.left_out,
+            f"--results {config.results_folder}: its {TIMES_FILE} is damaged or somebody else's; move it away",
+        )
         how = (config.engine, config.timed_batch_size, config.timed_images)
         compute = choose_compute(config.device, "float32")
         new, failed = measure_times(
@@ -421,7 +442,7 @@ def collect(config: TradeoffConfig, folder: Folder, times: dict[str, Any] | None
         pooled[name] = pool_seeds(accuracies[:, start : start + len(one)], generator)
         start += len(one)
     methods = [
-        {**row_of(config, name, one, seconds, full_flops), "interval": list(percentile_interval(pooled[name]))}
+        {**row_of(name, one, seconds, full_flops), "interval": list(percentile_interval(pooled[name]))}
         for name, one in runs.items()
     ]
     for cost in ("flops", "seconds"):
@@ -453,7 +474,6 @@ def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def row_of(
-    config: TradeoffConfig,
     name: str,
     runs: Sequence[Result],
     seconds: dict[str, dict[str, Any]],
@@ -461,11 +481,14 @@ def row_of(
 ) -> dict[str, Any]:
     """A method's means over its runs, and the curves of each."""
     title, kind = name, kind_of(runs[0], full_flops)
+    numbers = runs[0].numbers
+    policy = (numbers["policy"] or "").split(":")
     for method in METHODS:
-        if method.name == name:
-            spec = parse_model_name(runs[0].numbers["model"])
+        listed = (method.policy or "").split(":")
+        if method.name == name and listed[0] == policy[0] and len(listed) <= len(policy):
+            spec = parse_model_name(numbers["model"])
             network = f"ResNet-{spec.depth}" if spec.family == "R" else spec.architecture
-            title = method.title.format(k=config.kept_blocks, network=network)
+            title = method.title.format(k=policy[1] if len(policy) > 1 else "", network=network)
             kind = method.kind
     timed = [seconds[run.name] for run in runs if run.name in seconds]
     return {
@@ -576,7 +599,8 @@ def methods_table(report: dict[str, Any]) -> str:
     note = (
         f"{report['images']:,} test images; means over seeds; intervals by {report['config']['resamples']:,} "
         "bootstrap samples of images and seeds (which of two seeds show half the variance between them, of one "
-        "none); front: no other method is as accurate and as cheap, by these means."
+        "none); front: by these means no other method is at least as accurate and as cheap, and better in one of "
+        "the two."
     )
     if times is not None:
         note += (
@@ -629,7 +653,7 @@ def comparisons_table(report: dict[str, Any]) -> str:
         "On the same images, paired. The interval is about other images and other seeds (as far as so few seeds "
         "can tell), p about other images for these very networks: exact is McNemar's binomial test of one run "
         "each, clustered its form for several seeds (Durkalski et al. 2003). Holm's p is adjusted for the "
-        f"{len(rows)} rows."
+        f"{len(rows)} row{'s' * (len(rows) != 1)}."
     )
     return f"{note}\n\n{table(rows, words=3)}"
 

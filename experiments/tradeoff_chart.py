@@ -15,6 +15,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation, Text
 from numpy.typing import NDArray
 
+from blockdrop.figures import label_text
+
 Boxes = NDArray[np.float64]
 """(M, 4) or (4,): left, bottom, right, top in pixels."""
 
@@ -57,7 +59,7 @@ def figure(report: dict[str, Any]) -> Figure:
         shown = [method for method in report["methods"] if method[cost] is not None]
         points = [(method[cost] / COST_UNITS[cost], 100 * method["accuracy"]) for method in shown]
         colours = [LOOKS[method["kind"]][0] for method in shown]
-        place_labels(axes, points, [method["title"] for method in shown], colours)
+        place_labels(axes, points, [label_text(method["title"], 40) for method in shown], colours)
     return chart
 
 

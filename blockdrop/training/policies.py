@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,8 @@ def open_static_policy(text: str, setup: Setup, compute: Compute) -> StaticPolic
     kind, *rest = text.split(":", 2)
     name = text
     if kind == "dist_k" and len(rest) == 2:
+        if not rest[1]:
+            raise UserError(f"--policy {text}: names no file after the second colon")
         usage, name = _recorded_usage(text, rest[1], blocks), f"{kind}:{rest[0]}"
     elif kind == "dist_k" and setup.has_policy:
         keep_probs = training_keep_probs(compute.place(setup.policy_network), setup, compute)
@@ -105,6 +108,12 @@ def open_static_policy(text: str, setup: Setup, compute: Compute) -> StaticPolic
         raise UserError(f"--policy {error}") from None
 
 
+def policy_file(text: str) -> str | None:
+    """The file that a --policy flag reads, if it does."""
+    file = text.split(":", 2)[2] if text.startswith("dist_k:") and text.count(":") > 1 else text
+    return file if os.path.isfile(file) else None
+
+
 def _recorded_usage(text: str, file: str, blocks: int) -> list[float]:
     try:
         usage = json.loads(Path(file).read_text())["usage_per_block"]
@@ -112,7 +121,7 @@ def _recorded_usage(text: str, file: str, blocks: int) -> list[float]:
             raise ValueError
     except OSError as error:
         raise UserError(f"--policy {text}: {file} can't be read ({error.strerror})") from None
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, RecursionError):
         raise UserError(
             f"--policy {text}: {file} holds no usage_per_block of {blocks} blocks; name what evaluate --json wrote"
         ) from None

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from blockdrop.errors import NumericalError, UserError, require
 from blockdrop.models.checkpoints import project_version
-from blockdrop.output import open_own, sync, write_whole
+from blockdrop.output import check_folder, open_own, sync, write_whole
 from blockdrop.training.processes import ALONE, Processes
 from blockdrop.training.state import EVENTS, STATE_FILE, TrainingState, read_state
 
@@ -358,10 +358,8 @@ def own_files(path: Path) -> list[Path]:
 def check_usable(path: str | Path, overwrite: bool, inputs: Sequence[str] = (), resume: bool = False) -> None:
     """Raises `UserError` if the folder can't be written, holds a run that may be neither deleted nor gone on with,
     or holds one of the checkpoints (`inputs`) that the new run starts from. Changes nothing."""
+    check_folder("--cv_dir", path)
     folder = Path(path).resolve()
-    there = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
-    if not (os.path.isdir(there) and os.access(there, os.W_OK) and len(folder.name) < 256):
-        raise UserError(f"--cv_dir {path}: not writable ({there}); name another folder")
     earlier = own_files(folder)
     if resume and earlier and not (folder / STATE_FILE).exists():
         # cut off before its first state: nothing is lost by beginning again

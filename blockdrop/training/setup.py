@@ -32,7 +32,7 @@ from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, parse_model_name
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, TrainingConfig
-from blockdrop.training.policies import open_static_policy
+from blockdrop.training.policies import open_static_policy, policy_file
 from blockdrop.training.processes import Processes, current_processes
 from blockdrop.training.run_directory import RunDirectory, check_usable
 
@@ -124,7 +124,7 @@ class Setup:
 
     def identify_data(self) -> dict[str, Any]:
         """What a resumed run must find again."""
-        names = hashlib.sha256("\n".join(self.data.classes).encode()).hexdigest()
+        names = hashlib.sha256("\n".join(self.data.classes).encode("utf-8", "surrogatepass")).hexdigest()
         return {"training": len(self.data.train), "test": len(self.data.test), "classes": names[:16]}
 
     def check_shares(self, config: TrainingConfig, processes: Processes) -> None:
@@ -286,6 +286,7 @@ def open_training(
     setup.check_shares(config, processes)
     files_read = [checkpoint.path for checkpoint in setup.checkpoints]
     files_read += [read_checkpoint(policy_init).path] if policy_init else []
+    files_read += [file] if static and (file := policy_file(static)) else []
     how = (config.overwrite, config.resume, files_read, processes, setup.identify_data())
     return setup, RunDirectory(config.cv_dir, command, config, *how)
 

@@ -96,7 +96,6 @@ def test_a_budget_is_met_on_one_half_and_reported_on_the_other(
     assert 4 <= len(curve) <= 11
     (own,) = [row for row in curve if row["threshold"] == threshold]
     assert own.items() <= {**numbers, "flops_fraction": numbers["flops_mean"] / full}.items()
-    assert all(row["right"].count("1") / 6 == pytest.approx(row["accuracy"]) for row in curve)
     assert curve[0]["block_usage_mean"] == 6
     assert curve[0]["accuracy"] == numbers["full_accuracy"]
     assert curve[-1]["block_usage_mean"] == 0
@@ -105,8 +104,7 @@ def test_a_budget_is_met_on_one_half_and_reported_on_the_other(
     assert "< reported above" in out
 
     before, after = read_checkpoint(checkpoint), read_checkpoint(tmp_path / "point.t7")
-    plain = [{name: value for name, value in row.items() if name != "right"} for row in curve]
-    assert after.operating_point == {**point, "threshold": threshold, "curve": plain}
+    assert after.operating_point == {**point, "threshold": threshold, "curve": curve}
     assert numbers["right"] == "".join(str(int(hit)) for hit in reported.correct)
     for part in ("resnet", "policy_network"):
         old, new = getattr(before, part), getattr(after, part)
@@ -225,6 +223,7 @@ def test_digests_tell_labels_their_order_and_class_names() -> None:
     assert len(found) == 16
     assert found != evaluate.images_digest(["cat", "dog"], labels.flip(0))
     assert found != evaluate.images_digest(["cat", "cow"], labels)
+    assert evaluate.images_digest(["caf\udce9"], labels), "a folder's name that isn't UTF-8"
 
 
 def test_speed_can_be_left_out(tmp_path: Path, checkpoint: Path, run: Command, monkeypatch: Any) -> None:

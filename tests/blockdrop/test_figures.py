@@ -48,7 +48,7 @@ def test_the_heat_map_has_a_row_per_class_by_blocks_used() -> None:
     figure = figures.usage_per_class(parts, [2, 1])
     axes = figure.axes[0]
     assert axes.images[0].get_array().tolist() == [[100, 50, 0], [100, 100, 0]]  # type: ignore[union-attr]
-    assert [text.get_text() for text in axes.get_yticklabels()] == [r"a \$x\$ dog  1.5", "cat  2.0"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == [r"a \$x\$ ?? dog  1.5", "cat  2.0"]
     save(figure)
 
 

@@ -371,6 +371,20 @@ def test_usage_for_dist_k_can_come_from_an_evaluation(
     assert json.loads((tmp_path / "e.json").read_text())["usage_per_block"] == [1, 0, 1]
 
 
+def test_a_run_does_not_go_on_under_another_usage(
+    tmp_path: Path, image_tree: Path, backbone: Path, command: Command
+) -> None:
+    usage = tmp_path / "evaluation.json"
+    usage.write_text('{"usage_per_block": [1, 0, 0.5]}')
+    flags = ("--model", "R8_Folder", "--data_dir", image_tree, "--pretrained", backbone, "--batch_size", 6)
+    more = ("--max_epochs", 1, "--policy", f"dist_k:2:{usage}", "--cv_dir", tmp_path / "f", "--resume")
+    assert command(finetune, *flags, *more)[0] == 0
+    usage.write_text('{"usage_per_block": [0, 1, 0.5]}')
+    code, _, error = command(finetune, *flags, *more)
+    assert code == 2
+    assert "evaluation.json, which the run started from, has changed since" in error
+
+
 def test_a_run_under_random_policies_goes_on_with_the_same_bits(
     tmp_path: Path, image_tree: Path, both: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

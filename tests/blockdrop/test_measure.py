@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockdrop import build_static, measure
+from blockdrop import build, build_static, measure
 from blockdrop.data import NORMALISATIONS, MemoryImages
 from blockdrop.training.compute import Compute
+from tests.conftest import randomise_statistics
 
 CPU = torch.device("cpu")
 
@@ -72,3 +73,19 @@ def test_some_images_stand_for_all_and_executors_that_there_are_serve(monkeypatc
     how = (images, NORMALISATIONS["half"], compute, 2, ("torch",))
     seconds = measure.measure_passes(networks, *how, timed_images=3, executors={"torch": ready})
     assert seconds == [{"torch": 5.0}, {"torch": 10.0}], "of five images, three of which were timed"
+
+
+def test_predictions_don_t_hang_on_how_many_policies_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    resnet = build("R8_Digits")[0].eval()
+    randomise_statistics(resnet)
+    images = MemoryImages(torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8), torch.zeros(7, dtype=torch.long))
+    policies = torch.tensor(list(itertools.product([False, True], repeat=3)))[:, None].expand(8, 7, 3)
+    compute = Compute(CPU, torch.float32, channels_last=True)
+    run = measure.executor(resnet, None, compute, "torch")
+    how = (run, policies, images, NORMALISATIONS["half"], compute, 4)
+    together = measure.predict_under(*how)
+    monkeypatch.setattr(measure, "TIMED_BYTES", 1)
+    assert measure.predict_under(*how).equal(together)
+    (batch,) = images.batches(7, NORMALISATIONS["half"])
+    for policy, predictions in zip(policies, together, strict=True):
+        assert resnet(batch[0], policy).argmax(1).equal(predictions)

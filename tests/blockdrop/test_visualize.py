@@ -88,7 +88,7 @@ def test_nothing_is_replaced_unless_asked_for(
         (("--load", "backbone.t7"), "backbone.t7: holds no policy network; name a checkpoint that has one"),
         (("--load", "both.t7", "--images", 0), "--images 0: must be at least 1"),
         (("--load", "both.t7", "--threshold", 1), "--threshold 1.0: must be above 0 and below 1"),
-        (("--load", "both.t7", "--cv_dir", "both.t7"), "both.t7: not a folder"),
+        (("--load", "both.t7", "--cv_dir", "both.t7"), "not writable"),
     ],
 )
 def test_bad_input_is_named(

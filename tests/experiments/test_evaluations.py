@@ -50,6 +50,7 @@ def test_names_say_method_and_seed(tmp_path: Path) -> None:
         (numbers("01", images=3), "damaged in its right"),
         (numbers("01", right="0x"), "damaged in its right"),
         (numbers("01", right="é1"), "damaged in its right"),
+        (numbers("01", right="\ud800"), "damaged in its right"),
         (numbers("01", accuracy=0.9), "damaged in its right, which isn't the accuracy"),
         (numbers("01", accuracy=float("nan")), "damaged in its accuracy"),
         (numbers("01", flops_mean="many"), "damaged in its flops_mean"),
@@ -136,3 +137,6 @@ def test_times_count_for_the_file_that_was_measured(tmp_path: Path) -> None:
     assert found.times == times
     assert set(valid_times(found.results, found.times)) == {"fast-s0", "kd-s0", "kd-s1", "r20-s0", "r8-s0"}
     assert valid_times(found.results, None) == {}
+    write(tmp_path, "kd-s0", "0101")
+    found = read_folder(tmp_path)
+    assert "kd-s0" in valid_times(found.results, found.times), "kd-s1 has its clock, and was measured"

@@ -145,10 +145,19 @@ def test_what_is_finished_is_not_run_again(config: TradeoffConfig) -> None:
     assert names(missing(config)) == ["evaluate-reference-p1-s0", "evaluate-full"], "nor is its curriculum"
     config.results_folder.mkdir()
     result = config.results_folder / "reference-p1-s0.json"
-    result.write_text("{}")
+    checkpoint = Path(config.cv_dir, "reference-p1-s0", "ckpt_E_1_A_0.500.t7")
+    result.write_text(json.dumps({"checkpoints": [str(checkpoint)]}))
     assert names(missing(config)) == ["evaluate-full"]
     os.utime(result, (1, 1))
     assert names(missing(config)) == ["evaluate-reference-p1-s0", "evaluate-full"], "older than its checkpoint"
+    os.utime(result)
+    result.write_text(json.dumps({"checkpoints": [str(checkpoint.with_name("ckpt_E_0_A_0.400.t7"))]}))
+    assert names(missing(config)) == ["evaluate-reference-p1-s0", "evaluate-full"], "of an earlier one"
+    for other in ('{"checkpoints": ["mine.t7"]}', "my notes"):
+        result.write_text(other)
+        with pytest.raises(UserError, match=r"reference-p1-s0.json: isn't an evaluation of .*; move it away"):
+            missing(config)
+    result.unlink()
     with pytest.raises(
         UserError, match=r"holds a run of --max_epochs 10, not 9; .* compare what there is without"
     ):
@@ -249,6 +258,35 @@ def test_dynamic_networks_and_static_policies_are_timed_from_what_their_files_sa
     assert f"fast-s0.json: not timed: {dynamic}: no such checkpoint file" in capsys.readouterr().out
     assert [method["seconds"] is None for method in report["methods"]] == [False, True, True]
     assert tradeoff.markdown(report)
+
+
+def test_somebody_s_times_are_not_replaced(config: TradeoffConfig) -> None:
+    config = dataclasses.replace(config, run=False, time=True)
+    config.results_folder.mkdir(parents=True)
+    write(config.results_folder, "a-s0")
+    (config.results_folder / "times.json").write_text('{"my": "notes"}')
+    with pytest.raises(UserError, match=r"its times.json is damaged or somebody else's; move it away"):
+        tradeoff.main(config)
+    assert (config.results_folder / "times.json").read_text() == '{"my": "notes"}'
+
+
+def test_titles_say_what_the_files_are_about_and_any_name_can_be_drawn(
+    config: TradeoffConfig, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(config, run=False, figure=str(tmp_path / "chart.svg"))
+    config.results_folder.mkdir(parents=True)
+    write(config.results_folder, "first_k-s0", policy="first_k:2")
+    write(config.results_folder, "random_k-s0")
+    write(config.results_folder, "a$x_{$|b-s0")
+    report = tradeoff.main(config)
+    assert {method["name"]: method["title"] for method in report["methods"]} == {
+        "first_k": "first 2 blocks", "random_k": "random_k", "a$x_{$|b": "a$x_{$|b",
+    }  # fmt: skip
+    lines = tradeoff.markdown(report).splitlines()
+    columns = {
+        line.replace(r"\|", "").count("|") for line in lines if line.startswith(("| method | name", "| a$x"))
+    }
+    assert len(columns) == 1
 
 
 def test_pairs_are_as_asked(config: TradeoffConfig, tmp_path: Path) -> None:
