@@ -43,7 +43,7 @@ def test_bars_are_as_high_as_the_usage() -> None:
 def test_the_heat_map_has_a_row_per_class_by_blocks_used() -> None:
     parts = [
         ClassStatistics("cat", 5, 0.9, 2.0, [1, 1, 0]),
-        ClassStatistics("a $x$ dog", 5, 0.9, 1.5, [1, 0.5, 0]),
+        ClassStatistics("a $x$ \x0b\udce9 dog", 5, 0.9, 1.5, [1, 0.5, 0]),
     ]
     figure = figures.usage_per_class(parts, [2, 1])
     axes = figure.axes[0]
