@@ -13,6 +13,7 @@ from blockdrop import build, save_checkpoint, visualize
 from blockdrop.data import NORMALISATIONS, MemoryImages
 from blockdrop.measure import evaluate_images
 from blockdrop.policy_curves import predictions_at
+from blockdrop.training.setup import open_setup
 from blockdrop.visualize import VisualizeConfig, evenly_by_class, small_pixels
 from tests.conftest import randomise_statistics, write_image_tree
 
@@ -75,8 +76,8 @@ def test_nothing_is_replaced_unless_asked_for(
     code, _, error = command(visualize, *given)
     assert code == 2
     assert "holds figures; pass --overwrite to replace it, or name another folder" in error
-    for _ in range(2):
-        assert command(visualize, *given, "--overwrite")[0] == 0
+    (tmp_path / "v" / "events.out.tfevents.1.visualize").write_text("of an earlier run")
+    assert command(visualize, *given, "--overwrite")[0] == 0
     assert (tmp_path / "v" / "figures" / "mine.png").read_text() == "mine"
     assert len(list((tmp_path / "v").glob("events.*"))) == 1
 
@@ -102,12 +103,12 @@ def test_bad_input_is_named(
 
 @pytest.fixture(scope="module")
 def findings(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> visualize.Findings:
-    return visualize.main(
-        VisualizeConfig(
-            model="R14_Folder", data_dir=str(folder / "tree"), load=(str(folder / "both.t7"),), batch_size=5,
-            cv_dir=str(tmp_path_factory.mktemp("v")), threshold=0.5,
-        )
+    config = VisualizeConfig(
+        model="R14_Folder", data_dir=str(folder / "tree"), load=(str(folder / "both.t7"),), batch_size=5,
+        cv_dir=str(tmp_path_factory.mktemp("v")), threshold=0.5,
     )  # fmt: skip
+    setup = open_setup(config, config.load)
+    return visualize.look(config, setup, setup.data.test)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.45, 0.5, 0.7])
