@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from blockdrop.data import evenly_spaced
+from blockdrop.errors import require
+from blockdrop.output import check_writable, write_bytes
 from blockdrop.policy_curves import Curve
 from blockdrop.policy_stats import ClassStatistics, FrequentPolicy
 
+FileKind = Literal["png", "svg", "pdf"]
 STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito: distinct for colour-blind eyes
 
 
@@ -34,12 +39,34 @@ MANY = 40
 """Classes from which on a heat map shows only some."""
 
 
-def rendered(figure: Figure, kind: Literal["svg", "png"], dpi: int = 150) -> bytes:
+DATES = {"svg": "Date", "pdf": "CreationDate"}
+"""What a file's metadata call the time that it was made."""
+
+
+def rendered(figure: Figure, kind: FileKind, dpi: float = 150) -> bytes:
     """A figure as a file's bytes, the same each time."""
     buffer = io.BytesIO()
+    metadata = {DATES[kind]: None} if kind in DATES else None
     with rc_context({"svg.hashsalt": "blockdrop"}):
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
     return buffer.getvalue()
+
+
+def check_figure(flag: str, path: str | Path, overwrite: bool) -> None:
+    """Raises `UserError` if the file can't be written, exists and may not be replaced, or isn't of a kind that
+    `write_figure` knows."""
+    check_writable(flag, path, overwrite)
+    require(Path(path).suffix in (".png", ".svg", ".pdf"), f"{flag} {path}: must end in .png, .svg or .pdf")
+
+
+def write_figure(flag: str, path: str | Path, figure: Figure) -> None:
+    """Writes a figure, whole or not at all; its name says which kind of file, see `check_figure`.
+
+    Raises:
+        UserError: the disk is full, the folder gone, ….
+    """
+    kind: FileKind = Path(path).suffix[1:]  # type: ignore[assignment]
+    write_bytes(flag, path, rendered(figure, kind, dpi=figure.dpi))
 
 
 def draw_usage_per_block(axes: Axes, usage: Sequence[float], stage_sizes: Sequence[int]) -> None:
@@ -158,7 +185,7 @@ def extremes(
         rows: classes at most, evenly spread.
     """
     present = labels.unique()
-    chosen = present[torch.linspace(0, len(present) - 1, min(rows, len(present))).round().long()].tolist()
+    chosen = present[evenly_spaced(len(present), rows)].tolist()
     ranked, used = rank_by_blocks(policy, keep_probs), policy.sum(1).tolist()
     figure = Figure(figsize=(1.2 + 1.5 * columns, 0.5 + 0.85 * len(chosen)), layout="constrained")
     (halves,) = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.25, 1))
@@ -201,8 +228,8 @@ def frequent_policies(
             fontsize=9, pad=3, loc="left",
         )  # fmt: skip
         having = (policy == kept).all(1).nonzero().squeeze(1)
-        spread = torch.linspace(0, len(having) - 1, min(columns, len(having))).round().long()
-        draw_images(row, images[having[spread]], [""] * len(spread))
+        some = having[evenly_spaced(len(having), columns)]
+        draw_images(row, images[some], [""] * len(some))
     return figure
 
 

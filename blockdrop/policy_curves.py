@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agents.policies import map_policy
 from agents.static_policies import make_static_policy
+from blockdrop.data import evenly_spaced
 from blockdrop.flops import FlopTable
 from blockdrop.inference.operating_point import DROP_ALL, KEEP_ALL, curve_thresholds
 
@@ -114,7 +115,7 @@ def blind_curves(
         thresholds = curve_thresholds(probabilities, costs, POINTS)[::-1]
         policies = [map_policy(probabilities, threshold) for threshold in thresholds]
         named.append((name, costs, [threshold_words(threshold) for threshold in thresholds], policies))
-    counts = torch.linspace(0, num_blocks, min(POINTS, num_blocks + 1)).round().long().tolist()
+    counts = evenly_spaced(num_blocks + 1, POINTS).tolist()
     for kind, words in (("first_k", "first"), ("random_k", "random")):
         drawn = [make_static_policy(f"{kind}:{k}", num_blocks).draw(num_images, generator) for k in counts]
         labels_of = [f"{words} {k} {'block' if k == 1 else 'blocks'}" for k in counts]

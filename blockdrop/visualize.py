@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from blockdrop import figures
 from blockdrop.console import run_command
-from blockdrop.data import Images, Normalisation
+from blockdrop.data import Images, Normalisation, evenly_spaced
 from blockdrop.errors import UserError, require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.inference.executor import EngineName
@@ -38,7 +37,6 @@ from blockdrop.training.config import ModelConfig
 from blockdrop.training.setup import Setup, open_setup
 
 EVENTS_SUFFIX = ".visualize"
-FILES: tuple[Literal["svg"], Literal["png"]] = ("svg", "png")
 THUMBNAIL = 64
 """Largest side of an image on the page, in pixels."""
 
@@ -126,8 +124,7 @@ def evenly_by_class(images: Images, count: int) -> Images:
     if count >= len(images):
         return images
     by_class = images.labels.argsort(stable=True)
-    chosen = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).round().long()
-    return images.subset(by_class[chosen].sort().values)
+    return images.subset(by_class[evenly_spaced(len(images), count)].sort().values)
 
 
 def look(config: VisualizeConfig, setup: Setup, images: Images) -> Findings:
@@ -225,12 +222,12 @@ def write(config: VisualizeConfig, findings: Findings, statistics: PolicyStatist
             events.unlink()
         with SummaryWriter(str(folder), filename_suffix=EVENTS_SUFFIX) as board:
             for name, one in drawn.items():
-                board.add_figure(f"visualize/{name}", one.figure)
+                board.add_image(f"visualize/{name}", one.pixels, dataformats="HWC")
     except OSError as error:
         raise UserError(f"--cv_dir {folder}: not writable ({error.strerror})") from None
     for name, one in drawn.items():
-        for kind in FILES:
-            write_bytes("--cv_dir", folder / "figures" / f"{name}.{kind}", figures.rendered(one.figure, kind))
+        write_bytes("--cv_dir", folder / "figures" / f"{name}.svg", one.svg)
+        write_bytes("--cv_dir", folder / "figures" / f"{name}.png", one.png)
     write_text("--cv_dir", folder / "report.html", report_page(page_of(findings, list(drawn.values()))))
     print(f"figures: {folder / 'figures'} (.png, .svg); also: tensorboard --logdir {folder}")
     print(f"page: {folder / 'report.html'}")

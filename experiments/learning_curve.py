@@ -27,7 +27,7 @@ from blockdrop import pretrain
 from blockdrop.console import run_command
 from blockdrop.data import Images
 from blockdrop.errors import require
-from blockdrop.figures import STAGE_COLOURS
+from blockdrop.figures import STAGE_COLOURS, check_figure, write_figure
 from blockdrop.flops import count_flops
 from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
 from blockdrop.measure import evaluate_images, executor, predict_under
@@ -109,13 +109,10 @@ class LearningCurveConfig:
 
     def check(self) -> None:
         """Raises `UserError` for a value out of range."""
-        for flag, file in (("--json", self.json), ("--figure", self.figure)):
-            if file is not None:
-                check_writable(flag, file, self.overwrite)
-        require(
-            self.figure is None or Path(self.figure).suffix in (".png", ".svg", ".pdf"),
-            f"--figure {self.figure}: must end in .png, .svg or .pdf",
-        )
+        if self.json is not None:
+            check_writable("--json", self.json, self.overwrite)
+        if self.figure is not None:
+            check_figure("--figure", self.figure, self.overwrite)
         require(len(self.seeds) > 0, "--seeds: name at least one")
         require(len(self.arms) > 0, "--arms: name at least one")
         for arm in self.arms:
@@ -148,7 +145,7 @@ def main(config: LearningCurveConfig) -> dict[str, Any]:
         write_json("--json", config.json, report)
         print(f"numbers: {config.json}")
     if config.figure is not None:
-        figure(report).savefig(config.figure, dpi=100)
+        write_figure("--figure", config.figure, figure(report))
         print(f"chart: {config.figure}")
     return report
 

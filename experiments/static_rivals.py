@@ -27,6 +27,7 @@ from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import SupervisedConfig
 from blockdrop.training.run_directory import check_same_run, read_flags
 from experiments.runs import finished_metrics, train
+from experiments.tables import table
 
 BATCH_SIZE = 1024
 
@@ -224,28 +225,28 @@ def collect(config: RivalsConfig) -> list[dict[str, Any]]:
 
 def markdown(rows: list[dict[str, Any]], engines: tuple[str, ...]) -> str:
     """The rows as a table for people."""
-    first = rows[0]
-    lines = [
+    first = rows[0]["seconds"]
+    note = (
         f"seconds: all test images at batch {BATCH_SIZE}, float32, {torch.get_num_threads()} threads, BatchNorm "
-        "folded, all networks in turns; × of the first row",
-        "",
-        "| network | accuracy %, each seed | mean | spread | parameters | MFLOPs | "
-        + " | ".join(f"s ({engine})" for engine in engines)
-        + " | minutes |",
-        "| --- | --- | ---: | ---: | ---: | ---: |" + " ---: |" * (len(engines) + 1),
+        "folded, all networks in turns; × of the first row"
+    )
+    cells = [
+        {
+            "network": row["title"],
+            "accuracy %, each seed": ", ".join(f"{100 * accuracy:.2f}" for accuracy in row["accuracies"]),
+            "mean": f"{100 * row['accuracy']:.2f}",
+            "spread": f"{100 * row['spread']:.2f}" if len(row["accuracies"]) > 1 else "one seed",
+            "parameters": f"{row['parameters']:,}",
+            "MFLOPs": f"{row['flops'] / 1e6:.1f}",
+            **{
+                f"s ({engine})": f"{row['seconds'][engine]:.3f} ({row['seconds'][engine] / first[engine]:.2f} ×)"
+                for engine in engines
+            },
+            "minutes": f"{row['minutes']:.0f}",
+        }
+        for row in rows
     ]
-    for row in rows:
-        seconds = " | ".join(
-            f"{row['seconds'][engine]:.3f} ({row['seconds'][engine] / first['seconds'][engine]:.2f} ×)"
-            for engine in engines
-        )
-        spread = f"{100 * row['spread']:.2f}" if len(row["accuracies"]) > 1 else "one seed"
-        each = ", ".join(f"{100 * accuracy:.2f}" for accuracy in row["accuracies"])
-        lines.append(
-            f"| {row['title']} | {each} | {100 * row['accuracy']:.2f} | {spread} | "
-            f"{row['parameters']:,} | {row['flops'] / 1e6:.1f} | {seconds} | {row['minutes']:.0f} |"
-        )
-    return "\n".join(lines)
+    return f"{note}\n\n{table(cells, words=2)}"
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import numpy as np
 from blockdrop.console import run_command
 from blockdrop.errors import UserError, require
 from blockdrop.evaluate import EvaluateConfig
+from blockdrop.figures import check_figure, write_figure
 from blockdrop.inference.executor import EngineName
 from blockdrop.models.checkpoints import read_checkpoint
 from blockdrop.models.zoo import parse_model_name
@@ -168,13 +169,10 @@ class TradeoffConfig:
 
     def check(self) -> None:
         """Raises `UserError` for a value out of range."""
-        for flag, file in (("--json", self.json), ("--figure", self.figure)):
-            if file is not None:
-                check_writable(flag, file, self.overwrite)
-        require(
-            self.figure is None or Path(self.figure).suffix in (".png", ".svg", ".pdf"),
-            f"--figure {self.figure}: must end in .png, .svg or .pdf",
-        )
+        if self.json is not None:
+            check_writable("--json", self.json, self.overwrite)
+        if self.figure is not None:
+            check_figure("--figure", self.figure, self.overwrite)
         require(
             self.json is None or Path(self.json).resolve().parent != self.results_folder.resolve(),
             f"--json {self.json}: lies in the folder that is read; name another one",
@@ -230,7 +228,7 @@ def main(config: TradeoffConfig) -> dict[str, Any]:
         write_json("--json", config.json, report)
         print(f"numbers: {config.json}")
     if config.figure is not None:
-        figure(report).savefig(config.figure)
+        write_figure("--figure", config.figure, figure(report))
         print(f"chart: {config.figure}")
     for name, reason in failures.items():
         print(f"{name} failed: {reason}; log: {log_file(config.logs, name)}", file=sys.stderr)

@@ -5,7 +5,7 @@ from (seed, epoch), so a run sees the same pixels however often it is repeated, 
 and however many processes share it.
 """
 
-from blockdrop.data.batching import Augment, derived_seed, normalise, plan_batches, split_rows
+from blockdrop.data.batching import Augment, derived_seed, evenly_spaced, normalise, plan_batches, split_rows
 from blockdrop.data.files import UnreadableImageError, left_out, read_image
 from blockdrop.data.memory import MemoryImages, load_digits, random_crop
 from blockdrop.data.sets import DATASETS, NORMALISATIONS, DatasetInfo, Normalisation
@@ -26,6 +26,7 @@ __all__ = [
     "StreamedImages",
     "UnreadableImageError",
     "derived_seed",
+    "evenly_spaced",
     "left_out",
     "load_digits",
     "normalise",

@@ -32,6 +32,15 @@ def normalise(images: Tensor, normalisation: Normalisation, channels_last: bool 
     return images.sub_(mean * 255).div_(std * 255)
 
 
+def evenly_spaced(total: int, count: int) -> Tensor:
+    """At most `count` of `total` rows, the first and the last among them: ascending, int64.
+
+    >>> evenly_spaced(10, 4).tolist()
+    [0, 3, 6, 9]
+    """
+    return torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long()
+
+
 def split_rows(order: Tensor, batch_size: int, keep_single: bool) -> list[Tensor]:
     """Splits row numbers (M,) into batches. Unless `keep_single`, a last batch of one image joins the one before
     it, since BatchNorm can't train on a single value.

@@ -1,4 +1,4 @@
-"""Things as text within an HTML file: arrays, thumbnails, figures."""
+"""Things as text within an HTML file: arrays, thumbnails."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ import json
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
-
-from blockdrop.figures import rendered
 
 SHEET_SIDE = 1024
 """Pixels, at most: phones refuse or shrink very large images."""
 LOSSLESS_SHEETS = 3_000_000
 """Bytes of all sheets up to which they stay lossless."""
-LARGEST_SVG = 500_000
-"""Bytes; a larger figure holds many images or points, and pixels are the smaller file."""
 
 
 def as_text(text: str) -> str:
@@ -83,14 +78,6 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def figure_uri(figure: Figure) -> str:
-    """A figure as SVG, or as PNG where that would be large. The same figure gives the same text."""
-    svg = rendered(figure, "svg")
-    if len(svg) <= LARGEST_SVG:
-        return data_uri("image/svg+xml", svg)
-    return data_uri("image/png", rendered(figure, "png", dpi=144))
 
 
 def content_hash(text: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib import resources
 from string import Template
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
+from blockdrop.figures import rendered
 from blockdrop.flops import FlopTable
 from blockdrop.policy_curves import Curve
-from blockdrop.report.embedding import as_json, as_text, content_hash, figure_uri, packed, sprite_sheets
+from blockdrop.report.embedding import as_json, as_text, content_hash, data_uri, packed, sprite_sheets
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,29 @@ class ReportFigure:
     description: str
     """What it shows, in a sentence or two: caption, and text for those who can't see it."""
     figure: Figure
+
+    @cached_property
+    def svg(self) -> bytes:
+        """Of a file."""
+        return rendered(self.figure, "svg")
+
+    @cached_property
+    def png(self) -> bytes:
+        """Of a file."""
+        return rendered(self.figure, "png")
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        with Image.open(io.BytesIO(self.png)) as image:
+            return np.asarray(image.convert("RGB"))
+
+    @property
+    def uri(self) -> str:
+        """As SVG, or as PNG where that would be large."""
+        if len(self.svg) <= LARGEST_SVG:
+            return data_uri("image/svg+xml", self.svg)
+        return data_uri("image/png", self.png)
 
 
 @dataclass(frozen=True)
@@ -59,6 +86,8 @@ class Report:
     figures: Sequence[ReportFigure]
 
 
+LARGEST_SVG = 500_000
+"""Bytes; a larger figure holds many images or points, and pixels are the smaller file."""
 SCRIPTS = ("model.js", "elements.js", "chart.js", "explorer.js")
 
 
@@ -168,6 +197,6 @@ def _figures(figures: Sequence[ReportFigure]) -> str:
 def _figure(shown: ReportFigure) -> str:
     width, height = (round(96 * inches) for inches in shown.figure.get_size_inches())  # CSS pixels
     title, description = as_text(shown.title), as_text(shown.description)
-    source = f'src="{figure_uri(shown.figure)}" width="{width}" height="{height}"'
+    source = f'src="{shown.uri}" width="{width}" height="{height}"'
     image = f'<img {source} alt="{title}" loading="lazy">'
     return f"<figure>{image}<figcaption><strong>{title}</strong> {description}</figcaption></figure>"

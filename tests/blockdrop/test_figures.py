@@ -1,6 +1,7 @@
 """Figures show the numbers they are given."""
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from blockdrop import figures
+from blockdrop.errors import UserError
 from blockdrop.policy_curves import Curve, CurvePoint
 from blockdrop.policy_stats import ClassStatistics, FrequentPolicy
 
@@ -110,3 +112,19 @@ def test_curves_are_drawn_in_megaflops_and_per_cent() -> None:
     save(figure)
     (share,) = axes.child_axes
     assert share.get_xlim() == pytest.approx([50 * limit for limit in axes.get_xlim()])
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_a_figure_is_written_whole_and_always_the_same(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"chart.{ending}"
+    for _ in range(2):
+        figures.write_figure("--figure", path, figures.usage_per_block([1.0, 0.5], [2]))
+        before = path.read_bytes()
+    figures.write_figure("--figure", path, figures.usage_per_block([1.0, 0.5], [2]))
+    assert path.read_bytes() == before
+    with pytest.raises(UserError, match=r"--figure .*not writable"):
+        figures.write_figure("--figure", tmp_path / "gone" / path.name, figures.usage_per_block([1.0], [1]))
+    with pytest.raises(UserError, match="exists; pass --overwrite"):
+        figures.check_figure("--figure", path, overwrite=False)
+    with pytest.raises(UserError, match=r"must end in \.png, \.svg or \.pdf"):
+        figures.check_figure("--figure", tmp_path / "chart.gif", overwrite=False)

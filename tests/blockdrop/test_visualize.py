@@ -14,7 +14,7 @@ from blockdrop.data import NORMALISATIONS, MemoryImages
 from blockdrop.measure import evaluate_images
 from blockdrop.policy_curves import predictions_at
 from blockdrop.training.setup import open_setup
-from blockdrop.visualize import VisualizeConfig, evenly_by_class, small_pixels
+from blockdrop.visualize import VisualizeConfig, evenly_by_class, page_of, small_pixels
 from tests.conftest import randomise_statistics, write_image_tree
 
 Command = Callable[..., tuple[int, str, str]]
@@ -124,6 +124,12 @@ def test_what_the_page_shows_at_a_threshold_is_what_the_network_does_there(
     nested = findings.nested_predictions
     assert predictions_at(outcomes.keep_probs, nested, threshold).equal(direct.predictions)
     assert nested[-1].equal(findings.full.predictions)
+    page = page_of(findings, [])
+    kept = map_policy(page.keep_probs, threshold).sum(1)
+    assert page.predictions[torch.arange(len(kept)), kept].equal(direct.predictions)
+    assert page.flops.per_image(map_policy(page.keep_probs, threshold)).equal(direct.flops)
+    assert page.labels.equal(direct.labels)
+    assert page.losses.equal(findings.full.losses)
 
 
 def test_the_curve_goes_through_the_reported_point(findings: visualize.Findings) -> None:

@@ -24,8 +24,8 @@ from torch import Tensor
 from agents.policies import map_policy
 from blockdrop.flops import FlopTable
 from blockdrop.policy_curves import Curve, CurvePoint
-from blockdrop.report import embedding
-from blockdrop.report.embedding import figure_uri, sprite_sheets
+from blockdrop.report import embedding, page
+from blockdrop.report.embedding import sprite_sheets
 from blockdrop.report.page import Report, ReportFigure, report_page
 
 HOSTILE = """</script><script>window.ran = 1</script><!--<script> "quoted" & 'so' \u2028"""
@@ -525,7 +525,7 @@ def test_large_sheets_become_a_close_jpeg(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_large_figure_becomes_png(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = make_report(1).figures[0].figure
-    assert figure_uri(figure).startswith("data:image/svg+xml")
-    monkeypatch.setattr(embedding, "LARGEST_SVG", 1000)
-    assert figure_uri(figure).startswith("data:image/png")
+    figure = make_report(1).figures[0]
+    assert figure.uri.startswith("data:image/svg+xml")
+    monkeypatch.setattr(page, "LARGEST_SVG", 1000)
+    assert figure.uri.startswith("data:image/png")
