@@ -22,13 +22,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
+from torch import Tensor
 
 from blockdrop import pretrain
 from blockdrop.console import run_command
-from blockdrop.data import Images
+from blockdrop.data import Images, Normalisation
 from blockdrop.errors import require
 from blockdrop.figures import STAGE_COLOURS, check_figure, write_figure
 from blockdrop.flops import count_flops
+from blockdrop.inference.executor import Executor
 from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
 from blockdrop.measure import evaluate_images, executor, predict_under
 from blockdrop.output import check_writable, write_json
@@ -264,9 +266,11 @@ def read_tests(folders: Iterable[Path], images: int, full_flops: int) -> list[di
 def evaluate_end(
     setup: Setup, images: Images, compute: Compute, threshold: float = DEFAULT_THRESHOLD
 ) -> dict[str, Any]:
-    """What the networks do with all blocks, under their own policies, and under policies meant for other images.
+    """What the networks do with all blocks, under their own policies, and what looking at the image is worth.
 
-    Policies are dealt out anew `DEALS` times: the same blocks run, as often, but not by what is in the image.
+    Policies are dealt out anew `DEALS` times: the same blocks run, as often, but not by what is in the image. And
+    the most frequent policy goes to all images: alone, and with all blocks for those that it is least sure of, as
+    many as cost what the own policies do. No decider can know that before the blocks have run.
     """
     how = (images, setup.normalisation, compute)
     full = evaluate_images(setup.resnet, None, *how, image_size=setup.image_size)
@@ -279,13 +283,53 @@ def evaluate_end(
     dealt = [own.policy[torch.randperm(len(own.policy), generator=generator)] for _ in range(DEALS)]
     predictions = predict_under(run, torch.stack(dealt), *how, title="dealing")  # (DEALS, N)
     others = (predictions == own.labels).double().mean(1).tolist()
+
+    policies, counts = own.policy.unique(dim=0, return_counts=True)
+    frequent = policies[counts.argmax()]  # (K,)
+    alone, certainty = predict_with_certainty(run, frequent, *how)
+    flops = count_flops(setup.resnet, None, setup.image_size)
+    cost = flops.per_image(frequent[None]).item()
+    share = affordable_share(own.flops_per_image[0], cost, flops.full)
+    routed = reroute_unsure(alone, certainty, full.predictions, share)
     return {
+        "frequent_policy": "".join(str(int(bit)) for bit in frequent),
+        "frequent_accuracy": (alone == own.labels).double().mean().item(),
+        "frequent_flops": cost / flops.full,
+        "routed_accuracy": (routed == own.labels).double().mean().item(),
         "accuracy": own.accuracy,
         "dealt_accuracies": others,
         "dealt_accuracy": mean(others),
         "unique_policies": own.unique_policies,
         "full_accuracy": full.accuracy,
     }
+
+
+def predict_with_certainty(
+    run: Executor, policy: Tensor, images: Images, normalisation: Normalisation, compute: Compute
+) -> tuple[Tensor, Tensor]:
+    """Predictions of all images under one policy (K,), and how probable the network finds them: (N,) each."""
+    predictions, certainty = [], []
+    for batch, _ in images.batches(256, normalisation, compute.device, channels_last=compute.channels_last):
+        logits, _ = run(batch, policy=policy.expand(len(batch), -1).to(batch.device))
+        found = logits.float().softmax(-1).max(-1)
+        predictions.append(found.indices.cpu())
+        certainty.append(found.values.cpu())
+    return torch.cat(predictions), torch.cat(certainty)
+
+
+def affordable_share(budget: float, cost: float, full: float) -> float:
+    """The share of images that may cost `full` FLOPs where the others cost `cost`, to spend `budget` on the mean.
+
+    >>> affordable_share(budget=70, cost=40, full=100)
+    0.5
+    """
+    return 1.0 if cost >= full else min(1.0, max(0.0, (budget - cost) / (full - cost)))
+
+
+def reroute_unsure(predictions: Tensor, certainty: Tensor, better: Tensor, share: float) -> Tensor:
+    """Predictions (N,) with a share of them, those of least certainty (N,), replaced by better ones (N,)."""
+    unsure = certainty.argsort(stable=True)[: round(share * len(certainty))]
+    return predictions.index_copy(0, unsure, better[unsure])
 
 
 def unique(runs: list[dict[str, Any]], key: str) -> list[Any]:
@@ -335,6 +379,7 @@ def markdown(report: dict[str, Any], all_tests: bool = False) -> str:
             tests_table(report, all_tests),
             target_table(report),
             end_table(report),
+            routing_table(report),
             *pruned_networks(report),
         ]
     )
@@ -424,6 +469,29 @@ def end_table(report: dict[str, Any]) -> str:
     if fixed is not None:
         note += "; beside the mean of fixed, one learned policy for all images"
     return f"{note}:\n\n{table(rows, words=2)}"
+
+
+def routing_table(report: dict[str, Any]) -> str:
+    """What one policy for all images does, and what looking at them could add."""
+    rows = []
+    for run in report["runs"]:
+        end = run["end"]
+        row = {
+            "arm": run["arm"],
+            "seed": str(run["seed"]),
+            "most frequent policy": end["frequent_policy"],
+            "FLOPs %": f"{100 * end['frequent_flops']:.1f}",
+            "alone %": f"{100 * end['frequent_accuracy']:.2f}",
+            "own policies %": f"{100 * end['accuracy']:.2f}",
+            "routed %": f"{100 * end['routed_accuracy']:.2f}",
+            "all blocks %": f"{100 * end['full_accuracy']:.2f}",
+        }
+        rows.append(row)
+    return (
+        "The most frequent of its policies for all images, without a policy network; beside it its own policies; "
+        "and routed, at the FLOPs of these: that policy, but all blocks for the images that it is least sure of, "
+        f"which no decider can know before the blocks have run:\n\n{table(rows, words=3)}"
+    )
 
 
 def pruned_networks(report: dict[str, Any]) -> Iterator[str]:

@@ -16,16 +16,19 @@ from agents.rewards import blockdrop_reward
 from blockdrop import Variant, build, cl_train, finetune
 from blockdrop.data import NORMALISATIONS, MemoryImages
 from blockdrop.errors import UserError
+from blockdrop.flops import count_flops
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.setup import Setup
 from experiments import learning_curve
 from experiments.learning_curve import (
     LearningCurveConfig,
+    affordable_share,
     evaluate_end,
     markdown,
     plan,
     read_tests,
     reference_target,
+    reroute_unsure,
     summary,
     work_to_target,
 )
@@ -145,7 +148,10 @@ def run_of(arm: str, rewards: list[float], curriculum: int = 0, policies: int = 
         }
         for number, reward in enumerate(rewards)
     ]  # fmt: skip
-    end = {"accuracy": 0.75, "dealt_accuracy": 0.7, "unique_policies": policies, "full_accuracy": 0.8}
+    end = {
+        "accuracy": 0.75, "dealt_accuracy": 0.7, "unique_policies": policies, "full_accuracy": 0.8,
+        "frequent_policy": "101", "frequent_accuracy": 0.74, "frequent_flops": 0.45, "routed_accuracy": 0.78,
+    }  # fmt: skip
     return {"arm": arm, "seed": 0, "tests": tests, "end": end}
 
 
@@ -177,6 +183,7 @@ def test_the_tables_say_what_was_found() -> None:
     assert "| fast | 0 | 1.00 | 1.000 |" in lines
     assert "| fixed | 0 | not reached |  |" in lines
     assert "| fast | 0 | 80.00 | -5.00 | 75.00 | 70.00 | +5.00 | 2 | +0.00 | +0.0 |" in lines
+    assert "| fast | 0 | 101 | 45.0 | 74.00 | 75.00 | 78.00 | 80.00 |" in lines
     assert lines[-1] == (
         "fixed, seed 0 (2 of 3 blocks): one policy for all images: a pruned network, not a dynamic one."
     )
@@ -207,12 +214,29 @@ def test_images_that_are_dealt_others_policies_lose_what_theirs_knew() -> None:
         "R8_Digits", Variant(), resnet, policy_network, "reference", NORMALISATIONS["none"], data, 32, True, True,
         [], {},
     )  # fmt: skip
-    crowd = MemoryImages(pixels.repeat_interleave(50, 0), torch.ones(100, dtype=torch.int64))
+    crowd = MemoryImages(pixels.repeat_interleave(torch.tensor([60, 40]), 0), torch.ones(100, dtype=torch.int64))
     end = evaluate_end(setup, crowd, choose_compute("cpu", "float32"))
     assert end["accuracy"] == 1
     assert end["unique_policies"] == 2
     assert all(0.3 < accuracy < 0.7 for accuracy in end["dealt_accuracies"]), "half of them keep their kind"
-    assert end["full_accuracy"] == 0.5
+    assert end["full_accuracy"] == 0.4
+    assert (end["frequent_policy"], end["frequent_accuracy"]) == ("000", 0.6)
+    flops = count_flops(resnet, None, 32)
+    assert end["frequent_flops"] == flops.per_image(torch.zeros(1, 3, dtype=torch.bool)).item() / flops.full
+    assert end["routed_accuracy"] == 0.4, "so dear a policy network would pay for all blocks of all images"
+
+
+def test_the_least_sure_predictions_are_replaced_as_far_as_the_budget_goes() -> None:
+    predictions, better = torch.tensor([0, 0, 0, 0]), torch.tensor([1, 2, 3, 4])
+    certainty = torch.tensor([0.9, 0.3, 0.8, 0.2])
+    assert reroute_unsure(predictions, certainty, better, 0.5).tolist() == [0, 2, 0, 4]
+    assert reroute_unsure(predictions, certainty, better, 0.0).tolist() == [0, 0, 0, 0]
+    assert reroute_unsure(predictions, certainty, better, 1.0).tolist() == [1, 2, 3, 4]
+    assert affordable_share(budget=30, cost=40, full=100) == 0, (
+        "the most frequent policy isn't always the cheapest"
+    )
+    assert affordable_share(budget=120, cost=40, full=100) == 1, "a policy network may cost more than it saves"
+    assert affordable_share(budget=100, cost=100, full=100) == 1
 
 
 def test_unknown_arms_are_named(tmp_path: Path) -> None:
