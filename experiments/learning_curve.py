@@ -92,6 +92,8 @@ class LearningCurveConfig:
     """Epochs of the reference's finetune."""
     fast_epochs: int | None = None
     """Epochs of the others; default: the fast recipe's."""
+    target_flops: float | None = None
+    """Mean cost that the others aim for, a fraction of the full network's FLOPs; default: the fast recipe's."""
     batch_size: int | None = None
     """Images per batch; default: each recipe's."""
     test_every: int = 1
@@ -158,6 +160,12 @@ def main(config: LearningCurveConfig) -> dict[str, Any]:
 def plan(config: LearningCurveConfig, arm: str, seed: int) -> Iterator[TrainingConfig]:
     """The commands of an arm, one after the other."""
     steps = ARMS[arm]
+    if config.target_flops is not None:
+        target = {"target_flops": config.target_flops}
+        steps = tuple(
+            dataclasses.replace(step, flags=target | step.flags) if step.recipe == "fast" else step
+            for step in steps
+        )
     folders = [
         str(Path(config.cv_dir, f"{arm}-s{seed}", step.command if len(steps) > 1 else "")) for step in steps
     ]

@@ -104,6 +104,12 @@ def test_the_fixed_policy_is_learned_by_the_means_of_fast(tmp_path: Path) -> Non
     assert differing == {"cv_dir", "policy_net", "lr"}
 
 
+def test_a_budget_is_the_fast_recipe_s_alone(tmp_path: Path) -> None:
+    flags = LearningCurveConfig(load="backbone", cv_dir=str(tmp_path), target_flops=0.35)
+    for arm, expected in (("fast", [0.35]), ("fixed", [0.35]), ("reference", [None, None])):
+        assert [step.target_flops for step in plan(flags, arm, seed=0)] == expected  # type: ignore[attr-defined]
+
+
 def write_run(folder: Path, command: str, lines: list[dict[str, Any]], **flags: Any) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"command": command, **flags}))
