@@ -262,6 +262,8 @@ def checkpoint_file(path: str, model: str | None) -> Iterator[Fact]:
         yield "shortcuts", str(checkpoint.shortcut)
     if checkpoint.policy_network is not None:
         yield "policy network", f"{checkpoint.policy_net}, {parameters(checkpoint.policy_network)}"
+    if checkpoint.operating_point is not None:
+        yield "operating point", operating_point(checkpoint.operating_point)
     if checkpoint.metrics:
         shown = (f"{key} {value:.4g}" for key, value in list(checkpoint.metrics.items())[:5])
         yield "metrics", f"after epoch {checkpoint.epoch}: {', '.join(shown)}"
@@ -270,6 +272,12 @@ def checkpoint_file(path: str, model: str | None) -> Iterator[Fact]:
     else:
         build_from(checkpoint, name)
         yield "fits", f"{name}: every tensor has its place"
+
+
+def operating_point(point: dict[str, Any]) -> str:
+    """The threshold that is stored, and what for."""
+    threshold, budget = f"threshold {point['threshold']:.4g}", point["budget"]
+    return threshold if budget is None else f"{threshold}, for {100 * budget:.4g} % of the full network's FLOPs"
 
 
 def build_from(checkpoint: Checkpoint, name: str) -> None:

@@ -209,11 +209,17 @@ class PolicyTrainingConfig(TrainingConfig):
 
     @classmethod
     def of_recipe(cls, recipe: RecipeName, **flags: Any) -> Self:
-        """A recipe's flags, and others: from Python the way to a recipe, as the field alone changes nothing."""
+        """A recipe's flags, and others: from Python the way to a recipe, as the field alone sets no other."""
         return cls(recipe=recipe, **{**cls.RECIPES[recipe], **flags})
 
     def check(self) -> None:
         super().check()
+        recipe = self.RECIPES[self.recipe]
+        require(
+            not recipe or any(getattr(self, flag) != getattr(type(self), flag) for flag in recipe),
+            f"recipe={self.recipe!r} has set none of its flags; from Python write "
+            f"{type(self).__name__}.of_recipe({self.recipe!r}, ...)",
+        )
         spec = parse_model_name(self.network)
         require(spec.droppable, f"{self.network}: {spec.architecture} has no blocks that a policy could drop")
         require(math.isfinite(self.penalty), f"--penalty {self.penalty}: must be a finite number")

@@ -202,6 +202,27 @@ def test_a_checkpoint_is_described_and_tried(checkpoint: Path, command: Command)
     assert fact(printed, "dialect").startswith("ours")
     assert fact(printed, "backbone").startswith("R8_Folder, ")
     assert fact(printed, "fits") == "R8_Folder: every tensor has its place"
+    assert "operating point" not in printed
+
+
+@pytest.mark.parametrize(
+    ("point", "expected"),
+    [
+        ({"threshold": 0.25}, "threshold 0.25"),
+        (
+            {"threshold": 0.25, "budget": 0.59, "flops_fraction": 0.58},
+            "threshold 0.25, for 59 % of the full network's FLOPs",
+        ),
+    ],
+)
+def test_the_stored_operating_point_is_shown(
+    point: dict[str, float], expected: str, tmp_path: Path, command: Command
+) -> None:
+    resnet, policy_network = build("R8_Digits")
+    how = {"model": "R8_Digits", "normalisation": NORMALISATIONS["none"], "operating_point": point}
+    save_checkpoint(tmp_path / "c.t7", resnet=resnet, policy_network=policy_network, **how)  # type: ignore[arg-type]
+    code, printed, _ = command(doctor, "--load", tmp_path / "c.t7")
+    assert (code, fact(printed, "operating point")) == (0, expected)
 
 
 @pytest.mark.parametrize(
