@@ -112,6 +112,10 @@ class FinetuneConfig(PolicyTrainingConfig):
     """Give each image the policy of another one: what policies are worth that know nothing of their image."""
     settle: float = 0.0
     """Share of the epochs, at the end, in which the ResNet learns alone, under the MAP policies it will have."""
+    rewind: bool = False
+    """Where the policies settle, give the ResNet back the weights that it was loaded with and begin the learning
+    rate's schedule anew (rewinding, Renda et al. 2020, arXiv:2003.02389); what the policy network shares with the
+    ResNet doesn't learn."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """adam for both networks; or sgd with Nesterov momentum for the ResNet (--resnet_lr, --resnet_wd)."""
     resnet_lr: float = 0.02
@@ -169,6 +173,8 @@ class FinetuneConfig(PolicyTrainingConfig):
             f"--freeze_epochs {self.freeze_epochs} and --settle {self.settle}: more than the --max_epochs "
             f"{self.max_epochs}",
         )
+        has_settled = self.policy is not None or self.settled_from < self.max_epochs
+        self.check_meaning("rewind", has_settled, "--settle")
         require(
             not (self.estimator in ("straight_through", "gumbel") and self.execution == "sparse"),
             f"--estimator {self.estimator}: needs what dropped blocks would do; pass --execution masked, or "
@@ -190,6 +196,9 @@ class FinetuneConfig(PolicyTrainingConfig):
 
     def lr_factor(self, epoch: int, progress: float) -> float:
         """What learning rates are multiplied by, `progress` of the run (0 to 1) done."""
+        if self.rewind and epoch >= self.settled_from:
+            start = self.settled_from / self.max_epochs
+            epoch, progress = epoch - self.settled_from, (progress - start) / (1 - start)
         if self.schedule == "step":
             return self.step_factor(epoch)
         return min(1.0, progress / WARM_UP) * (1 + math.cos(math.pi * progress)) / 2
@@ -231,6 +240,8 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
     learn = make_learner(config, resnet, compute, torch.tensor(flops.blocks, device=compute.device))
     batches = setup.count_batches(config)
     networks = {"ResNet": resnet, "policy network": policy_network}
+    loaded = copy.deepcopy(resnet.state_dict()) if config.rewind else None
+    fixed = policy_network.borrowed if config.rewind and static is None else ()
     processes = compute.processes
     update = Update(config, run, batches, optimizers.values(), networks, processes)
     state = run.state
@@ -250,6 +261,8 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
             price = None if budget is None else budget.value
             policy_network.train(train_policy)
             resnet.train(train_resnet).requires_grad_(train_resnet)  # last, as the two may share the stem
+            for module in fixed:
+                module.eval().requires_grad_(False)
             labels = processes.gather(labels)
             if static is not None:
                 keep_probs = static.draw(len(labels), static_draws).float().to(compute.device)  # (N, K)
@@ -300,6 +313,10 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
             point=point,
             shuffle_policies=config.shuffle_policies,
         )
+        if loaded is not None and epoch + 1 == config.settled_from < config.max_epochs:
+            resnet.load_state_dict(loaded)
+            for optimizer in optimizers.values():
+                optimizer.state.clear()
     resnet.requires_grad_(True)
     return run.finish_with_test()
 

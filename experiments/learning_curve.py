@@ -58,6 +58,7 @@ ARMS: dict[str, tuple[Step, ...]] = {
     "fast": (Step("finetune", "fast_epochs", "fast"),),
     "fixed": (Step("finetune", "fast_epochs", "fast", {"policy_net": "constant", "lr": 1e-2}),),
     "random": (Step("finetune", "fast_epochs", "fast", {"shuffle_policies": True}),),
+    "rewound": (Step("finetune", "fast_epochs", "fast", {"anneal": 0.2, "settle": 0.67, "rewind": True}),),
     **{
         f"fast_{policy_net}": (Step("finetune", "fast_epochs", "fast", {"policy_net": policy_net}),)
         for policy_net in ("pooled4", "pooled", "reference")
@@ -66,7 +67,8 @@ ARMS: dict[str, tuple[Step, ...]] = {
 """What can be compared. fixed learns one policy for all images, by the means and with the work of fast, but for
 the policy network's learning rate: Adam moves a mere bias by no more than that a step, so 1e-3 would take half the
 run to drop a block. random trains both networks with each image under another one's policy: its accuracy is that
-under dealt policies. fast_pooled4 and so on decide by another policy network than the recipe's."""
+under dealt policies. rewound learns policies for a third of the run, and the ResNet for them in the rest, from the
+weights that all start from. fast_pooled4 and so on decide by another policy network than the recipe's."""
 MAIN_ARMS = ("reference", "fast", "fixed", "random")
 
 
@@ -83,7 +85,7 @@ class LearningCurveConfig:
     pretrain_epochs: int = 10
     """Epochs of that backbone."""
     arms: tuple[str, ...] = MAIN_ARMS
-    """Which to compare: reference, fast, fixed, random, fast_pooled4, fast_pooled, fast_reference."""
+    """Which to compare: reference, fast, fixed, random, rewound, fast_pooled4, fast_pooled, fast_reference."""
     seeds: tuple[int, ...] = (0, 1)
     """A run of each arm for each seed."""
     curriculum_epochs: int = 15

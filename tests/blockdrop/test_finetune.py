@@ -12,6 +12,7 @@ import torch
 from agents.estimators import ESTIMATORS, PATHWISE
 from blockdrop import build, cl_train, evaluate, finetune, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource
+from blockdrop.errors import UserError
 from blockdrop.finetune import FinetuneConfig, count_executions
 from blockdrop.flops import count_flops
 from blockdrop.measure import evaluate_images
@@ -166,6 +167,8 @@ def test_a_recipe_is_a_set_of_flags_that_the_command_line_overrules() -> None:
     assert config.alpha == 0.7
     assert config.estimator == FinetuneConfig.RECIPES["fast"]["estimator"]
     assert FinetuneConfig.of_recipe("reference") == FinetuneConfig()
+    with pytest.raises(UserError, match=r"none of its flags; from Python write FinetuneConfig.of_recipe\('fast'"):
+        FinetuneConfig(recipe="fast").check()
 
 
 def test_an_unknown_recipe_is_one_line(command: Command) -> None:
@@ -199,6 +202,48 @@ def test_who_learns_when() -> None:
     assert [config.learners(epoch, 0) for epoch in (0, 1, 5)] == [(False, True), (False, True), (True, False)]
     assert [config.learners(2, batch) for batch in range(3)] == [(True, False), (False, True), (True, False)]
     assert FinetuneConfig().learners(0, 1) == (True, True)
+
+
+def test_a_rewound_resnet_goes_on_from_the_weights_it_was_loaded_with(
+    tmp_path: Path, image_tree: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    learn_settled = finetune.learn_settled
+
+    def spy(config: Any, resnet: torch.nn.Module, *rest: Any) -> Any:
+        seen.append({name: value.clone() for name, value in resnet.state_dict().items()})
+        return learn_settled(config, resnet, *rest)
+
+    monkeypatch.setattr(finetune, "learn_settled", spy)
+    flags: dict[str, Any] = {
+        "model": "R8_Folder", "data_dir": str(image_tree), "batch_size": 6, "max_epochs": 4, "settle": 0.5,
+        "keep_full": 0.2, "target_flops": 0.7, "pretrained": (str(backbone),),
+    }  # fmt: skip
+    for name, rewind in (("rewound", True), ("not", False)):
+        seen.clear()
+        config = FinetuneConfig.of_recipe("fast", cv_dir=str(tmp_path / name), rewind=rewind, **flags)
+        finetune.main(config)
+        loaded, end = read_checkpoint(backbone).resnet, read_checkpoint(tmp_path / name).resnet
+        assert loaded is not None
+        assert end is not None
+        assert len(seen) == 4, "two batches in each of two epochs"
+        assert all(seen[0][key].equal(loaded[key]) for key in loaded) == rewind
+        assert not seen[2]["blocks.0.0.conv1.weight"].equal(loaded["blocks.0.0.conv1.weight"]), (
+            "once, not each epoch"
+        )
+        stem = [key for key in loaded if key.startswith(("conv1", "bn1"))]
+        assert all(end[key].equal(loaded[key]) for key in stem) == rewind, "what the policy network looks through"
+
+
+def test_after_a_rewind_the_learning_rate_begins_anew() -> None:
+    plain = FinetuneConfig.of_recipe("fast", max_epochs=10, settle=0.5)
+    config = FinetuneConfig.of_recipe("fast", max_epochs=10, settle=0.5, rewind=True)
+    assert config.settled_from == 5
+    assert config.lr_factor(4, 0.45) == plain.lr_factor(4, 0.45)
+    assert config.lr_factor(5, 0.5) == plain.lr_factor(0, 0.0) == 0
+    assert config.lr_factor(7, 0.75) == plain.lr_factor(5, 0.5) == pytest.approx(0.5)
+    steps = FinetuneConfig(max_epochs=10, settle=0.5, rewind=True, epoch_step=2)
+    assert [steps.lr_factor(epoch, epoch / 10) for epoch in (1, 2, 5, 7)] == pytest.approx([1, 0.1, 1, 0.1])
 
 
 def test_cosine_rises_then_falls_to_zero() -> None:
@@ -247,6 +292,7 @@ def test_self_distillation_counts_its_teacher(tmp_path: Path, image_tree: Path, 
         (("--target_flops", 0), "--target_flops 0.0"),
         (("--initial_keep", 1), "--initial_keep 1.0"),
         (("--settle", 1.5), "--settle 1.5"),
+        (("--rewind",), "--rewind True: means nothing here; it goes with --settle"),
         (("--max_epochs", 2, "--freeze_epochs", 2, "--settle", 0.5), "more than the --max_epochs 2"),
         (("--distill", -1), "--distill -1.0"),
         (("--distill", 1, "--distill_temperature", 0), "--distill_temperature 0.0"),
@@ -385,19 +431,34 @@ def test_a_run_does_not_go_on_under_another_usage(
     assert "evaluation.json, which the run started from, has changed since" in error
 
 
-def test_a_run_under_random_policies_goes_on_with_the_same_bits(
-    tmp_path: Path, image_tree: Path, both: Path, monkeypatch: pytest.MonkeyPatch
+REWINDING = {
+    "policy_net": "stem", "initial_keep": 0.9, "estimator": "kept_straight_through", "optimizer": "sgd",
+    "settle": 0.6, "rewind": True, "max_epochs": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "moment"),
+    [({"policy": "random_k:2"}, (1, 1)), (REWINDING, (1, 0)), (REWINDING, (1, 1)), (REWINDING, (2, 0))],
+)
+def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(
+    flags: dict[str, Any],
+    moment: tuple[int, int],
+    tmp_path: Path,
+    image_tree: Path,
+    both: Path,
+    backbone: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     common: dict[str, Any] = {
-        "model": "R8_Folder", "data_dir": str(image_tree), "batch_size": 6, "max_epochs": 2,
-        "pretrained": (str(both),), "policy": "random_k:2", "save_minutes": 1e-6,
-        "precision": "float32",
+        "model": "R8_Folder", "data_dir": str(image_tree), "batch_size": 6, "max_epochs": 2, "save_minutes": 1e-6,
+        "precision": "float32", "pretrained": (str(both if "policy" in flags else backbone),), **flags,
     }  # fmt: skip
     finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "undisturbed")))
     step = Update.__call__
 
     def cut_off(self: Update, loss: torch.Tensor, epoch: int, batch: int) -> Any:
-        if (epoch, batch) == (1, 1):
+        if (epoch, batch) == moment:
             raise KeyboardInterrupt
         return step(self, loss, epoch, batch)
 
