@@ -214,19 +214,30 @@ def test_a_rewound_resnet_goes_on_from_the_weights_it_was_loaded_with(
         seen.append({name: value.clone() for name, value in resnet.state_dict().items()})
         return learn_settled(config, resnet, *rest)
 
+    moments: list[int] = []
+    step = torch.optim.SGD.step
+
+    def count_moments(self: torch.optim.SGD) -> None:
+        moments.append(len(self.state))
+        step(self)
+
     monkeypatch.setattr(finetune, "learn_settled", spy)
+    monkeypatch.setattr(torch.optim.SGD, "step", count_moments)
     flags: dict[str, Any] = {
         "model": "R8_Folder", "data_dir": str(image_tree), "batch_size": 6, "max_epochs": 4, "settle": 0.5,
         "keep_full": 0.2, "target_flops": 0.7, "pretrained": (str(backbone),),
     }  # fmt: skip
     for name, rewind in (("rewound", True), ("not", False)):
-        seen.clear()
+        seen.clear(), moments.clear()
         config = FinetuneConfig.of_recipe("fast", cv_dir=str(tmp_path / name), rewind=rewind, **flags)
         finetune.main(config)
         loaded, end = read_checkpoint(backbone).resnet, read_checkpoint(tmp_path / name).resnet
         assert loaded is not None
         assert end is not None
         assert len(seen) == 4, "two batches in each of two epochs"
+        assert [count == 0 for count in moments[:8:2]] == [True, False, rewind, False], (
+            "no momentum of the old way"
+        )
         assert all(seen[0][key].equal(loaded[key]) for key in loaded) == rewind
         assert not seen[2]["blocks.0.0.conv1.weight"].equal(loaded["blocks.0.0.conv1.weight"]), (
             "once, not each epoch"
