@@ -8,6 +8,7 @@ backbone.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -54,17 +55,19 @@ class FinetuneConfig(PolicyTrainingConfig):
             "estimator": "kept_straight_through",
             "alpha": 0.95,
             "target_flops": 0.59,
-            "anneal": 0.27,
+            "anneal": 0.2,
             "information": 0.005,
-            "distill": 1.0,
-            "keep_full": 0.1,
+            "distill": 0.5,
+            "settled_distill": 4.0,
+            "distill_temperature": 4.0,
             "optimizer": "sgd",
             "resnet_lr": 0.02,
             "lr": 1e-3,
             "schedule": "cosine",
             "batch_size": 128,
             "max_epochs": 15,
-            "settle": 0.33,
+            "settle": 0.67,
+            "rewind": True,
             "recalibrate": 5000,
             "test_every": 5,
         },
@@ -100,6 +103,9 @@ class FinetuneConfig(PolicyTrainingConfig):
     """Weight of a bonus for policies that tell images apart, nats of mutual information."""
     distill: float = 0.0
     """Weight of the divergence from the logits of the full network as it was loaded (self-distillation)."""
+    settled_distill: float | None = None
+    """That weight once the policies have settled (--settle, --policy), when there is no price on computation that
+    has to keep up with it; default: --distill."""
     distill_temperature: float = 2.0
     """Softens both logits there; the term is multiplied by its square."""
     keep_full: float = 0.0
@@ -137,7 +143,7 @@ class FinetuneConfig(PolicyTrainingConfig):
         pathwise, target = self.estimator in PATHWISE, self.target_flops is not None
         self.check_meaning("reward", not pathwise, "estimators from rewards")
         self.check_meaning("temperature", self.estimator == "gumbel", "--estimator gumbel")
-        self.check_meaning("distill_temperature", self.distill > 0, "--distill")
+        self.check_meaning("distill_temperature", self.distills, "--distill")
         for flag in ("resnet_lr", "resnet_wd"):
             self.check_meaning(flag, self.optimizer == "sgd", "--optimizer sgd")
         for flag in ("epoch_step", "lr_decay_ratio"):
@@ -146,9 +152,10 @@ class FinetuneConfig(PolicyTrainingConfig):
             self.penalty != 0 or not (pathwise and not target),
             "--penalty 0: leaves a pathwise estimator without a trade-off; pass another, or --target_flops",
         )
-        for flag in ("information", "distill"):
+        for flag in ("information", "distill", "settled_distill"):
             value = getattr(self, flag)
-            require(value >= 0 and math.isfinite(value), f"--{flag} {value}: must be zero or positive")
+            fine = value is None or (value >= 0 and math.isfinite(value))
+            require(fine, f"--{flag} {value}: must be zero or positive")
         for flag in ("temperature", "distill_temperature", "resnet_lr"):
             value = getattr(self, flag)
             require(value > 0 and math.isfinite(value), f"--{flag} {value}: must be a positive number")
@@ -174,7 +181,8 @@ class FinetuneConfig(PolicyTrainingConfig):
             f"{self.max_epochs}",
         )
         has_settled = self.policy is not None or self.settled_from < self.max_epochs
-        self.check_meaning("rewind", has_settled, "--settle")
+        for flag in ("rewind", "settled_distill"):
+            self.check_meaning(flag, has_settled, "--settle")
         require(
             not (self.estimator in ("straight_through", "gumbel") and self.execution == "sparse"),
             f"--estimator {self.estimator}: needs what dropped blocks would do; pass --execution masked, or "
@@ -193,6 +201,17 @@ class FinetuneConfig(PolicyTrainingConfig):
     def settled_from(self) -> int:
         """The first epoch in which the policy network doesn't learn any more."""
         return 0 if self.policy is not None else round((1 - self.settle) * self.max_epochs)
+
+    def distill_weight(self, epoch: int) -> float:
+        """Weight of the divergence from the full network's logits."""
+        if self.settled_distill is None or epoch < self.settled_from:
+            return self.distill
+        return self.settled_distill
+
+    @property
+    def distills(self) -> bool:
+        """Whether there ever is such a term."""
+        return self.distill > 0 or bool(self.settled_distill)
 
     def lr_factor(self, epoch: int, progress: float) -> float:
         """What learning rates are multiplied by, `progress` of the run (0 to 1) done."""
@@ -232,7 +251,7 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
     assert isinstance(resnet, DroppableResNet), "checked with the flags"
     static = setup.static
     flops = count_flops(resnet, None if static else policy_network, setup.image_size)
-    teacher = executor(copy.deepcopy(resnet), None, compute, engine="torch") if config.distill else None
+    teacher = executor(copy.deepcopy(resnet), None, compute, engine="torch") if config.distills else None
     optimizers = make_optimizers(config, resnet, policy_network)
     rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
     target = config.target_flops if static is None else None
@@ -251,6 +270,7 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
         static_draws = torch.Generator().manual_seed(derived_seed(config.seed, epoch, 2))
+        settled, distill_weight = epoch >= config.settled_from, config.distill_weight(epoch)
         state.track_epoch(sampled_epoch=sampled_epoch, draws=draws, static_draws=static_draws)
         load = functools.partial(setup.training_batches, config, compute, epoch)
         for batch, (images, labels) in state.batches(load):
@@ -267,7 +287,9 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
             if static is not None:
                 keep_probs = static.draw(len(labels), static_draws).float().to(compute.device)  # (N, K)
             else:
-                with torch.set_grad_enabled(train_policy), compute.autocast():
+                # settled policies are those of the tests, also where a probability is next to the threshold
+                precision = contextlib.nullcontext() if settled else compute.autocast()
+                with torch.set_grad_enabled(train_policy), precision:
                     keep_probs, values = map(processes.gather, policy_network(images))  # (N, K), (N, 1)
             if config.shuffle_policies and static is None:
                 order = torch.randperm(len(labels), generator=draws, device=compute.device)
@@ -277,19 +299,18 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
             else:
                 step = learn_settled(config, resnet, compute, images, labels, keep_probs, point.threshold)
             loss = step.loss
-            if teacher is not None:
+            if teacher is not None and distill_weight:
                 soften = config.distill_temperature
                 wanted = processes.gather(teacher(images)[0])
                 step.parts["divergence"] = kl_divergence(step.logits.float(), wanted, soften)
-                loss = loss + config.distill * soften**2 * step.parts["divergence"]
+                loss = loss + distill_weight * soften**2 * step.parts["divergence"]
+                state.counts["block_executions"] += len(labels) * resnet.num_blocks
             update(loss / processes.size, epoch, batch)
             if budget is not None and train_policy:
                 budget.target = config.target_after(epoch + batch / batches)
                 spent = flops.per_image(map_policy(keep_probs)).double().mean() / flops.full
                 step.parts |= {"spent": spent, "price": torch.tensor(budget.update(spent.item()))}
             state.counts["block_executions"] += step.executions
-            if teacher is not None:
-                state.counts["block_executions"] += len(labels) * resnet.num_blocks
             sampled_epoch.add(step.policy, step.logits.detach(), labels, loss=loss, **step.parts)
         test = config.tests_after(epoch)
         if target is not None and epoch + 1 >= config.settled_from:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from blockdrop import pretrain
 from blockdrop.console import run_command
-from blockdrop.errors import require
+from blockdrop.errors import UserError, require
 from blockdrop.figures import STAGE_COLOURS, check_figure, write_figure
 from blockdrop.flops import count_flops
 from blockdrop.measure import evaluate_images
@@ -52,7 +53,6 @@ ARMS: dict[str, tuple[Step, ...]] = {
     "fast": (Step("finetune", "fast_epochs", "fast"),),
     "fixed": (Step("finetune", "fast_epochs", "fast", {"policy_net": "constant", "lr": 1e-2}),),
     "random": (Step("finetune", "fast_epochs", "fast", {"shuffle_policies": True}),),
-    "rewound": (Step("finetune", "fast_epochs", "fast", {"anneal": 0.2, "settle": 0.67, "rewind": True}),),
     **{
         f"fast_{policy_net}": (Step("finetune", "fast_epochs", "fast", {"policy_net": policy_net}),)
         for policy_net in ("pooled4", "pooled", "reference")
@@ -61,9 +61,11 @@ ARMS: dict[str, tuple[Step, ...]] = {
 """What can be compared. fixed learns one policy for all images, by the means and with the work of fast, but for
 the policy network's learning rate: Adam moves a mere bias by no more than that a step, so 1e-3 would take half the
 run to drop a block. random trains both networks with each image under another one's policy: its accuracy is that
-under dealt policies. rewound learns policies for a third of the run, and the ResNet for them in the rest, from the
-weights that all start from. fast_pooled4 and so on decide by another policy network than the recipe's."""
+under dealt policies. fast_pooled4 and so on decide by another policy network than the recipe's."""
 MAIN_ARMS = ("reference", "fast", "fixed", "random")
+
+Report = dict[str, Any]
+"""What --json writes; of earlier ones "backbone" and "runs", these by arm and seed."""
 
 
 @dataclass(kw_only=True)
@@ -79,7 +81,7 @@ class LearningCurveConfig:
     pretrain_epochs: int = 10
     """Epochs of that backbone."""
     arms: tuple[str, ...] = MAIN_ARMS
-    """Which to compare: reference, fast, fixed, random, rewound, fast_pooled4, fast_pooled, fast_reference."""
+    """Which to compare: reference, fast, fixed, random, fast_pooled4, fast_pooled, fast_reference."""
     seeds: tuple[int, ...] = (0, 1)
     """A run of each arm for each seed."""
     curriculum_epochs: int = 15
@@ -100,6 +102,9 @@ class LearningCurveConfig:
     """Whether to train what is missing; --no_train compares what there is."""
     all_tests: bool = False
     """Print a row for every test, not only for the last one of each command."""
+    reports: tuple[str, ...] = ()
+    """Files that --json has written before, on another machine maybe: what they hold of --arms and --seeds is
+    neither trained nor evaluated again."""
     json: str | None = None
     """Write all numbers to this file."""
     figure: str | None = None
@@ -130,16 +135,21 @@ class LearningCurveConfig:
 def main(config: LearningCurveConfig) -> dict[str, Any]:
     """Trains what is missing and compares; returns the numbers."""
     config.check()
-    plans = {(arm, seed): list(plan(config, arm, seed)) for arm in config.arms for seed in config.seeds}
+    known = read_reports(config)
+    plans = {
+        (arm, seed): [] if (arm, seed) in known["runs"] else list(plan(config, arm, seed))
+        for arm in config.arms
+        for seed in config.seeds
+    }
     if config.train:
-        first = [] if config.load else [backbone_plan(config)]
+        first = [backbone_plan(config)] if config.load is None and any(plans.values()) else []
         rest = [step for seed in config.seeds for arm in config.arms for step in plans[arm, seed]]
         for step in (*first, *rest):
             step.check()
             check_same_run(Path(step.cv_dir), dataclasses.asdict(step), "compare what there is with --no_train")
         for step in (*first, *rest):
             train(step)
-    report = collect(config, plans)
+    report = collect(config, plans, known)
     print(f"\n{markdown(report, config.all_tests)}")
     if config.json is not None:
         write_json("--json", config.json, report)
@@ -189,31 +199,62 @@ def backbone_plan(config: LearningCurveConfig) -> pretrain.PretrainConfig:
 # ---- numbers
 
 
-def collect(config: LearningCurveConfig, plans: dict[tuple[str, int], list[TrainingConfig]]) -> dict[str, Any]:
-    """Everything that table and chart show, as plain numbers."""
-    compute = choose_compute(precision="float32")
-    start = open_networks(config, config.backbone)
-    data = start.data
-    table = count_flops(start.resnet, None, start.image_size)
-    full = evaluate_images(
-        start.resnet, None, data.test, start.normalisation, compute, image_size=start.image_size
-    ).accuracy
+def read_reports(config: LearningCurveConfig) -> Report:
+    """The runs in --reports, and the full network that they started from; the last file that has a run counts.
+
+    Raises:
+        UserError: a file can't be read, is no report, or is of another model.
+    """
+    known: Report = {"backbone": None, "runs": {}}
+    for path in config.reports:
+        try:
+            report = json.loads(Path(path).read_text())
+            model, backbone = report["config"]["model"], report["backbone"]
+            runs = {(run["arm"], run["seed"]): run for run in report["runs"]}
+        except OSError as error:
+            raise UserError(f"--reports {path}: can't be read ({error.strerror})") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"--reports {path}: not what learning_curve --json writes") from None
+        require(model == config.model, f"--reports {path}: runs of {model}, not of {config.model}")
+        known = {"backbone": backbone, "runs": known["runs"] | runs}
+    return known
+
+
+def collect(
+    config: LearningCurveConfig, plans: dict[tuple[str, int], list[TrainingConfig]], known: Report
+) -> Report:
+    """Everything that table and chart show, as plain numbers.
+
+    Args:
+        plans: the commands of each arm and seed to compare; none where `known` has the run.
+    """
+    backbone = known["backbone"]
+    if any(plans.values()):
+        compute, start = choose_compute(precision="float32"), open_networks(config, config.backbone)
+        data, size = start.data, start.image_size
+        flops = count_flops(start.resnet, None, size)
+        full = evaluate_images(start.resnet, None, data.test, start.normalisation, compute, image_size=size)
+        backbone = {"accuracy": full.accuracy, "flops": flops.full, "blocks": start.resnet.num_blocks}
     runs = []
     for (arm, seed), steps in plans.items():
+        if not steps:
+            runs.append(known["runs"][arm, seed])
+            continue
         folders = [Path(step.cv_dir) for step in steps]
-        tests = read_tests(folders, len(data.train), table.full)
+        tests = read_tests(folders, len(data.train), flops.full)
         if tests is None:
             print(f"left out: {arm}, seed {seed} is not finished")
             continue
         print(f"evaluating {arm}, seed {seed}")
         networks = open_networks(config, str(folders[-1]))
         end = evaluate_end(networks, data.test, compute, networks.stored_threshold)
+        end["change"] = end["full_accuracy"] - backbone["accuracy"]
         runs.append({"arm": arm, "seed": seed, "tests": tests, "end": end})
     require(len(runs) > 0, f"--cv_dir {config.cv_dir}: no finished run of {', '.join(config.arms)} in it")
     target = reference_target(runs)
     return {
         "config": dataclasses.asdict(config),
-        "backbone": {"accuracy": full, "flops": table.full, "blocks": start.resnet.num_blocks},
+        "backbone": backbone,
         "runs": runs,
         "arms": {arm: summary([run for run in runs if run["arm"] == arm]) for arm in unique(runs, "arm")},
         "target": target,
@@ -375,7 +416,6 @@ def target_table(report: dict[str, Any]) -> str:
 
 def end_table(report: dict[str, Any]) -> str:
     """What became of the full network, and how much of the accuracy comes from looking at the image."""
-    before = report["backbone"]["accuracy"]
     fixed = report["arms"].get("fixed")
     rows = []
     for run in report["runs"]:
@@ -384,7 +424,7 @@ def end_table(report: dict[str, Any]) -> str:
             "arm": run["arm"],
             "seed": str(run["seed"]),
             "all blocks %": f"{100 * end['full_accuracy']:.2f}",
-            "change": f"{100 * (end['full_accuracy'] - before):+.2f}",
+            "change": f"{100 * end['change']:+.2f}",
             "own policies %": f"{100 * end['accuracy']:.2f}",
             "dealt policies %": f"{100 * end['dealt_accuracy']:.2f}",
             "own - dealt": f"{100 * (end['accuracy'] - end['dealt_accuracy']):+.2f}",

@@ -67,9 +67,9 @@ def threshold_for_budget(keep_probs: Tensor, table: FlopTable, budget: float) ->
     """The lowest threshold under which the images cost at most `budget` on average, so the fullest use of it.
 
     Integers are compared, and the budget is taken as the decimal number that it prints as, so the answer is
-    exact. It is one of the keep probabilities, or `KEEP_ALL` where the budget pays for all blocks, or
-    `DROP_ALL`. Where rounding differs a little (another machine, another batch size), what lies on the
-    threshold may drop below it, and cost less.
+    exact. It lies in the middle between two keep probabilities, of which it divides what runs from what doesn't,
+    so that it does so too where rounding differs a little (another machine, another batch size); or it is
+    `KEEP_ALL` where the budget pays for all blocks, or `DROP_ALL`.
 
     Args:
         keep_probs: float32 or bfloat16 (N, K), of images that aren't reported afterwards.
@@ -91,7 +91,12 @@ def threshold_for_budget(keep_probs: Tensor, table: FlopTable, budget: float) ->
             f"drop, is {least:.4f} of the full network's FLOPs "
             f"(policy network: {table.policy_network / table.full:.4f})"
         )
-    return thresholds[(flops > limit).sum()].item()
+    at = int((flops > limit).sum())
+    if at in (0, len(thresholds) - 1):
+        return thresholds[at].item()
+    middle = thresholds[at - 1 : at + 1].mean()
+    rounded = middle.to(keep_probs.dtype)  # as it will be compared
+    return (middle if rounded > thresholds[at - 1] else thresholds[at]).item()
 
 
 def curve_thresholds(

@@ -1,5 +1,6 @@
 """Joint training: who learns when, what is counted, and every way of learning end to end."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -148,6 +149,31 @@ def test_the_threshold_meets_the_target_on_training_images_once_policies_settle(
     assert share(0.5) > 0.8
 
 
+def test_settled_policies_are_those_of_the_tests_in_bfloat16_too(
+    tmp_path: Path, image_tree: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    learn_settled = finetune.learn_settled
+
+    def spy(*given: Any) -> Any:
+        seen.append(given[5])
+        return learn_settled(*given)
+
+    monkeypatch.setattr(finetune, "learn_settled", spy)
+    config = FinetuneConfig.of_recipe(
+        "fast", model="R8_Folder", data_dir=str(image_tree), pretrained=(str(backbone),), batch_size=6,
+        cv_dir=str(tmp_path / "f"), policy_net="constant", max_epochs=2, settle=0.5, recalibrate=0,
+        precision="bfloat16",
+    )  # fmt: skip
+    finetune.main(config)
+    resnet, policy_network = build("R8_Folder", num_classes=2, policy_net="constant")
+    load_checkpoint(read_checkpoint(tmp_path / "f"), resnet=resnet, policy_network=policy_network)
+    keep_probs, _ = policy_network.eval()(torch.zeros(1, 3, 32, 32))
+    assert not keep_probs.equal(keep_probs.bfloat16().float()), "or there would be nothing to lose"
+    assert seen
+    assert all(given.equal(keep_probs.expand_as(given)) for given in seen)
+
+
 def test_a_target_that_no_threshold_meets_leaves_the_threshold(
     tmp_path: Path, image_tree: Path, both: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,8 +273,8 @@ def test_a_rewound_resnet_goes_on_from_the_weights_it_was_loaded_with(
 
 
 def test_after_a_rewind_the_learning_rate_begins_anew() -> None:
-    plain = FinetuneConfig.of_recipe("fast", max_epochs=10, settle=0.5)
-    config = FinetuneConfig.of_recipe("fast", max_epochs=10, settle=0.5, rewind=True)
+    plain = FinetuneConfig.of_recipe("fast", max_epochs=10, settle=0.5, rewind=False)
+    config = FinetuneConfig.of_recipe("fast", max_epochs=10, settle=0.5)
     assert config.settled_from == 5
     assert config.lr_factor(4, 0.45) == plain.lr_factor(4, 0.45)
     assert config.lr_factor(5, 0.5) == plain.lr_factor(0, 0.0) == 0
@@ -293,6 +319,28 @@ def test_self_distillation_counts_its_teacher(tmp_path: Path, image_tree: Path, 
     assert epoch["divergence"] >= 0
 
 
+def test_settled_policies_may_have_another_weight_of_the_divergence(
+    tmp_path: Path, image_tree: Path, backbone: Path
+) -> None:
+    config = FinetuneConfig.of_recipe(
+        "fast", model="R8_Folder", data_dir=str(image_tree), pretrained=(str(backbone),), batch_size=6,
+        cv_dir=str(tmp_path / "f"), max_epochs=2, settle=0.5, keep_full=0.5, recalibrate=0,
+        distill=0.0, settled_distill=2.0, distill_temperature=3.0,
+    )  # fmt: skip
+    assert [config.distill_weight(epoch) for epoch in range(2)] == [0, 2]
+    finetune.main(config)
+    before, settled = records(tmp_path / "f", "train")
+    assert "divergence" not in before, "nor has the teacher run"
+    assert before["block_executions"] <= 3 * 12 * 3
+    expected = settled["cross_entropy"] + 2 * 3**2 * settled["divergence"]
+    assert settled["loss"] == pytest.approx(expected, rel=1e-5)
+
+    usual = FinetuneConfig(distill=3.0, settle=0.5, max_epochs=2)
+    assert [usual.distill_weight(epoch) for epoch in range(2)] == [3, 3]
+    none = dataclasses.replace(usual, settled_distill=0.0)
+    assert [none.distill_weight(epoch) for epoch in range(2)] == [3, 0]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -308,6 +356,8 @@ def test_self_distillation_counts_its_teacher(tmp_path: Path, image_tree: Path, 
         (("--distill", -1), "--distill -1.0"),
         (("--distill", 1, "--distill_temperature", 0), "--distill_temperature 0.0"),
         (("--distill_temperature", 3), "goes with --distill"),
+        (("--settled_distill", 2), "goes with --settle"),
+        (("--settle", 0.5, "--settled_distill", -2), "--settled_distill -2.0"),
         (("--temperature", 2), "goes with --estimator gumbel"),
         (("--samples", 4), "goes with --estimator leave_one_out"),
         (("--price_rate", 0.1), "goes with --target_flops"),

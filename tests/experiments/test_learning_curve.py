@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def config(cv_dir: Path, tree: Path, **flags: Any) -> LearningCurveConfig:
     common: dict[str, Any] = {
         "model": "R8_Folder", "data_dir": str(tree), "cv_dir": str(cv_dir), "arms": ("reference", "fast", "fixed"),
         "seeds": (0,), "pretrain_epochs": 1, "curriculum_epochs": 2, "finetune_epochs": 1, "fast_epochs": 3,
+        "batch_size": 4,
     }  # fmt: skip
     return LearningCurveConfig(**{**common, **flags})
 
@@ -66,8 +68,31 @@ def test_from_nothing_to_table_chart_and_numbers(
         monkeypatch.setattr(command, "main", lambda config: pytest.fail("trained again"))
     again = learning_curve.main(config(tmp_path / "cv", image_tree))
     assert [run["tests"] for run in again["runs"]] == [run["tests"] for run in report["runs"]]
-    with pytest.raises(UserError, match=r"fast-s0: holds a run of --max_epochs 3, not 4; name another folder"):
-        learning_curve.main(config(tmp_path / "cv", image_tree, fast_epochs=4))
+    shutil.rmtree(tmp_path / "cv")
+    elsewhere = config(tmp_path / "cv", image_tree, arms=("fixed", "fast"), reports=(files["json"],))
+    assert learning_curve.main(elsewhere)["runs"] == [fixed, fast], "nothing of the runs is needed any more"
+    monkeypatch.undo()
+    more = config(tmp_path / "cv", image_tree, arms=("fast",), seeds=(0, 1), reports=(files["json"],))
+    both = learning_curve.main(more)
+    assert both["runs"][0] == fast
+    assert [run["seed"] for run in both["runs"]] == [0, 1]
+    assert not (tmp_path / "cv" / "fast-s0").exists()
+    with pytest.raises(UserError, match=r"fast-s1: holds a run of --max_epochs 3, not 4; name another folder"):
+        learning_curve.main(dataclasses.replace(more, fast_epochs=4))
+
+
+def test_a_report_that_is_none_or_of_another_model_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    flags = LearningCurveConfig(model="R8_Digits", cv_dir=str(tmp_path), reports=(str(file),))
+    with pytest.raises(UserError, match=r"--reports .*report.json: can't be read \(No such file"):
+        learning_curve.main(flags)
+    for content in ("no JSON", "[]", '{"config": {"model": "R8_Digits"}}'):
+        file.write_text(content)
+        with pytest.raises(UserError, match=r"report.json: not what learning_curve --json writes"):
+            learning_curve.main(flags)
+    file.write_text('{"config": {"model": "R32_C10"}, "backbone": {}, "runs": []}')
+    with pytest.raises(UserError, match=r"report.json: runs of R32_C10, not of R8_Digits"):
+        learning_curve.main(flags)
 
 
 def test_the_reference_is_the_curriculum_and_then_its_fine_tuning(tmp_path: Path) -> None:
@@ -149,6 +174,7 @@ def run_of(arm: str, rewards: list[float], curriculum: int = 0, policies: int = 
     ]  # fmt: skip
     end = {
         "accuracy": 0.75, "dealt_accuracy": 0.7, "unique_policies": policies, "full_accuracy": 0.8,
+        "change": -0.05,
         "frequent_policy": "101", "frequent_accuracy": 0.74, "frequent_flops": 0.45, "routed_accuracy": 0.78,
     }  # fmt: skip
     return {"arm": arm, "seed": 0, "tests": tests, "end": end}
