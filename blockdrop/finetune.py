@@ -61,7 +61,7 @@ class FinetuneConfig(PolicyTrainingConfig):
             "settled_distill": 4.0,
             "distill_temperature": 4.0,
             "optimizer": "sgd",
-            "resnet_lr": 0.02,
+            "resnet_lr": 0.01,
             "lr": 1e-3,
             "schedule": "cosine",
             "batch_size": 128,
