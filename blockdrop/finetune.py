@@ -62,7 +62,7 @@ class FinetuneConfig(PolicyTrainingConfig):
             "distill_temperature": 4.0,
             "optimizer": "sgd",
             "resnet_lr": 0.01,
-            "lr": 2e-4,
+            "lr": 1e-3,
             "schedule": "cosine",
             "batch_size": 128,
             "max_epochs": 15,
