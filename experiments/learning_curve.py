@@ -65,7 +65,7 @@ under dealt policies. fast_pooled4 and so on decide by another policy network th
 MAIN_ARMS = ("reference", "fast", "fixed", "random")
 
 Report = dict[str, Any]
-"""What --json writes; of earlier ones "backbone" and "runs", these by arm and seed."""
+"""What --json writes."""
 
 
 @dataclass(kw_only=True)
@@ -135,9 +135,9 @@ class LearningCurveConfig:
 def main(config: LearningCurveConfig) -> dict[str, Any]:
     """Trains what is missing and compares; returns the numbers."""
     config.check()
-    known = read_reports(config)
+    known, backbone = read_reports(config)
     plans = {
-        (arm, seed): [] if (arm, seed) in known["runs"] else list(plan(config, arm, seed))
+        (arm, seed): [] if (arm, seed) in known else list(plan(config, arm, seed))
         for arm in config.arms
         for seed in config.seeds
     }
@@ -149,7 +149,7 @@ def main(config: LearningCurveConfig) -> dict[str, Any]:
             check_same_run(Path(step.cv_dir), dataclasses.asdict(step), "compare what there is with --no_train")
         for step in (*first, *rest):
             train(step)
-    report = collect(config, plans, known)
+    report = collect(config, plans, known, backbone)
     print(f"\n{markdown(report, config.all_tests)}")
     if config.json is not None:
         write_json("--json", config.json, report)
@@ -199,13 +199,14 @@ def backbone_plan(config: LearningCurveConfig) -> pretrain.PretrainConfig:
 # ---- numbers
 
 
-def read_reports(config: LearningCurveConfig) -> Report:
-    """The runs in --reports, and the full network that they started from; the last file that has a run counts.
+def read_reports(config: LearningCurveConfig) -> tuple[dict[tuple[str, int], Any], dict[str, Any] | None]:
+    """The runs in --reports, by arm and seed, and the full network that they started from; the last file counts.
 
     Raises:
         UserError: a file can't be read, is no report, or is of another model.
     """
-    known: Report = {"backbone": None, "runs": {}}
+    known: dict[tuple[str, int], Any] = {}
+    backbone = None
     for path in config.reports:
         try:
             report = json.loads(Path(path).read_text())
@@ -216,19 +217,22 @@ def read_reports(config: LearningCurveConfig) -> Report:
         except (ValueError, KeyError, TypeError):
             raise UserError(f"--reports {path}: not what learning_curve --json writes") from None
         require(model == config.model, f"--reports {path}: runs of {model}, not of {config.model}")
-        known = {"backbone": backbone, "runs": known["runs"] | runs}
-    return known
+        known |= runs
+    return known, backbone
 
 
 def collect(
-    config: LearningCurveConfig, plans: dict[tuple[str, int], list[TrainingConfig]], known: Report
+    config: LearningCurveConfig,
+    plans: dict[tuple[str, int], list[TrainingConfig]],
+    known: dict[tuple[str, int], Any],
+    backbone: dict[str, Any] | None,
 ) -> Report:
     """Everything that table and chart show, as plain numbers.
 
     Args:
         plans: the commands of each arm and seed to compare; none where `known` has the run.
+        known, backbone: what `read_reports` found.
     """
-    backbone = known["backbone"]
     if any(plans.values()):
         compute, start = choose_compute(precision="float32"), open_networks(config, config.backbone)
         data, size = start.data, start.image_size
@@ -238,7 +242,7 @@ def collect(
     runs = []
     for (arm, seed), steps in plans.items():
         if not steps:
-            runs.append(known["runs"][arm, seed])
+            runs.append(known[arm, seed])
             continue
         folders = [Path(step.cv_dir) for step in steps]
         tests = read_tests(folders, len(data.train), flops.full)
@@ -248,7 +252,7 @@ def collect(
         print(f"evaluating {arm}, seed {seed}")
         networks = open_networks(config, str(folders[-1]))
         end = evaluate_end(networks, data.test, compute, networks.stored_threshold)
-        end["change"] = end["full_accuracy"] - backbone["accuracy"]
+        end["change"] = end["full_accuracy"] - full.accuracy
         runs.append({"arm": arm, "seed": seed, "tests": tests, "end": end})
     require(len(runs) > 0, f"--cv_dir {config.cv_dir}: no finished run of {', '.join(config.arms)} in it")
     target = reference_target(runs)
