@@ -15,7 +15,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -56,13 +56,12 @@ class FinetuneConfig(PolicyTrainingConfig):
             "alpha": 0.95,
             "target_flops": 0.59,
             "anneal": 0.2,
-            "information": 0.005,
             "distill": 0.5,
             "settled_distill": 4.0,
             "distill_temperature": 4.0,
             "optimizer": "sgd",
             "resnet_lr": 0.01,
-            "lr": 1e-3,
+            "bias_lr": 1e-2,
             "schedule": "cosine",
             "batch_size": 128,
             "max_epochs": 15,
@@ -80,6 +79,9 @@ class FinetuneConfig(PolicyTrainingConfig):
     """Checkpoints of fine-tuning to go on from; they win over --pretrained."""
     lr: float = 1e-4
     """Learning rate (Adam)."""
+    bias_lr: float | None = None
+    """That of the bias of the policy network's logits, by which all images' policies move together; default:
+    --lr."""
     max_epochs: int = 2000
     """Epochs to train."""
     epoch_step: int = 1600
@@ -156,9 +158,10 @@ class FinetuneConfig(PolicyTrainingConfig):
             value = getattr(self, flag)
             fine = value is None or (value >= 0 and math.isfinite(value))
             require(fine, f"--{flag} {value}: must be zero or positive")
-        for flag in ("temperature", "distill_temperature", "resnet_lr"):
+        for flag in ("temperature", "distill_temperature", "resnet_lr", "bias_lr"):
             value = getattr(self, flag)
-            require(value > 0 and math.isfinite(value), f"--{flag} {value}: must be a positive number")
+            fine = value is None or (value > 0 and math.isfinite(value))
+            require(fine, f"--{flag} {value}: must be a positive number")
         require(
             self.resnet_wd >= 0 and math.isfinite(self.resnet_wd),
             f"--resnet_wd {self.resnet_wd}: must be zero or positive",
@@ -253,7 +256,7 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
     flops = count_flops(resnet, None if static else policy_network, setup.image_size)
     teacher = executor(copy.deepcopy(resnet), None, compute, engine="torch") if config.distills else None
     optimizers = make_optimizers(config, resnet, policy_network)
-    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
+    rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
     target = config.target_flops if static is None else None
     budget = None if target is None else BudgetPrice(target, config.price_rate)
     learn = make_learner(config, resnet, compute, torch.tensor(flops.blocks, device=compute.device))
@@ -276,7 +279,8 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
         for batch, (images, labels) in state.batches(load):
             factor = config.lr_factor(epoch, (epoch + (batch + 1) / batches) / config.max_epochs)
             for name, optimizer in optimizers.items():
-                optimizer.param_groups[0]["lr"] = factor * rates[name]
+                for group, rate in zip(optimizer.param_groups, rates[name], strict=True):
+                    group["lr"] = factor * rate
             train_resnet, train_policy = config.learners(epoch, batch)
             price = None if budget is None else budget.value
             policy_network.train(train_policy)
@@ -498,13 +502,20 @@ def make_optimizers(
     config: FinetuneConfig, resnet: DroppableResNet, policy_network: PolicyNetwork
 ) -> dict[str, torch.optim.Optimizer]:
     """One Adam for both networks, or SGD for the ResNet and Adam for the policy network; by their names."""
-    own = list(policy_network.own_parameters())
+    own, bias = policy_network.own_parameters(), policy_network.logit.bias
+    groups: list[dict[str, Any]] = [{"params": own}]
+    if config.bias_lr is not None:
+        rest = [parameter for parameter in own if parameter is not bias]
+        groups = [{"params": rest}, {"params": [bias], "lr": config.bias_lr}]
     if config.optimizer == "adam":
-        return {"adam": torch.optim.Adam([*resnet.parameters(), *own], config.lr, weight_decay=config.wd)}
+        groups[0]["params"] = [*resnet.parameters(), *groups[0]["params"]]
+    adam = torch.optim.Adam(groups, config.lr, weight_decay=config.wd)
+    if config.optimizer == "adam":
+        return {"adam": adam}
     sgd = torch.optim.SGD(
         resnet.parameters(), config.resnet_lr, momentum=0.9, nesterov=True, weight_decay=config.resnet_wd
     )
-    return {"adam": torch.optim.Adam(own, config.lr, weight_decay=config.wd), "sgd": sgd}
+    return {"adam": adam, "sgd": sgd}
 
 
 def recalibration_images(config: FinetuneConfig, setup: Setup, compute: Compute) -> Iterator[Tensor]:

@@ -51,17 +51,16 @@ LOG_FROM = 20
 ARMS: dict[str, tuple[Step, ...]] = {
     "reference": (Step("cl_train", "curriculum_epochs"), Step("finetune", "finetune_epochs")),
     "fast": (Step("finetune", "fast_epochs", "fast"),),
-    "fixed": (Step("finetune", "fast_epochs", "fast", {"policy_net": "constant", "lr": 1e-2}),),
+    "fixed": (Step("finetune", "fast_epochs", "fast", {"policy_net": "constant"}),),
     "random": (Step("finetune", "fast_epochs", "fast", {"shuffle_policies": True}),),
     **{
         f"fast_{policy_net}": (Step("finetune", "fast_epochs", "fast", {"policy_net": policy_net}),)
         for policy_net in ("pooled4", "pooled", "reference")
     },
 }
-"""What can be compared. fixed learns one policy for all images, by the means and with the work of fast, but for
-the policy network's learning rate: Adam moves a mere bias by no more than that a step, so 1e-3 would take half the
-run to drop a block. random trains both networks with each image under another one's policy: its accuracy is that
-under dealt policies. fast_pooled4 and so on decide by another policy network than the recipe's."""
+"""What can be compared. fixed learns one policy for all images, by the means and with the work of fast: of the
+policy network only the bias is left. random trains both networks with each image under another one's policy: its
+accuracy is that under dealt policies. fast_pooled4 and so on decide by other policy networks than the recipe's."""
 MAIN_ARMS = ("reference", "fast", "fixed", "random")
 
 Report = dict[str, Any]

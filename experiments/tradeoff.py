@@ -94,7 +94,7 @@ METHODS = (
     Method("reference-p1", "curriculum, penalty -1", "dynamic", reference("reference-p1", penalty=-1.0)),
     Method("reference-p5", "curriculum, penalty -5", "dynamic", reference("reference-p5", penalty=-5.0)),
     # lr: Adam moves a mere bias by no more than that a step
-    Method("fixed", "one learned policy", "static policy", fast("fixed", policy_net="constant", lr=1e-2)),
+    Method("fixed", "one learned policy", "static policy", fast("fixed", policy_net="constant")),
     Method("first_k", "first {k} blocks", "static policy", fast("first_k"), "first_k:{k}"),
     Method("random_k", "random {k} blocks", "static policy", fast("random_k"), "random_k:{k}"),
     Method(

@@ -32,9 +32,10 @@ def _seeded() -> None:
 def randomise_statistics(module: torch.nn.Module) -> None:
     """Gives every BatchNorm statistics and weights that matter, as a trained network has."""
     for layer in module.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
+        if isinstance(layer, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             torch.nn.init.normal_(layer.running_mean, std=0.1)
             torch.nn.init.uniform_(layer.running_var, 0.5, 2.0)
+        if isinstance(layer, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
             torch.nn.init.normal_(layer.bias, std=0.1)
 

@@ -626,7 +626,12 @@ def _policy_state(
     if checkpoint.policy_network is None:
         raise CheckpointError(f"{checkpoint.path}: holds a backbone but no policy network")
     _check_policy_network(checkpoint, checkpoint.policy_network, policy_network)
-    state = _complete(checkpoint.path, checkpoint.policy_network, policy_network)
+    unchanged = {  # of stem policy networks from before their features were standardised
+        key: torch.full_like(value, key.endswith("var"))
+        for key, value in policy_network.state_dict().items()
+        if key.startswith("features.standardise.running_")
+    }
+    state = _complete(checkpoint.path, unchanged | checkpoint.policy_network, policy_network)
     return _with_borrowed(checkpoint.path, state, policy_network, others)
 
 

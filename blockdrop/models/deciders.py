@@ -24,14 +24,38 @@ POLICY_NETS: tuple[PolicyNet, ...] = get_args(PolicyNet)
 INPUT_POOLS: dict[str, int] = {"reference": 1, "pooled": 2, "pooled4": 4}
 
 
+class Standardise(nn.BatchNorm1d):
+    """Features (N, D) with mean 0 and variance 1 over the images: what a head on them has in common for all images
+    lies in its bias alone, and however fast that moves, images stay apart.
+
+    A single image is standardised by the running statistics in training, too.
+    """
+
+    def __init__(self, width: int):
+        super().__init__(width, affine=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, D) to (N, D)."""
+        if self.training and len(features) == 1:
+            return F.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
+        return super().forward(features)
+
+    def fold_into(self, head: nn.Linear) -> None:
+        """Changes a head so that it gives for plain features what it gives for those standardised here."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        head.weight.data = head.weight / (self.running_var + self.eps).sqrt()
+        head.bias.data = head.bias - head.weight @ self.running_mean
+
+
 class StemFeatures(Backbone):
     """Features of the output of another backbone's stem, for C channels of which there are 4 C features.
 
     The map is average-pooled and goes through two 3×3 convolutions (to 2 C channels; to 4 C, with stride 2), each
-    with BatchNorm and ReLU, and a global average. The stem's modules are the backbone's own, shared and not
-    copied, and training these features changes nothing of them: no gradient reaches them, their BatchNorm takes
-    its running statistics in every mode and never updates them, and `train()` leaves their mode alone (`eval()`
-    goes for all).
+    with BatchNorm and ReLU, and a global average; then features are standardised. The stem's modules are the
+    backbone's own, shared and not copied, and training these features changes nothing of them: no gradient reaches
+    them, their BatchNorm takes its running statistics in every mode and never updates them, and `train()` leaves
+    their mode alone (`eval()` goes for all).
 
     Args:
         backbone: whose `conv1`, `bn1` and `maxpool` are shared.
@@ -51,6 +75,7 @@ class StemFeatures(Backbone):
             backbone.conv1, backbone.bn1, pools, blocks, [NoShortcut()], fc=nn.Identity(), shortcut=None
         )
         self.feature_dim = 4 * channels
+        self.standardise: nn.Module = Standardise(self.feature_dim)
 
     @property
     def borrowed(self) -> tuple[nn.Module, ...]:
@@ -69,6 +94,10 @@ class StemFeatures(Backbone):
             else:
                 x = norm(x)
             return self.maxpool(F.relu(x, inplace=True))
+
+    def head(self, x: Tensor) -> Tensor:
+        """Last feature map (N, 4 C, H, W) to standardised features (N, 4 C)."""
+        return self.standardise(super().head(x))
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`, but `train()` leaves the borrowed modules' mode alone."""
@@ -101,7 +130,8 @@ def build_policy_network(
     Args:
         policy_net: see `PolicyNet`.
         backbone: the network that it decides on; "stem" shares its stem.
-        initial_keep: keep probability to start from: the logits' bias is set to its logit.
+        initial_keep: keep probability that every image starts from: the logits' bias is set to its logit, their
+            weights to zero.
     Raises:
         UserError: unknown name, an initial keep probability outside (0, 1).
         ValueError: "stem" without a backbone.
@@ -122,6 +152,7 @@ def build_policy_network(
     else:
         network = _with_own_trunk(num_blocks, large_images, INPUT_POOLS[policy_net])
     if initial_keep is not None:
+        nn.init.zeros_(network.logit.weight)
         nn.init.constant_(network.logit.bias, math.log(initial_keep / (1 - initial_keep)))
     return network
 
@@ -151,8 +182,13 @@ def name_of(policy_network: PolicyNetwork, large_images: bool) -> str | None:
 
 
 def folded_policy_network(policy_network: PolicyNetwork) -> PolicyNetwork:
-    """A copy for inference with BatchNorm folded into the trunk's convolutions; same keep probabilities."""
+    """A copy for inference with BatchNorm folded into the trunk's convolutions and the heads; same keep
+    probabilities."""
     network = copy.deepcopy(policy_network).eval().requires_grad_(False)
     if isinstance(network.features, Backbone):
         network.features = network.features.folded()
+    if isinstance(network.features, StemFeatures) and isinstance(network.features.standardise, Standardise):
+        for head in (network.logit, network.vnet):
+            network.features.standardise.fold_into(head)
+        network.features.standardise = nn.Identity()
     return network

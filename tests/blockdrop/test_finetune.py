@@ -174,6 +174,25 @@ def test_settled_policies_are_those_of_the_tests_in_bfloat16_too(
     assert all(given.equal(keep_probs.expand_as(given)) for given in seen)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("bias_lr", [None, 0.5])
+def test_every_weight_is_learned_once_and_the_bias_of_the_logits_at_its_own_rate(
+    optimizer: str, bias_lr: float | None
+) -> None:
+    resnet, policy_network = build("R8_C10", policy_net="stem")
+    config = FinetuneConfig(optimizer=optimizer, lr=0.25, resnet_lr=0.125, bias_lr=bias_lr)  # type: ignore[arg-type]
+    optimizers = finetune.make_optimizers(config, resnet, policy_network)
+    rates: dict[torch.nn.Parameter, float] = {}
+    for group in (group for each in optimizers.values() for group in each.param_groups):
+        for parameter in group["params"]:
+            assert parameter not in rates
+            rates[parameter] = group["lr"]
+    assert rates.keys() == {*resnet.parameters(), *policy_network.parameters()}
+    assert rates.pop(policy_network.logit.bias) == (bias_lr or 0.25)
+    assert {rates[parameter] for parameter in policy_network.own_parameters() if parameter in rates} == {0.25}
+    assert {rates[parameter] for parameter in resnet.parameters()} == {0.25 if optimizer == "adam" else 0.125}
+
+
 def test_a_target_that_no_threshold_meets_leaves_the_threshold(
     tmp_path: Path, image_tree: Path, both: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -362,6 +381,7 @@ def test_settled_policies_may_have_another_weight_of_the_divergence(
         (("--samples", 4), "goes with --estimator leave_one_out"),
         (("--price_rate", 0.1), "goes with --target_flops"),
         (("--resnet_lr", 0.1), "goes with --optimizer sgd"),
+        (("--bias_lr", 0), "--bias_lr 0.0: must be a positive number"),
         (("--schedule", "cosine", "--epoch_step", 3), "goes with --schedule step"),
         (("--estimator", "kept_straight_through", "--reward", "flops"), "goes with estimators from rewards"),
         (("--estimator", "kept_straight_through", "--penalty", 0), "--penalty 0"),

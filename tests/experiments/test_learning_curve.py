@@ -119,7 +119,7 @@ def test_the_fixed_policy_is_learned_by_the_means_of_fast(tmp_path: Path) -> Non
     differing = {
         flag for flag, value in dataclasses.asdict(fast).items() if dataclasses.asdict(fixed)[flag] != value
     }
-    assert differing == {"cv_dir", "policy_net", "lr"}
+    assert differing == {"cv_dir", "policy_net"}
 
 
 def test_a_budget_is_the_fast_recipe_s_alone(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from blockdrop.inference import openvino_engine
 from blockdrop.models.checkpoints import load_policy_trunk, read_checkpoint
 from blockdrop.models.deciders import (
     POLICY_NETS,
+    Standardise,
     StemFeatures,
     build_policy_network,
     folded_policy_network,
@@ -107,6 +108,39 @@ def test_training_the_decider_leaves_the_backbone_bit_equal(training: bool) -> N
     assert all(module.training == training for module in resnet.modules()), "train() leaves the stem's mode alone"
     assert not [start for start, parameter in zip(started, own, strict=True) if start.equal(parameter)]
     assert all(parameter.grad is None for parameter in resnet.parameters())
+
+
+def test_what_all_images_share_of_the_stem_deciders_logits_is_their_bias() -> None:
+    _, policy_network = make_pair()
+    policy_network.train()
+    keep_probs, _ = policy_network(3 * torch.randn(16, 3, 32, 32))
+    torch.testing.assert_close(keep_probs.logit().mean(0), policy_network.logit.bias, atol=1e-5, rtol=0)
+    assert keep_probs.logit().std(0).min() > 0.5
+
+
+def test_features_are_standardised_over_images_a_single_one_by_the_running_statistics() -> None:
+    standardise, features = Standardise(4), 3 + 2 * torch.randn(50, 4)
+    expected = (features - features.mean(0)) / features.std(0, correction=0)
+    torch.testing.assert_close(standardise(features), expected, rtol=1e-4, atol=1e-4)
+    assert standardise.running_mean is not None
+    assert standardise.running_var is not None
+    standardise.running_mean.fill_(3.0)
+    standardise.running_var.fill_(4.0)
+    torch.testing.assert_close(standardise(features[:1]), (features[:1] - 3) / 2, rtol=1e-4, atol=1e-4)
+    assert standardise.running_mean.eq(3.0).all()
+    assert not list(standardise.parameters())
+
+
+def test_a_stem_decider_from_before_features_were_standardised_still_decides_alike(tmp_path: Path) -> None:
+    resnet, policy_network = make_pair()
+    assert isinstance(policy_network.features, StemFeatures)
+    policy_network.features.standardise = nn.Identity()
+    images = torch.randn(7, 3, 32, 32)
+    expected = keep_probs_of(policy_network, images)
+    path = save(tmp_path / "old.t7", (resnet, policy_network))
+    newer = build("R14_C10", policy_net="stem")
+    load_checkpoint(path, resnet=newer[0], policy_network=newer[1])
+    torch.testing.assert_close(keep_probs_of(newer[1].eval(), images), expected, rtol=0, atol=1e-5)
 
 
 def test_the_decider_sees_the_same_map_whatever_the_backbones_mode() -> None:
@@ -211,7 +245,7 @@ def test_a_constant_decider_has_one_policy_for_all_images_and_can_learn_it() -> 
 
 
 @pytest.mark.parametrize("policy_net", POLICY_NETS)
-def test_an_initial_keep_probability_sets_the_bias_and_nothing_else(policy_net: str) -> None:
+def test_every_image_starts_from_the_initial_keep_probability(policy_net: str) -> None:
     states = []
     for options in ({}, {"initial_keep": 0.9}):
         torch.manual_seed(3)
@@ -219,8 +253,9 @@ def test_an_initial_keep_probability_sets_the_bias_and_nothing_else(policy_net: 
         network = build_policy_network(3, policy_net=policy_net, backbone=resnet, **options)  # type: ignore[arg-type]
         states.append(state_of(network))
     plain, near_all = states
-    torch.testing.assert_close(near_all["logit.bias"].sigmoid(), torch.full((3,), 0.9))
-    assert [key for key in plain if not plain[key].equal(near_all[key])] == ["logit.bias"]
+    torch.testing.assert_close(keep_probs_of(network.eval(), torch.randn(5, 3, 32, 32)), torch.full((5, 3), 0.9))
+    changed = [key for key in plain if not plain[key].equal(near_all[key])]
+    assert changed == [key for key in ("logit.weight", "logit.bias") if near_all[key].numel()]
     assert name_of(network, large_images=False) == policy_net
 
 
