@@ -46,9 +46,14 @@ class PolicyNetwork(nn.Module):
         theirs = {id(parameter) for module in self.borrowed for parameter in module.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in theirs]
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (N, C, H, W) to keep probabilities (N, K) in (0, 1), float32, and values (N, 1)."""
+    def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (N, C, H, W) to the keep probabilities' logits (N, K), float32, and values (N, 1)."""
         if self.input_pool > 1:
             images = F.avg_pool2d(images, self.input_pool)
         features = self.features(images)
-        return torch.sigmoid(self.logit(features).float()), self.vnet(features)
+        return self.logit(features).float(), self.vnet(features)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (N, C, H, W) to keep probabilities (N, K) in (0, 1), float32, and values (N, 1)."""
+        logits, values = self.logits(images)
+        return torch.sigmoid(logits), values

@@ -1,0 +1,350 @@
+"""What each block is worth to each image, and how much of that a decider can tell from the image.
+
+A block's worth to an image is the log-likelihood of its label with the block minus that without it, all other
+blocks as the network's most frequent policy has them: what any estimator's gradient teaches in the end, so that a
+policy network can learn no more than it can tell of this from the image. Deciders by name are trained to tell it
+outright, by regression; beside them stands what no decider has, a linear model of the network's own last features.
+Then each image gets the blocks that seem to be worth most for their FLOPs, at the cost of the one policy.
+
+Name a network that is used to serving many policies, as from before its policies settled: one of settled policies
+knows no others. To try it: --model R8_Digits --load cv/digits --images 1000 --epochs 2
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agents.policies import map_policy
+from agents.policy_network import PolicyNetwork
+from blockdrop.console import progress, run_command
+from blockdrop.data import Images
+from blockdrop.errors import require
+from blockdrop.flops import FlopTable, count_flops
+from blockdrop.inference.executor import Executor
+from blockdrop.inference.operating_point import threshold_for_budget
+from blockdrop.measure import executor, predict_under
+from blockdrop.models.backbone import Backbone
+from blockdrop.models.deciders import POLICY_NETS, build_policy_network
+from blockdrop.models.zoo import parse_model_name
+from blockdrop.output import check_writable, write_json
+from blockdrop.training.compute import Compute
+from blockdrop.training.config import ModelConfig
+from blockdrop.training.policies import training_keep_probs
+from blockdrop.training.setup import Setup, open_setup
+from experiments.dynamics import DEALS
+from experiments.tables import table
+
+DECIDERS = tuple(name for name in POLICY_NETS if name != "constant")
+LAST = "last features"
+SHRINKS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.0)
+"""How much of what is told of an image counts beside the mean worth of each block; 0 is one policy for all."""
+HELD_OUT = 0.2
+"""Share of the training images on which the shrinking is chosen."""
+
+
+@dataclass(kw_only=True)
+class BlockWorthConfig(ModelConfig):
+    """Flags of `python -m experiments.block_worth`."""
+
+    load: tuple[str, ...] = ()
+    """Checkpoints or run directories with a backbone and its policy network."""
+    deciders: tuple[str, ...] = DECIDERS
+    """Which to train: stem, pooled4, pooled, reference."""
+    images: int = 20_000
+    """Training images to learn from, drawn from all; a fifth of them is held out."""
+    epochs: int = 10
+    """Epochs of that."""
+    json: str | None = None
+    """Write the rows to this file."""
+    overwrite: bool = False
+    """Replace the file of --json if there is one."""
+
+    def check(self) -> None:
+        super().check()
+        require(len(self.load) > 0, "--load: name a checkpoint or run directory")
+        for name in self.deciders:
+            require(name in DECIDERS, f"--deciders {name}: choose {', '.join(DECIDERS)}")
+        require(self.images >= 10, f"--images {self.images}: must be at least 10")
+        require(self.epochs >= 1, f"--epochs {self.epochs}: must be at least 1")
+        if self.json is not None:
+            check_writable("--json", self.json, self.overwrite)
+
+
+def main(config: BlockWorthConfig) -> dict[str, Any]:
+    """Measures, trains the deciders, prints the table; returns the numbers."""
+    config.check()
+    setup, compute = open_setup(config, config.load), config.compute()
+    files = " ".join(config.load)
+    require(setup.has_backbone, f"--load {files}: a policy network without its backbone; name that too")
+    require(
+        setup.has_policy, f"--load {files}: no policy network in it; run blockdrop.finetune --recipe fast first"
+    )
+    study = Study(setup, compute, config)
+    rows = [study.row("one policy", None), study.row("mean worth", study.mean.expand_as(study.truth))]
+    for name in (LAST, *config.deciders):
+        rows.append(study.learned_row(name))
+    numbers = {
+        "policy": "".join(str(int(bit)) for bit in study.base),
+        "mean_worth": study.mean.tolist(),
+        "deviation": study.deviation.tolist(),
+        "rows": rows,
+        "config": asdict(config),
+    }
+    print(f"\nworth of the blocks around {numbers['policy']}, nats: mean, and deviation between images")
+    for title, values in (("mean", study.mean), ("deviation", study.deviation)):
+        print(f"{title:9} {' '.join(f'{value:6.3f}' for value in values.tolist())}")
+    print(f"\n{markdown(rows)}")
+    if config.json is not None:
+        write_json("--json", config.json, numbers)
+    return numbers
+
+
+class Study:
+    """The worths of the blocks on three sets of images (learned from, held out, test), and what is done with them.
+
+    Args:
+        setup: a backbone and its policy network; both are left as they are.
+    """
+
+    def __init__(self, setup: Setup, compute: Compute, config: BlockWorthConfig):
+        self.setup, self.compute, self.config = setup, compute, config
+        self.resnet = compute.place(setup.resnet).eval()
+        self.run = executor(self.resnet, None, compute)
+        self.flops = count_flops(setup.resnet, None, setup.image_size)
+        self.base = most_frequent_policy(setup, compute)  # (K,)
+        generator = torch.Generator().manual_seed(config.seed)
+        chosen = torch.randperm(len(setup.data.train), generator=generator)[: config.images]
+        held_out = max(1, round(HELD_OUT * len(chosen)))
+        self.training = setup.data.train.subset(chosen[held_out:])
+        self.held_out = setup.data.train.subset(chosen[:held_out])
+        self.test = setup.data.test
+        self.worths = self.measure(self.training, "training images")
+        self.mean = self.worths.mean(0)
+        """(K,), over the images learned from."""
+        self.deviation = self.worths.std(0)
+        self.truth = self.measure(self.test, "test images")
+
+    def batches(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
+        """In order, normalised."""
+        yield from images.batches(
+            self.config.batch_size,
+            self.setup.normalisation,
+            self.compute.device,
+            channels_last=self.compute.channels_last,
+        )
+
+    @torch.no_grad()
+    def measure(self, images: Images, title: str) -> Tensor:
+        """The worth of every block to every image: float32 (N, K), on the CPU."""
+        count = -(-len(images) // self.config.batch_size)
+        return torch.cat(
+            [
+                block_worths(self.run, self.base, *batch).cpu()
+                for batch in progress(self.batches(images), title, count)
+            ]
+        )
+
+    def policies(self, worths: Tensor) -> Tensor:
+        """What runs for each image where blocks are worth so much, at the cost of the one policy: bool (N, K)."""
+        return richest_policies(worths, self.flops, self.flops.per_image(self.base[None]).item())
+
+    def accuracy(self, policies: Tensor, images: Images) -> Tensor:
+        """Shares of right predictions under policies (S, N, K): float64 (S,)."""
+        found = predict_under(
+            self.run, policies, images, self.setup.normalisation, self.compute, self.config.batch_size
+        )
+        return (found == images.labels).double().mean(1)
+
+    def row(self, name: str, told: Tensor | None, shrink: float | None = None) -> dict[str, Any]:
+        """What worths (N, K) that were told of the test images are good for; None = the one policy for all."""
+        policies = self.base.expand(self.truth.shape) if told is None else self.policies(told)
+        generator = torch.Generator().manual_seed(0)
+        dealt = [policies[torch.randperm(len(policies), generator=generator)] for _ in range(DEALS)]
+        own, *others = self.accuracy(torch.stack([policies, *dealt]), self.test).tolist()
+        return {
+            "name": name,
+            "explained": None,
+            "shrink": shrink,
+            "accuracy": own,
+            "dealt_accuracy": sum(others) / DEALS,
+            "flops": self.flops.per_image(policies).double().mean().item() / self.flops.full,
+            "unique_policies": len(policies.unique(dim=0)),
+            "decider_flops": 0.0,
+        }
+
+    def learned_row(self, name: str) -> dict[str, Any]:
+        """A decider's row, or that of the last features."""
+        torch.manual_seed(self.config.seed)
+        model = self.compute.place(self.build(name))
+        self.learn(name, model)
+        held_out, test = (self.told(model, images) for images in (self.held_out, self.test))
+        choices = torch.stack([self.policies(self.mean + shrink * held_out) for shrink in SHRINKS])
+        shrink = SHRINKS[int(self.accuracy(choices, self.held_out).argmax())]
+        return self.row(name, self.mean + shrink * test, shrink) | {
+            "explained": variance_explained(self.truth, self.mean + test),
+            "decider_flops": model.flops / self.flops.full,
+        }
+
+    def build(self, name: str) -> Teller:
+        """What tells images apart, with fresh weights."""
+        if name == LAST:
+            return LastFeatures(self.resnet, self.base)
+        large_images = parse_model_name(self.setup.model).large_images
+        network = build_policy_network(self.resnet.num_blocks, large_images, name, backbone=self.resnet)
+        flops = count_flops(self.setup.resnet, network, self.setup.image_size).policy_network
+        return Decider(network, flops)
+
+    def learn(self, name: str, model: Teller) -> None:
+        """Least squares on the worths as they deviate from their means, in standard deviations."""
+        wanted = (self.worths - self.mean) / self.deviation.clamp_min(1e-6)
+        size = min(self.config.batch_size, len(wanted))
+        steps = len(wanted) // size
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, self.config.epochs * steps)
+        generator = torch.Generator().manual_seed(self.config.seed)
+        model.train()
+        for epoch in range(self.config.epochs):
+            order = torch.randperm(len(wanted), generator=generator)[: steps * size]
+            batches = progress(self.batches(self.training.subset(order)), f"{name}, epoch {epoch}", steps)
+            for rows, (images, _) in zip(order.split(size), batches, strict=True):
+                with self.compute.autocast():
+                    told = model(images)
+                loss = F.mse_loss(told.float(), wanted[rows].to(told.device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        model.eval()
+
+    @torch.no_grad()
+    def told(self, model: Teller, images: Images) -> Tensor:
+        """What is told of all images, in nats beside the mean worths: float32 (N, K), on the CPU."""
+        found = []
+        for batch, _ in self.batches(images):
+            with self.compute.autocast():
+                found.append(model(batch).float().cpu())
+        return torch.cat(found) * self.deviation
+
+
+class Teller(nn.Module):
+    """Tells from images (N, C, H, W) how far the blocks' worths deviate from their means: (N, K)."""
+
+    flops: int
+    """What it costs for an image beside the network itself."""
+
+
+class Decider(Teller):
+    """A policy network whose logits tell it."""
+
+    def __init__(self, network: PolicyNetwork, flops: int):
+        super().__init__()
+        self.network, self.flops = network, flops
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, K)."""
+        return self.network.logits(images)[0]
+
+
+class LastFeatures(Teller):
+    """A linear model of a network's last features under one policy and of its class probabilities, sorted."""
+
+    flops = 0
+
+    def __init__(self, resnet: Backbone, policy: Tensor):
+        super().__init__()
+        self.body = copy.deepcopy(resnet).requires_grad_(False)
+        self.head, self.policy = self.body.fc, policy
+        assert isinstance(self.head, nn.Linear)
+        self.body.fc = nn.Identity()
+        width = self.head.in_features + self.head.out_features
+        self.linear = nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, resnet.num_blocks))
+
+    def train(self, mode: bool = True) -> Self:
+        """The linear model alone; the network stays as it is at inference."""
+        super().train(mode)
+        self.body.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, K)."""
+        features = self.body(images, self.policy.expand(len(images), -1).to(images.device))
+        chances = self.head(features).float().softmax(-1).sort(descending=True).values
+        return self.linear(torch.cat([features.float(), chances], 1))
+
+
+def most_frequent_policy(setup: Setup, compute: Compute) -> Tensor:
+    """Of some training images, at the checkpoint's threshold: bool (K,)."""
+    keep_probs = training_keep_probs(compute.place(setup.policy_network), setup, compute)
+    policies, counts = map_policy(keep_probs, setup.stored_threshold).unique(dim=0, return_counts=True)
+    return policies[counts.argmax()]
+
+
+def block_worths(run: Executor, base: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """Log-likelihood of the labels with each block minus that without it, the others as in `base`, nats.
+
+    Args:
+        base: bool (K,).
+        images, labels: (N, 3, H, W), normalised, and (N,).
+    Returns:
+        float32 (N, K).
+    """
+    turned = base ^ torch.eye(len(base), dtype=torch.bool)  # (K, K)
+    policies = torch.cat([base[None], turned])[:, None].expand(-1, len(images), -1)  # (K + 1, N, K)
+    logits, _ = run(images, policy=policies.to(images.device))
+    losses = F.cross_entropy(logits.float().flatten(0, 1), labels.repeat(len(policies)), reduction="none")
+    base_loss, *other_losses = losses.view(len(policies), -1)
+    gained = torch.stack(other_losses, 1) - base_loss[:, None]  # (N, K)
+    return torch.where(base.to(gained.device), gained, -gained)
+
+
+def richest_policies(worths: Tensor, flops: FlopTable, cost: float) -> Tensor:
+    """Keeps the blocks that are worth most for their FLOPs, as many of all images' as cost `cost` FLOPs an image.
+
+    Args:
+        worths: float32 (N, K).
+    Returns:
+        bool (N, K).
+    """
+    for_flops = worths.double() / torch.tensor(flops.blocks)
+    order = for_flops.flatten().unique(return_inverse=True)[1].view(worths.shape)  # their rank, without gaps
+    ranks = (order + 1).float() / (order.max() + 2)
+    budget = math.ceil(cost / flops.full * 1e9) / 1e9  # rounded up, as it is one that can be met
+    return map_policy(ranks, threshold_for_budget(ranks, flops, budget))
+
+
+def variance_explained(truth: Tensor, told: Tensor) -> float:
+    """1 - Σ (truth - told)² / Σ (truth - its mean)², over all images and blocks (N, K); below 0 where told is
+    worse than the mean of each block."""
+    return 1 - ((truth - told).square().sum() / (truth - truth.mean(0)).square().sum()).item()
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows for people."""
+    return table(
+        [
+            {
+                "policies from": row["name"],
+                "FLOPs of it %": f"{100 * row['decider_flops']:.1f}",
+                "variance explained": "" if row["explained"] is None else f"{row['explained']:+.3f}",
+                "of it used": "" if row["shrink"] is None else f"{row['shrink']:g}",
+                "policies": str(row["unique_policies"]),
+                "FLOPs %": f"{100 * row['flops']:.1f}",
+                "accuracy %": f"{100 * row['accuracy']:.2f}",
+                "dealt %": f"{100 * row['dealt_accuracy']:.2f}",
+            }
+            for row in rows
+        ],
+        words=1,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main, BlockWorthConfig, __doc__)
