@@ -30,7 +30,7 @@ from blockdrop.errors import require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.operating_point import threshold_for_budget
-from blockdrop.measure import executor, predict_under
+from blockdrop.measure import MAPS_PER_IMAGE, TIMED_BYTES, executor, predict_under
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.deciders import POLICY_NETS, build_policy_network
 from blockdrop.models.zoo import parse_model_name
@@ -45,7 +45,7 @@ from experiments.tables import table
 DECIDERS = tuple(name for name in POLICY_NETS if name != "constant")
 LAST = "last features"
 SHRINKS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.0)
-"""How much of what is told of an image counts beside the mean worth of each block; 0 is one policy for all."""
+"""How much a prediction counts beside the mean worth of each block; 0 is one policy for all images."""
 HELD_OUT = 0.2
 """Share of the training images on which the shrinking is chosen."""
 
@@ -90,7 +90,7 @@ def main(config: BlockWorthConfig) -> dict[str, Any]:
     study = Study(setup, compute, config)
     rows = [study.row("one policy", None), study.row("mean worth", study.mean.expand_as(study.truth))]
     for name in (LAST, *config.deciders):
-        rows.append(study.learned_row(name))
+        rows.append(study.predicted_row(name))
     numbers = {
         "policy": "".join(str(int(bit)) for bit in study.base),
         "mean_worth": study.mean.tolist(),
@@ -143,14 +143,14 @@ class Study:
 
     @torch.no_grad()
     def measure(self, images: Images, title: str) -> Tensor:
-        """The worth of every block to every image: float32 (N, K), on the CPU."""
-        count = -(-len(images) // self.config.batch_size)
-        return torch.cat(
-            [
-                block_worths(self.run, self.base, *batch).cpu()
-                for batch in progress(self.batches(images), title, count)
-            ]
-        )
+        """The worth of every block to every image, as many images at a time as fit in about a GiB: float32 (N, K),
+        on the CPU."""
+        found = []
+        for batch, labels in progress(self.batches(images), title, -(-len(images) // self.config.batch_size)):
+            together = TIMED_BYTES // (MAPS_PER_IMAGE * batch[0].nbytes * (len(self.base) + 1))
+            for part in zip(*(each.split(max(1, together)) for each in (batch, labels)), strict=True):
+                found.append(block_worths(self.run, self.base, *part).cpu())
+        return torch.cat(found)
 
     def policies(self, worths: Tensor) -> Tensor:
         """What runs for each image where blocks are worth so much, at the cost of the one policy: bool (N, K)."""
@@ -163,9 +163,9 @@ class Study:
         )
         return (found == images.labels).double().mean(1)
 
-    def row(self, name: str, told: Tensor | None, shrink: float | None = None) -> dict[str, Any]:
-        """What worths (N, K) that were told of the test images are good for; None = the one policy for all."""
-        policies = self.base.expand(self.truth.shape) if told is None else self.policies(told)
+    def row(self, name: str, predicted: Tensor | None, shrink: float | None = None) -> dict[str, Any]:
+        """What predicted worths (N, K) of the test images are good for; None = the one policy for all."""
+        policies = self.base.expand(self.truth.shape) if predicted is None else self.policies(predicted)
         generator = torch.Generator().manual_seed(0)
         dealt = [policies[torch.randperm(len(policies), generator=generator)] for _ in range(DEALS)]
         own, *others = self.accuracy(torch.stack([policies, *dealt]), self.test).tolist()
@@ -180,12 +180,12 @@ class Study:
             "decider_flops": 0.0,
         }
 
-    def learned_row(self, name: str) -> dict[str, Any]:
+    def predicted_row(self, name: str) -> dict[str, Any]:
         """A decider's row, or that of the last features."""
         torch.manual_seed(self.config.seed)
         model = self.compute.place(self.build(name))
-        self.learn(name, model)
-        held_out, test = (self.told(model, images) for images in (self.held_out, self.test))
+        self.fit(name, model)
+        held_out, test = (self.predict(model, images) for images in (self.held_out, self.test))
         choices = torch.stack([self.policies(self.mean + shrink * held_out) for shrink in SHRINKS])
         shrink = SHRINKS[int(self.accuracy(choices, self.held_out).argmax())]
         return self.row(name, self.mean + shrink * test, shrink) | {
@@ -193,7 +193,7 @@ class Study:
             "decider_flops": model.flops / self.flops.full,
         }
 
-    def build(self, name: str) -> Teller:
+    def build(self, name: str) -> WorthPredictor:
         """What tells images apart, with fresh weights."""
         if name == LAST:
             return LastFeatures(self.resnet, self.base)
@@ -202,7 +202,7 @@ class Study:
         flops = count_flops(self.setup.resnet, network, self.setup.image_size).policy_network
         return Decider(network, flops)
 
-    def learn(self, name: str, model: Teller) -> None:
+    def fit(self, name: str, model: WorthPredictor) -> None:
         """Least squares on the worths as they deviate from their means, in standard deviations."""
         wanted = (self.worths - self.mean) / self.deviation.clamp_min(1e-6)
         size = min(self.config.batch_size, len(wanted))
@@ -216,8 +216,8 @@ class Study:
             batches = progress(self.batches(self.training.subset(order)), f"{name}, epoch {epoch}", steps)
             for rows, (images, _) in zip(order.split(size), batches, strict=True):
                 with self.compute.autocast():
-                    told = model(images)
-                loss = F.mse_loss(told.float(), wanted[rows].to(told.device))
+                    predicted = model(images)
+                loss = F.mse_loss(predicted.float(), wanted[rows].to(predicted.device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -225,8 +225,8 @@ class Study:
         model.eval()
 
     @torch.no_grad()
-    def told(self, model: Teller, images: Images) -> Tensor:
-        """What is told of all images, in nats beside the mean worths: float32 (N, K), on the CPU."""
+    def predict(self, model: WorthPredictor, images: Images) -> Tensor:
+        """What is predicted of all images, in nats beside the mean worths: float32 (N, K), on the CPU."""
         found = []
         for batch, _ in self.batches(images):
             with self.compute.autocast():
@@ -234,14 +234,14 @@ class Study:
         return torch.cat(found) * self.deviation
 
 
-class Teller(nn.Module):
+class WorthPredictor(nn.Module):
     """Tells from images (N, C, H, W) how far the blocks' worths deviate from their means: (N, K)."""
 
     flops: int
     """What it costs for an image beside the network itself."""
 
 
-class Decider(Teller):
+class Decider(WorthPredictor):
     """A policy network whose logits tell it."""
 
     def __init__(self, network: PolicyNetwork, flops: int):
@@ -253,7 +253,7 @@ class Decider(Teller):
         return self.network.logits(images)[0]
 
 
-class LastFeatures(Teller):
+class LastFeatures(WorthPredictor):
     """A linear model of a network's last features under one policy and of its class probabilities, sorted."""
 
     flops = 0
@@ -320,10 +320,10 @@ def richest_policies(worths: Tensor, flops: FlopTable, cost: float) -> Tensor:
     return map_policy(ranks, threshold_for_budget(ranks, flops, budget))
 
 
-def variance_explained(truth: Tensor, told: Tensor) -> float:
-    """1 - Σ (truth - told)² / Σ (truth - its mean)², over all images and blocks (N, K); below 0 where told is
-    worse than the mean of each block."""
-    return 1 - ((truth - told).square().sum() / (truth - truth.mean(0)).square().sum()).item()
+def variance_explained(truth: Tensor, predicted: Tensor) -> float:
+    """1 - Σ (truth - predicted)² / Σ (truth - its mean)², over all images and blocks (N, K); below 0 where the
+    prediction is worse than the mean of each block."""
+    return 1 - ((truth - predicted).square().sum() / (truth - truth.mean(0)).square().sum()).item()
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
