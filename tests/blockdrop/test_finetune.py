@@ -193,6 +193,29 @@ def test_every_weight_is_learned_once_and_the_bias_of_the_logits_at_its_own_rate
     assert {rates[parameter] for parameter in resnet.parameters()} == {0.25 if optimizer == "adam" else 0.125}
 
 
+def test_all_learning_rates_follow_the_schedule(
+    tmp_path: Path, image_tree: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[list[float]] = []
+    step = Update.__call__
+
+    def spy(self: Update, *given: Any) -> None:
+        rates.append([group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups])
+        step(self, *given)
+
+    monkeypatch.setattr(Update, "__call__", spy)
+    config = FinetuneConfig.of_recipe(
+        "fast", model="R8_Folder", data_dir=str(image_tree), pretrained=(str(backbone),), batch_size=6,
+        cv_dir=str(tmp_path / "f"), max_epochs=3, recalibrate=0,
+    )  # fmt: skip
+    finetune.main(config)
+    assert config.bias_lr is not None
+    bases = (config.lr, config.bias_lr, config.resnet_lr)
+    shares = [[rate / base for rate, base in zip(each, bases, strict=True)] for each in rates]
+    assert all(each == pytest.approx([each[0]] * 3) for each in shares)
+    assert len({each[0] for each in shares}) > 2
+
+
 def test_a_target_that_no_threshold_meets_leaves_the_threshold(
     tmp_path: Path, image_tree: Path, both: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
