@@ -46,11 +46,15 @@ class PolicyNetwork(nn.Module):
         theirs = {id(parameter) for module in self.borrowed for parameter in module.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in theirs]
 
-    def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (N, C, H, W) to the keep probabilities' logits (N, K), float32, and values (N, 1)."""
+    def look(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) to the features (N, feature_dim) that both heads see."""
         if self.input_pool > 1:
             images = F.avg_pool2d(images, self.input_pool)
-        features = self.features(images)
+        return self.features(images)
+
+    def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (N, C, H, W) to the keep probabilities' logits (N, K), float32, and values (N, 1)."""
+        features = self.look(images)
         return self.logit(features).float(), self.vnet(features)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
 A block's worth to an image is the log-likelihood of its label with the block minus that without it, all other
 blocks as the network's most frequent policy has them: what any estimator's gradient teaches in the end, so that a
 policy network can learn no more than it can tell of this from the image. Deciders by name are trained to tell it
-outright, by regression; beside them stands what no decider has, a linear model of the network's own last features.
+outright, by regression, from scratch, and as classifiers, on whose features a linear model tells it; beside them
+stands what no decider has, such a model of the network's own last features.
 Then each image gets the blocks that seem to be worth most for their FLOPs, at the cost of the one policy.
 
 Name a network that is used to serving many policies, as from before its policies settled: one of settled policies
@@ -14,24 +15,27 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
 from blockdrop.console import progress, run_command
-from blockdrop.data import Images
+from blockdrop.data import Augment, Images, split_rows
 from blockdrop.errors import require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.operating_point import threshold_for_budget
 from blockdrop.measure import MAPS_PER_IMAGE, TIMED_BYTES, executor, predict_under
-from blockdrop.models.backbone import Backbone
 from blockdrop.models.deciders import POLICY_NETS, build_policy_network
 from blockdrop.models.zoo import parse_model_name
 from blockdrop.output import check_writable, write_json
@@ -44,6 +48,7 @@ from experiments.tables import table
 
 DECIDERS = tuple(name for name in POLICY_NETS if name != "constant")
 LAST = "last features"
+CLASSES_FIRST = ", classes first"
 SHRINKS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.0)
 """How much a prediction counts beside the mean worth of each block; 0 is one policy for all images."""
 HELD_OUT = 0.2
@@ -62,6 +67,9 @@ class BlockWorthConfig(ModelConfig):
     """Training images to learn from, drawn from all; a fifth of them is held out."""
     epochs: int = 10
     """Epochs of that."""
+    class_epochs: int = 5
+    """Epochs for which a second copy of each decider learns to classify all training images, before a linear model
+    tells worths from what it sees; 0: none."""
     json: str | None = None
     """Write the rows to this file."""
     overwrite: bool = False
@@ -74,6 +82,7 @@ class BlockWorthConfig(ModelConfig):
             require(name in DECIDERS, f"--deciders {name}: choose {', '.join(DECIDERS)}")
         require(self.images >= 10, f"--images {self.images}: must be at least 10")
         require(self.epochs >= 1, f"--epochs {self.epochs}: must be at least 1")
+        require(self.class_epochs >= 0, f"--class_epochs {self.class_epochs}: must be at least 0")
         if self.json is not None:
             check_writable("--json", self.json, self.overwrite)
 
@@ -89,8 +98,9 @@ def main(config: BlockWorthConfig) -> dict[str, Any]:
     )
     study = Study(setup, compute, config)
     rows = [study.row("one policy", None), study.row("mean worth", study.mean.expand_as(study.truth))]
-    for name in (LAST, *config.deciders):
-        rows.append(study.predicted_row(name))
+    rows.append(study.last_features_row())
+    for name in config.deciders:
+        rows += study.decider_rows(name)
     numbers = {
         "policy": "".join(str(int(bit)) for bit in study.base),
         "mean_worth": study.mean.tolist(),
@@ -132,13 +142,14 @@ class Study:
         self.deviation = self.worths.std(0)
         self.truth = self.measure(self.test, "test images")
 
-    def batches(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
-        """In order, normalised."""
+    def batches(self, images: Images, augment: Augment | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images and labels, in order without `augment`."""
         yield from images.batches(
             self.config.batch_size,
             self.setup.normalisation,
             self.compute.device,
-            channels_last=self.compute.channels_last,
+            augment,
+            self.compute.channels_last,
         )
 
     @torch.no_grad()
@@ -178,106 +189,139 @@ class Study:
             "flops": self.flops.per_image(policies).double().mean().item() / self.flops.full,
             "unique_policies": len(policies.unique(dim=0)),
             "decider_flops": 0.0,
+            "class_accuracy": None,
         }
 
-    def predicted_row(self, name: str) -> dict[str, Any]:
-        """A decider's row, or that of the last features."""
-        torch.manual_seed(self.config.seed)
-        model = self.compute.place(self.build(name))
-        self.fit(name, model)
-        held_out, test = (self.predict(model, images) for images in (self.held_out, self.test))
+    def predicted_row(self, name: str, held_out: Tensor, test: Tensor, flops: int) -> dict[str, Any]:
+        """A row of policies by what was told of images, nats beside the mean worths (N, K), at such a cost."""
         choices = torch.stack([self.policies(self.mean + shrink * held_out) for shrink in SHRINKS])
         shrink = SHRINKS[int(self.accuracy(choices, self.held_out).argmax())]
         return self.row(name, self.mean + shrink * test, shrink) | {
             "explained": variance_explained(self.truth, self.mean + test),
-            "decider_flops": model.flops / self.flops.full,
+            "decider_flops": flops / self.flops.full,
         }
 
-    def build(self, name: str) -> WorthPredictor:
-        """What tells images apart, with fresh weights."""
-        if name == LAST:
-            return LastFeatures(self.resnet, self.base)
+    def last_features_row(self) -> dict[str, Any]:
+        """What a linear model of the network's own last features tells, under the one policy."""
+        body = copy.deepcopy(self.resnet)
+        head, body.fc = body.fc, nn.Identity()
+
+        def look(images: Tensor) -> Tensor:
+            return body(images, self.base.expand(len(images), -1).to(images.device))
+
+        return self.predicted_row(LAST, *self.tell_linearly(look, head), 0)
+
+    def decider_rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """What a decider tells when it learns from the worths alone, and when it has learned the classes first."""
+        network = self.build(name)
+        flops = count_flops(self.setup.resnet, network, self.setup.image_size).policy_network
+        self.learn_worths(name, network)
+        told = (self.collect(lambda images: network.logits(images)[0], of) for of in (self.held_out, self.test))
+        yield self.predicted_row(name, *(each * self.deviation for each in told), flops)
+        if self.config.class_epochs:
+            network = self.build(name)
+            head = nn.Linear(network.logit.in_features, self.setup.data.num_classes)
+            self.learn_classes(name, network, self.compute.place(head))
+            classes = self.collect(lambda images: head(network.look(images)), self.test).argmax(1)
+            right = (classes == self.test.labels).double().mean().item()
+            row = self.predicted_row(name + CLASSES_FIRST, *self.tell_linearly(network.look, head), flops)
+            yield row | {"class_accuracy": right}
+
+    def build(self, name: str) -> PolicyNetwork:
+        """A decider with fresh weights."""
+        torch.manual_seed(self.config.seed)
         large_images = parse_model_name(self.setup.model).large_images
         network = build_policy_network(self.resnet.num_blocks, large_images, name, backbone=self.resnet)
-        flops = count_flops(self.setup.resnet, network, self.setup.image_size).policy_network
-        return Decider(network, flops)
+        return self.compute.place(network)
 
-    def fit(self, name: str, model: WorthPredictor) -> None:
-        """Least squares on the worths as they deviate from their means, in standard deviations."""
+    def learn_worths(self, name: str, network: PolicyNetwork) -> None:
+        """Trains all of it by least squares on the worths as they deviate from their means, in standard
+        deviations."""
         wanted = (self.worths - self.mean) / self.deviation.clamp_min(1e-6)
         size = min(self.config.batch_size, len(wanted))
         steps = len(wanted) // size
-        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, self.config.epochs * steps)
         generator = torch.Generator().manual_seed(self.config.seed)
-        model.train()
-        for epoch in range(self.config.epochs):
+
+        def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
             order = torch.randperm(len(wanted), generator=generator)[: steps * size]
-            batches = progress(self.batches(self.training.subset(order)), f"{name}, epoch {epoch}", steps)
+            batches = self.batches(self.training.subset(order))
             for rows, (images, _) in zip(order.split(size), batches, strict=True):
+                yield images, wanted[rows].to(images.device)
+
+        def loss(images: Tensor, worths: Tensor) -> Tensor:
+            return F.mse_loss(network.logits(images)[0], worths)
+
+        self.train(name, (network,), batches, steps, self.config.epochs, loss)
+
+    def learn_classes(self, name: str, network: PolicyNetwork, head: nn.Module) -> None:
+        """Trains its trunk, and a head on it, to classify all training images, augmented."""
+        data, seed = self.setup.data.train, self.config.seed
+
+        def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            return self.batches(data, Augment(seed, epoch))
+
+        def loss(images: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(head(network.look(images)).float(), labels)
+
+        steps = len(split_rows(torch.arange(len(data)), self.config.batch_size, keep_single=False))
+        self.train(f"{name}, classes", (network, head), batches, steps, self.config.class_epochs, loss)
+
+    def train(
+        self,
+        title: str,
+        modules: Sequence[nn.Module],
+        batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]],
+        steps: int,
+        epochs: int,
+        loss: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        """Minimises the loss of (images, wanted), so many steps an epoch; leaves the modules in eval mode."""
+        optimizer = torch.optim.AdamW(
+            [parameter for module in modules for parameter in module.parameters()], weight_decay=0.01
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * steps)
+        for module in modules:
+            module.train()
+        for epoch in range(epochs):
+            for images, wanted in progress(batches(epoch), f"{title}, epoch {epoch}", steps):
                 with self.compute.autocast():
-                    predicted = model(images)
-                loss = F.mse_loss(predicted.float(), wanted[rows].to(predicted.device))
+                    value = loss(images, wanted)
                 optimizer.zero_grad()
-                loss.backward()
+                value.backward()
                 optimizer.step()
                 schedule.step()
-        model.eval()
+        for module in modules:
+            module.eval()
 
     @torch.no_grad()
-    def predict(self, model: WorthPredictor, images: Images) -> Tensor:
-        """What is predicted of all images, in nats beside the mean worths: float32 (N, K), on the CPU."""
+    def collect(self, function: Callable[[Tensor], Tensor], images: Images) -> Tensor:
+        """A function (N, C, H, W) to (N, …) of all images: float32, on the CPU."""
         found = []
         for batch, _ in self.batches(images):
             with self.compute.autocast():
-                found.append(model(batch).float().cpu())
-        return torch.cat(found) * self.deviation
+                found.append(function(batch).float().cpu())
+        return torch.cat(found)
 
+    def tell_linearly(self, look: Callable[[Tensor], Tensor], head: nn.Module) -> tuple[Tensor, Tensor]:
+        """What a ridge regression tells from a classifier's last features and its class probabilities, sorted.
 
-class WorthPredictor(nn.Module):
-    """Tells from images (N, C, H, W) how far the blocks' worths deviate from their means: (N, K)."""
+        Args:
+            look: images (N, C, H, W) to features (N, D).
+            head: features (N, D) to logits (N, classes).
+        Returns:
+            of the held-out and of the test images, in nats beside the mean worths: float32 (N, K).
+        """
 
-    flops: int
-    """What it costs for an image beside the network itself."""
+        def seen(images: Tensor) -> Tensor:
+            features = look(images)
+            chances = head(features).float().softmax(-1).sort(descending=True).values
+            return torch.cat([features.float(), chances], 1)
 
-
-class Decider(WorthPredictor):
-    """A policy network whose logits tell it."""
-
-    def __init__(self, network: PolicyNetwork, flops: int):
-        super().__init__()
-        self.network, self.flops = network, flops
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, K)."""
-        return self.network.logits(images)[0]
-
-
-class LastFeatures(WorthPredictor):
-    """A linear model of a network's last features under one policy and of its class probabilities, sorted."""
-
-    flops = 0
-
-    def __init__(self, resnet: Backbone, policy: Tensor):
-        super().__init__()
-        self.body = copy.deepcopy(resnet).requires_grad_(False)
-        self.head, self.policy = self.body.fc, policy
-        assert isinstance(self.head, nn.Linear)
-        self.body.fc = nn.Identity()
-        width = self.head.in_features + self.head.out_features
-        self.linear = nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, resnet.num_blocks))
-
-    def train(self, mode: bool = True) -> Self:
-        """The linear model alone; the network stays as it is at inference."""
-        super().train(mode)
-        self.body.eval()
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, K)."""
-        features = self.body(images, self.policy.expand(len(images), -1).to(images.device))
-        chances = self.head(features).float().softmax(-1).sort(descending=True).values
-        return self.linear(torch.cat([features.float(), chances], 1))
+        learned, held_out, test = (self.collect(seen, of) for of in (self.training, self.held_out, self.test))
+        ridge = RidgeCV(np.logspace(0, 6, 13), alpha_per_target=True)  # chosen by leaving one image out
+        model = make_pipeline(StandardScaler(), ridge).fit(learned.numpy(), (self.worths - self.mean).numpy())
+        first, second = (torch.from_numpy(model.predict(of.numpy())).float() for of in (held_out, test))
+        return first, second
 
 
 def most_frequent_policy(setup: Setup, compute: Compute) -> Tensor:
@@ -333,6 +377,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             {
                 "policies from": row["name"],
                 "FLOPs of it %": f"{100 * row['decider_flops']:.1f}",
+                "classes %": "" if row["class_accuracy"] is None else f"{100 * row['class_accuracy']:.2f}",
                 "variance explained": "" if row["explained"] is None else f"{row['explained']:+.3f}",
                 "of it used": "" if row["shrink"] is None else f"{row['shrink']:g}",
                 "policies": str(row["unique_policies"]),

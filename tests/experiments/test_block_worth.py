@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from blockdrop import build, save_checkpoint
-from blockdrop.data import NORMALISATIONS
+from blockdrop.data import NORMALISATIONS, Images
 from blockdrop.flops import FlopTable
+from blockdrop.training.setup import open_setup
 from experiments import block_worth
 from experiments.block_worth import (
+    CLASSES_FIRST,
     LAST,
     BlockWorthConfig,
-    LastFeatures,
+    Study,
     block_worths,
     markdown,
     richest_policies,
@@ -83,22 +85,6 @@ def test_variance_explained_is_one_for_the_truth_and_none_for_the_means() -> Non
     assert variance_explained(truth, -truth) < 0
 
 
-def test_the_last_features_learn_and_the_network_under_them_stays() -> None:
-    resnet, _ = build("R8_Digits")
-    randomise_statistics(resnet)
-    model = LastFeatures(resnet, torch.tensor([True, False, True]))
-    model.train()
-    before = {key: value.clone() for key, value in resnet.state_dict().items()}
-    told = model(torch.randn(4, 3, 32, 32))
-    told.sum().backward()
-    assert told.shape == (4, BLOCKS)
-    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert learned == {"linear.1.weight", "linear.1.bias"}
-    assert not any(part.training for part in model.body.modules())
-    state = {f"body.{key}": value for key, value in before.items() if not key.startswith("fc.")}
-    assert all(model.state_dict()[key].equal(value) for key, value in state.items())
-
-
 def test_the_study_finds_what_can_be_seen(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,25 +98,51 @@ def test_the_study_finds_what_can_be_seen(
     numbers = block_worth.main(
         BlockWorthConfig(
             model="R8_Digits", load=(str(checkpoint),), deciders=("pooled4",), images=500, epochs=5,
-            batch_size=64, precision="float32", json=str(tmp_path / "r.json"),
+            class_epochs=2, batch_size=64, precision="float32", json=str(tmp_path / "r.json"),
         )
     )  # fmt: skip
-    base, mean, last, pooled4 = numbers["rows"]
+    base, mean, last, pooled4, classes_first = numbers["rows"]
     assert numbers["policy"] == "100"
     assert [row["unique_policies"] for row in (base, mean)] == [1, 1]
-    assert [row["name"] for row in numbers["rows"]] == ["one policy", "mean worth", LAST, "pooled4"]
+    assert [row["name"] for row in numbers["rows"]] == [
+        "one policy", "mean worth", LAST, "pooled4", "pooled4" + CLASSES_FIRST,
+    ]  # fmt: skip
     assert pooled4["explained"] > 0.5
-    assert last["decider_flops"] == 0 < pooled4["decider_flops"]
+    assert last["decider_flops"] == 0 < pooled4["decider_flops"] == classes_first["decider_flops"]
+    assert pooled4["class_accuracy"] is None
+    assert classes_first["class_accuracy"] > 0.3, "ten classes"
     for row in numbers["rows"]:
         assert row["flops"] <= base["flops"] + 1e-6, "the cost of the one policy is kept to"
     assert json.loads((tmp_path / "r.json").read_text())["rows"] == numbers["rows"]
     assert markdown(numbers["rows"]) in capsys.readouterr().out
 
 
+def test_a_linear_model_tells_what_is_linear_in_features_or_chances(checkpoint: Path) -> None:
+    config = BlockWorthConfig(
+        model="R8_Digits", load=(str(checkpoint),), images=200, batch_size=50, precision="float32"
+    )
+    study = Study(open_setup(config, config.load), config.compute(), config)
+    head = nn.Linear(4, 3)
+
+    def look(images: Tensor) -> Tensor:
+        return images.mean(1).reshape(len(images), 4, -1).std(-1)
+
+    def worths(of: Images) -> Tensor:
+        features = torch.cat([look(images) for images, _ in study.batches(of)])
+        surest = head(features).softmax(-1).amax(1)
+        return torch.stack([features[:, 1] - features[:, 3], 10 * surest, 2 + features.sum(1)], 1).detach()
+
+    study.worths = worths(study.training)
+    study.mean = study.worths.mean(0)
+    for told, of in zip(study.tell_linearly(look, head), (study.held_out, study.test), strict=True):
+        torch.testing.assert_close(study.mean + told, worths(of), atol=0.02, rtol=0)
+
+
 def test_the_worths_of_a_networks_own_blocks_are_measured(checkpoint: Path, command: Command) -> None:
     flags = ("--model", "R8_Digits", "--images", 100, "--epochs", 1, "--batch_size", 50, "--deciders", "stem")
-    code, out, error = command(block_worth, *flags, "--load", checkpoint)
+    code, out, error = command(block_worth, *flags, "--class_epochs", 0, "--load", checkpoint)
     assert code == 0, error
+    assert CLASSES_FIRST not in out
     assert "worth of the blocks around 100, nats" in out
     assert "| stem |" in out
 
@@ -142,6 +154,7 @@ def test_the_worths_of_a_networks_own_blocks_are_measured(checkpoint: Path, comm
         (("--deciders", "constant"), "--deciders constant: choose reference, pooled, pooled4, stem"),
         (("--images", 9), "--images 9: must be at least 10"),
         (("--epochs", 0), "--epochs 0: must be at least 1"),
+        (("--class_epochs", -1), "--class_epochs -1: must be at least 0"),
     ],
 )
 def test_wrong_flags_are_one_line(flags: tuple[Any, ...], message: str, command: Command) -> None:
