@@ -216,8 +216,11 @@ class Study:
         network = self.build(name)
         flops = count_flops(self.setup.resnet, network, self.setup.image_size).policy_network
         self.learn_worths(name, network)
-        told = (self.collect(lambda images: network.logits(images)[0], of) for of in (self.held_out, self.test))
-        yield self.predicted_row(name, *(each * self.deviation for each in told), flops)
+        held_out, test = (
+            self.deviation * self.collect(lambda images: network.logits(images)[0], of)
+            for of in (self.held_out, self.test)
+        )
+        yield self.predicted_row(name, held_out, test, flops)
         if self.config.class_epochs:
             network = self.build(name)
             head = nn.Linear(network.logit.in_features, self.setup.data.num_classes)

@@ -1,8 +1,8 @@
 """Accuracy and FLOPs against the work of learning a policy, for recipes × seeds, the reference's among them.
 
-Trains what is missing, one run after the other, then compares. Work is counted in block executions: a block that
-runs forward for one image; a backward pass counts twice. Training the backbone and tests don't count. A run that
-is finished isn't repeated; one that was cut off goes on.
+Trains what is missing, one run after the other or --processes at a time, then compares. Work is counted in block
+executions: a block that runs forward for one image; a backward pass counts twice. Training the backbone and tests
+don't count. A run that is finished isn't repeated; one that was cut off goes on.
 
 To try it: --model R8_Digits --seeds 0 --batch_size 32 --curriculum_epochs 4 --finetune_epochs 4 --fast_epochs 6
 """
@@ -35,7 +35,7 @@ from blockdrop.training.config import ModelConfig, TrainingConfig
 from blockdrop.training.run_directory import check_same_run, read_flags
 from blockdrop.training.setup import Setup, open_setup
 from experiments.dynamics import DEALS, evaluate_end
-from experiments.runs import Step, finished_metrics, plan_steps, train
+from experiments.runs import Step, finished_metrics, make_job, plan_steps, run_jobs, tell_failures, train
 from experiments.tables import table
 
 PENALTY = -1.0
@@ -97,6 +97,8 @@ class LearningCurveConfig:
     """Test, and save a checkpoint, every so many epochs and after the last one."""
     cv_dir: str = "cv/learning"
     """Folder of the run directories, <arm>-s<seed>."""
+    processes: int = 1
+    """Runs at a time; they share this machine's threads."""
     train: bool = True
     """Whether to train what is missing; --no_train compares what there is."""
     all_tests: bool = False
@@ -121,7 +123,9 @@ class LearningCurveConfig:
         require(len(self.arms) > 0, "--arms: name at least one")
         for arm in self.arms:
             require(arm in ARMS, f"--arms {arm}: choose {', '.join(ARMS)}")
-        for flag in ("pretrain_epochs", "curriculum_epochs", "finetune_epochs", "fast_epochs", "batch_size"):
+        for flag in (
+            "pretrain_epochs", "curriculum_epochs", "finetune_epochs", "fast_epochs", "batch_size", "processes",
+        ):  # fmt: skip
             value = getattr(self, flag)
             require(value is None or value >= 1, f"--{flag} {value}: must be at least 1")
 
@@ -130,11 +134,21 @@ class LearningCurveConfig:
         """Where every arm starts from."""
         return self.load or str(Path(self.cv_dir, "backbone"))
 
+    @property
+    def logs(self) -> Path:
+        """Of runs in processes of their own."""
+        return Path(self.cv_dir, "logs")
+
 
 def main(config: LearningCurveConfig) -> dict[str, Any]:
-    """Trains what is missing and compares; returns the numbers."""
+    """Trains what is missing and compares; returns the numbers.
+
+    Raises:
+        UserError: nothing to compare; or some runs failed, after everything else is done.
+    """
     config.check()
     known, backbone = read_reports(config)
+    failures: dict[str, str] = {}
     plans = {
         (arm, seed): [] if (arm, seed) in known else list(plan(config, arm, seed))
         for arm in config.arms
@@ -146,8 +160,7 @@ def main(config: LearningCurveConfig) -> dict[str, Any]:
         for step in (*first, *rest):
             step.check()
             check_same_run(Path(step.cv_dir), dataclasses.asdict(step), "compare what there is with --no_train")
-        for step in (*first, *rest):
-            train(step)
+        failures = train_missing(config, (*first, *rest))
     report = collect(config, plans, known, backbone)
     print(f"\n{markdown(report, config.all_tests)}")
     if config.json is not None:
@@ -156,10 +169,23 @@ def main(config: LearningCurveConfig) -> dict[str, Any]:
     if config.figure is not None:
         write_figure("--figure", config.figure, figure(report))
         print(f"chart: {config.figure}")
+    tell_failures(failures, config.logs)
     return report
 
 
 # ---- runs
+
+
+def train_missing(config: LearningCurveConfig, steps: Iterable[TrainingConfig]) -> dict[str, str]:
+    """Runs what isn't finished, here or in processes of their own; returns why those that failed did, by name."""
+    missing = [step for step in steps if finished_metrics(Path(step.cv_dir)) is None]
+    if config.processes > 1:
+        names = ("-".join(Path(step.cv_dir).relative_to(config.cv_dir).parts) for step in missing)
+        jobs = [make_job(name, step, step.cv_dir) for name, step in zip(names, missing, strict=True)]
+        return run_jobs(jobs, config.processes, config.logs)
+    for step in missing:
+        train(step)
+    return {}
 
 
 def plan(config: LearningCurveConfig, arm: str, seed: int) -> Iterator[TrainingConfig]:

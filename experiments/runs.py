@@ -191,6 +191,15 @@ class Job:
     """What must be there before; what no job makes is taken to be."""
 
 
+def make_job(name: str, config: ModelConfig, makes: str) -> Job:
+    """A command that needs what its flags name."""
+    needs = {os.path.normpath(path) for path in starts_of(config)}
+    policy = getattr(config, "policy", None)
+    if policy is not None and policy.count(":") > 1:
+        needs.add(os.path.normpath(policy.split(":", 2)[2]))
+    return Job(name, config, os.path.normpath(makes), frozenset(needs))
+
+
 def run_jobs(jobs: Sequence[Job], processes: int, logs: Path) -> dict[str, str]:
     """Runs all, so many at a time, each as soon as what it needs is made; one that fails doesn't stop the others.
 
@@ -202,6 +211,8 @@ def run_jobs(jobs: Sequence[Job], processes: int, logs: Path) -> dict[str, str]:
     Raises:
         KeyboardInterrupt: a signal came; no process is left.
     """
+    if jobs:
+        print(f"{len(jobs)} commands to run, {processes} at a time; their output: {logs}")
     makers = {job.makes: job.name for job in jobs}
     waiting, failures = list(jobs), dict[str, str]()
     running: dict[str, tuple[Job, subprocess.Popen[bytes], float]] = {}
@@ -234,6 +245,17 @@ def run_jobs(jobs: Sequence[Job], processes: int, logs: Path) -> dict[str, str]:
         finally:
             _stop(process for _, process, _ in running.values())
     return failures
+
+
+def tell_failures(failures: Mapping[str, str], logs: Path) -> None:
+    """A line on stderr for each of what `run_jobs` returned.
+
+    Raises:
+        UserError: there are some.
+    """
+    for name, reason in failures.items():
+        print(f"{name} failed: {reason}; log: {log_file(logs, name)}", file=sys.stderr)
+    require(not failures, f"failed: {', '.join(failures)}; once that is mended, the same command goes on")
 
 
 POLL_SECONDS = 0.1

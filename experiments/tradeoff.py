@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -50,7 +49,7 @@ from experiments.evaluations import (
     read_folder,
     valid_times,
 )
-from experiments.runs import Job, Step, check_finished, log_file, plan_steps, run_jobs, starts_of
+from experiments.runs import Job, Step, check_finished, make_job, plan_steps, run_jobs, tell_failures
 from experiments.static_rivals import RIVALS, Kind, Rival, RivalsConfig, shared_flags
 from experiments.tables import table
 from experiments.tradeoff_chart import figure
@@ -230,9 +229,7 @@ def main(config: TradeoffConfig) -> dict[str, Any]:
     if config.figure is not None:
         write_figure("--figure", config.figure, figure(report))
         print(f"chart: {config.figure}")
-    for name, reason in failures.items():
-        print(f"{name} failed: {reason}; log: {log_file(config.logs, name)}", file=sys.stderr)
-    require(not failures, f"failed: {', '.join(failures)}; once that is mended, the same command goes on")
+    tell_failures(failures, config.logs)
     return report
 
 
@@ -257,10 +254,7 @@ def run_missing(config: TradeoffConfig) -> dict[str, str]:
         config.results_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--results {config.results_folder}: can't be made ({error.strerror})") from None
-    jobs = missing(config)
-    if jobs:
-        print(f"{len(jobs)} commands to run, {config.processes} at a time; their output: {config.logs}")
-    return run_jobs(jobs, config.processes, config.logs)
+    return run_jobs(missing(config), config.processes, config.logs)
 
 
 def missing(config: TradeoffConfig) -> list[Job]:
@@ -331,14 +325,6 @@ def is_missing(file: str, load: Sequence[str]) -> bool:
     wanted = [Path(read_checkpoint(path).path) for path in load if os.path.exists(path)]
     newest = max((os.path.getmtime(path) for path in wanted), default=0)
     return recorded != [path.resolve() for path in wanted] or os.path.getmtime(file) < newest
-
-
-def make_job(name: str, config: TrainingConfig | EvaluateConfig, makes: str) -> Job:
-    needs = {os.path.normpath(path) for path in starts_of(config)}
-    policy = getattr(config, "policy", None)
-    if policy is not None and policy.count(":") > 1:
-        needs.add(os.path.normpath(policy.split(":", 2)[2]))
-    return Job(name, config, os.path.normpath(makes), frozenset(needs))
 
 
 def in_order(jobs: list[Job]) -> list[Job]:

@@ -81,6 +81,38 @@ def test_from_nothing_to_table_chart_and_numbers(
         learning_curve.main(dataclasses.replace(more, fast_epochs=4))
 
 
+def test_a_run_in_a_process_of_its_own_is_the_same_run(
+    tmp_path: Path, image_tree: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (
+        config(tmp_path / name, image_tree, arms=("fixed",), fast_epochs=1, processes=processes)
+        for name, processes in (("one", 1), ("two", 2))
+    )
+    (expected,) = learning_curve.main(one)["runs"]
+    shutil.copytree(tmp_path / "one" / "backbone", tmp_path / "two" / "backbone")
+    (found,) = learning_curve.main(two)["runs"]
+    assert "1 commands to run, 2 at a time" in capfd.readouterr().out
+    assert (tmp_path / "two" / "logs" / "fixed-s0.log").is_file()
+    for run in (expected, found):
+        del run["tests"][0]["minutes"]
+    assert found == expected
+
+    names: list[str] = []
+
+    def fail(jobs: list[Any], *_: Any) -> dict[str, str]:
+        names.extend(job.name for job in jobs)
+        return dict.fromkeys(names, "no luck")
+
+    monkeypatch.setattr(learning_curve, "run_jobs", fail)
+    with pytest.raises(UserError, match=r"^failed: reference-s0-cl_train, reference-s0-finetune; once that is "):
+        learning_curve.main(dataclasses.replace(two, arms=("reference", "fixed")))
+    assert names == ["reference-s0-cl_train", "reference-s0-finetune"], "the finished run isn't begun again"
+    out, error = capfd.readouterr()
+    assert "reference-s0-finetune failed: no luck; log: " in error
+    assert "left out: reference, seed 0 is not finished" in out
+    assert "| fixed | 0 |" in out, "the others are compared all the same"
+
+
 def test_a_report_that_is_none_or_of_another_model_is_named(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     flags = LearningCurveConfig(model="R8_Digits", cv_dir=str(tmp_path), reports=(str(file),))
