@@ -96,14 +96,14 @@ def draw_antithetic(keep_probs: Tensor, generator: torch.Generator | None = None
     """
     shape = (samples // 2, *keep_probs.shape)
     uniform = torch.rand(shape, device=keep_probs.device, generator=generator)
-    return torch.stack([uniform < keep_probs, 1 - uniform < keep_probs], 1).flatten(0, 1)
+    return torch.stack([uniform < keep_probs, uniform >= 1 - keep_probs], 1).flatten(0, 1)
 
 
 def draw_with_flips(keep_probs: Tensor, generator: torch.Generator | None = None, flips: int = 1) -> Tensor:
     """A draw, and copies of it with one decision turned round: (N, K) to bool (1 + flips, N, K).
 
-    Each image gets `flips` of its uncertain decisions turned, drawn without replacement; all if there are no more.
-    A decision is certain where p is 0 or 1; all images should have as many of these, as in a curriculum.
+    Each image gets `flips` of its uncertain decisions turned, drawn without replacement, and certain ones (p is 0
+    or 1) only where it has fewer; `flips` is at most what an image has of uncertain ones.
     """
     policy = sample_policy(keep_probs, generator)
     uncertain = _is_uncertain(keep_probs)
@@ -183,8 +183,8 @@ def block_credit_loss(keep_probs: Tensor, policies: Tensor, rewards: Tensor) -> 
     """What each decision changed: the reward with the block less the reward without it, all else as drawn (Titsias
     and Lázaro-Gredilla 2015, "Local Expectation Gradients").
 
-    That difference is the exact derivative by p_k given the other decisions. Where only some decisions of an image
-    were turned round, they stand for all.
+    That difference is the exact derivative by p_k given the other decisions. Where only some of an image's
+    uncertain decisions were turned round, they stand for all of these.
 
     Args:
         keep_probs: (N, K), with gradient.
@@ -192,10 +192,11 @@ def block_credit_loss(keep_probs: Tensor, policies: Tensor, rewards: Tensor) -> 
         rewards: (1 + flips, N).
     """
     policy, turned = policies[0], policies[1:]
-    flipped = policy ^ turned  # (flips, N, K), one True each
+    uncertain = _is_uncertain(keep_probs)  # (N, K)
+    flipped = (policy ^ turned) & uncertain  # (flips, N, K), at most one True each
     gain = (rewards[:1] - rewards[1:]).detach().unsqueeze(-1)  # (flips, N, 1)
     credit = (flipped * torch.where(policy, gain, -gain)).sum(0)  # (N, K)
-    shown_for = _is_uncertain(keep_probs).sum(-1).to(keep_probs.dtype) / len(turned)  # (N,)
+    shown_for = uncertain.sum(-1).to(keep_probs.dtype) / flipped.sum((0, -1)).clamp_min(1)  # (N,)
     return -((credit * keep_probs).sum(-1) * shown_for).mean()
 
 

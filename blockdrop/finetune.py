@@ -115,11 +115,12 @@ class FinetuneConfig(PolicyTrainingConfig):
     freeze_epochs: int = 0
     """Epochs at the start in which the policy network learns alone."""
     alternate: bool = False
-    """After them let the two networks take turns, batch by batch, instead of learning together."""
+    """After them let the two networks take turns, step by step, instead of learning together."""
     shuffle_policies: bool = False
     """Give each image the policy of another one: what policies are worth that know nothing of their image."""
     settle: float = 0.0
-    """Share of the epochs, at the end, in which the ResNet learns alone, under the MAP policies it will have."""
+    """Share of the epochs, at the end, in which the ResNet learns alone, under the MAP policies it will have; the
+    first epoch at least is the policy network's too, unless it is 1."""
     rewind: bool = False
     """Where the policies settle, give the ResNet back the weights that it was loaded with and begin the learning
     rate's schedule anew (rewinding, Renda et al. 2020, arXiv:2003.02389); what the policy network shares with the
@@ -179,11 +180,11 @@ class FinetuneConfig(PolicyTrainingConfig):
         require(self.freeze_epochs >= 0, f"--freeze_epochs {self.freeze_epochs}: must be at least 0")
         require(0 <= self.settle <= 1, f"--settle {self.settle}: must be from 0 to 1")
         require(
-            self.freeze_epochs <= self.settled_from,
+            self.policy is not None or self.freeze_epochs <= self.settled_from,
             f"--freeze_epochs {self.freeze_epochs} and --settle {self.settle}: more than the --max_epochs "
             f"{self.max_epochs}",
         )
-        has_settled = self.policy is not None or self.settled_from < self.max_epochs
+        has_settled = self.settled_from < self.max_epochs
         for flag in ("rewind", "settled_distill"):
             self.check_meaning(flag, has_settled, "--settle")
         require(
@@ -194,16 +195,25 @@ class FinetuneConfig(PolicyTrainingConfig):
 
     def learners(self, epoch: int, batch: int) -> tuple[bool, bool]:
         """Whether the ResNet learns from this batch, and whether the policy network does."""
-        if epoch < self.freeze_epochs:
-            return False, True
         if epoch >= self.settled_from:
             return True, False
-        return (batch % 2 == 0, batch % 2 == 1) if self.alternate else (True, True)
+        if epoch < self.freeze_epochs:
+            return False, True
+        second = bool(batch // self.accumulate % 2)  # batches of one step go to the same network
+        return (not second, second) if self.alternate else (True, True)
 
     @property
     def settled_from(self) -> int:
-        """The first epoch in which the policy network doesn't learn any more."""
-        return 0 if self.policy is not None else round((1 - self.settle) * self.max_epochs)
+        """The first epoch in which the policy network doesn't learn any more: not before the second, unless it
+        learns nothing at all."""
+        if self.policy is not None or self.settle == 1:
+            return 0
+        return max(1, round((1 - self.settle) * self.max_epochs))
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether --rewind has anything to do."""
+        return self.rewind and self.settled_from < self.max_epochs
 
     def distill_weight(self, epoch: int) -> float:
         """Weight of the divergence from the full network's logits."""
@@ -262,12 +272,16 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
     learn = make_learner(config, resnet, compute, torch.tensor(flops.blocks, device=compute.device))
     batches = setup.count_batches(config)
     networks = {"ResNet": resnet, "policy network": policy_network}
-    loaded = copy.deepcopy(resnet.state_dict()) if config.rewind else None
-    fixed = policy_network.borrowed if config.rewind and static is None else ()
+    loaded = copy.deepcopy(resnet.state_dict()) if config.rewinds else None
+    fixed = policy_network.borrowed if config.rewinds and static is None else ()
     processes = compute.processes
     update = Update(config, run, batches, optimizers.values(), networks, processes)
     state = run.state
     point = OperatingPoint()
+    if config.settled_from == 0 and static is None:  # the policies that were loaded are those to learn under
+        point = OperatingPoint(setup.stored_threshold)
+        if target is not None:
+            point.choose(target, policy_network, setup, compute, flops)
     state.track(resnet=resnet, policy_network=policy_network, budget=budget, point=point, **optimizers)
     for epoch in state.epochs(config.max_epochs):
         sampled_epoch = SampledEpoch(flops)
@@ -338,7 +352,7 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
             point=point,
             shuffle_policies=config.shuffle_policies,
         )
-        if loaded is not None and epoch + 1 == config.settled_from < config.max_epochs:
+        if loaded is not None and epoch + 1 == config.settled_from:
             resnet.load_state_dict(loaded)
             for optimizer in optimizers.values():
                 optimizer.state.clear()
@@ -448,9 +462,11 @@ def learn_pathwise(
     share = (keep_probs[whole:] * (costs / costs.sum())).sum(-1)
     cost = share.square().mean() / abs(config.penalty) if price is None else price * share.mean()
     information = policy_information(keep_probs[whole:])
-    loss = cross_entropy + cost - config.information * information
+    deciding = len(share) / len(policy)  # as much for each image as if all decided
+    loss = cross_entropy + deciding * (cost - config.information * information)
     parts = {"cross_entropy": cross_entropy, "cost": cost, "information": information}
-    return JointStep(loss, policy, logits, parts, 3 * count_executions(config, policy))
+    passes = 3 if any(parameter.requires_grad for parameter in resnet.parameters()) else 2  # backward: maps alone
+    return JointStep(loss, policy, logits, parts, passes * count_executions(config, policy))
 
 
 def learn_settled(

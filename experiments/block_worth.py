@@ -68,8 +68,8 @@ class BlockWorthConfig(ModelConfig):
     epochs: int = 10
     """Epochs of that."""
     class_epochs: int = 5
-    """Epochs for which a second copy of each decider learns to classify all training images, before a linear model
-    tells worths from what it sees; 0: none."""
+    """Epochs for which a second copy of each decider learns to classify all training images but those held out,
+    before a linear model tells worths from what it sees; 0: none."""
     json: str | None = None
     """Write the rows to this file."""
     overwrite: bool = False
@@ -131,10 +131,12 @@ class Study:
         self.flops = count_flops(setup.resnet, None, setup.image_size)
         self.base = most_frequent_policy(setup, compute)  # (K,)
         generator = torch.Generator().manual_seed(config.seed)
-        chosen = torch.randperm(len(setup.data.train), generator=generator)[: config.images]
+        order = torch.randperm(len(setup.data.train), generator=generator)
+        chosen = order[: config.images]
         held_out = max(1, round(HELD_OUT * len(chosen)))
         self.training = setup.data.train.subset(chosen[held_out:])
         self.held_out = setup.data.train.subset(chosen[:held_out])
+        self.rest = setup.data.train.subset(order[held_out:])
         self.test = setup.data.test
         self.worths = self.measure(self.training, "training images")
         self.mean = self.worths.mean(0)
@@ -257,8 +259,8 @@ class Study:
         self.train(name, (network,), batches, steps, self.config.epochs, loss)
 
     def learn_classes(self, name: str, network: PolicyNetwork, head: nn.Module) -> None:
-        """Trains its trunk, and a head on it, to classify all training images, augmented."""
-        data, seed = self.setup.data.train, self.config.seed
+        """Trains its trunk, and a head on it, to classify all training images but those held out, augmented."""
+        data, seed = self.rest, self.config.seed
 
         def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
             return self.batches(data, Augment(seed, epoch))

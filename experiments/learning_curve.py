@@ -35,7 +35,16 @@ from blockdrop.training.config import ModelConfig, TrainingConfig
 from blockdrop.training.run_directory import check_same_run, read_flags
 from blockdrop.training.setup import Setup, open_setup
 from experiments.dynamics import DEALS, evaluate_end
-from experiments.runs import Step, finished_metrics, make_job, plan_steps, run_jobs, tell_failures, train
+from experiments.runs import (
+    Step,
+    finished_metrics,
+    make_job,
+    plan_steps,
+    run_jobs,
+    tell_failures,
+    train,
+    what_computes,
+)
 from experiments.tables import table
 
 PENALTY = -1.0
@@ -44,6 +53,8 @@ COLOURS = (*STAGE_COLOURS, "#D55E00", "#56B4E9")
 DASHES: tuple[Any, ...] = ("-", "-", (0, (4, 1.5)), (0, (1.2, 1.2)))  # so that lines that coincide both show
 FULL_LINE: dict[str, Any] = {"color": "0.35", "linestyle": "--", "linewidth": 1.2}
 RING: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "markeredgewidth": 1.8}
+SAME = 1e-3
+"""Less than this, and accuracies measured on two machines may be of the same network."""
 LOG_FROM = 20
 """Ratio of the largest to the smallest work from which on the chart's axis is logarithmic."""
 
@@ -228,22 +239,39 @@ def read_reports(config: LearningCurveConfig) -> tuple[dict[tuple[str, int], Any
     """The runs in --reports, by arm and seed, and the full network that they started from; the last file counts.
 
     Raises:
-        UserError: a file can't be read, is no report, or is of another model.
+        UserError: a file can't be read, is no report, is of another model or full network, or has a run of other
+            flags under an arm and seed to be compared.
     """
     known: dict[tuple[str, int], Any] = {}
     backbone = None
     for path in config.reports:
         try:
             report = json.loads(Path(path).read_text())
-            model, backbone = report["config"]["model"], report["backbone"]
+            model, start = report["config"]["model"], report["backbone"]
             runs = {(run["arm"], run["seed"]): run for run in report["runs"]}
         except OSError as error:
             raise UserError(f"--reports {path}: can't be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError):
             raise UserError(f"--reports {path}: not what learning_curve --json writes") from None
         require(model == config.model, f"--reports {path}: runs of {model}, not of {config.model}")
+        require(
+            backbone in (None, start),
+            f"--reports {path}: its runs started from another full network than the others",
+        )
+        backbone = start
+        for (arm, seed), run in runs.items():
+            if arm in config.arms and seed in config.seeds:
+                check_flags(f"--reports {path}: {arm}, seed {seed}", run, plan(config, arm, seed))
         known |= runs
     return known, backbone
+
+
+def check_flags(name: str, run: dict[str, Any], steps: Iterable[TrainingConfig]) -> None:
+    """Raises `UserError` unless a report's run was of these commands; older reports don't tell."""
+    for recorded, step in zip(run.get("flags", ()), steps, strict=False):
+        for flag, value in what_computes(step).items():
+            found = recorded.get(flag, value)
+            require(found == value, f"{name} was run with --{flag} {found}, not {value}; leave that file out")
 
 
 def collect(
@@ -263,7 +291,12 @@ def collect(
         data, size = start.data, start.image_size
         flops = count_flops(start.resnet, None, size)
         full = evaluate_images(start.resnet, None, data.test, start.normalisation, compute, image_size=size)
-        backbone = {"accuracy": full.accuracy, "flops": flops.full, "blocks": start.resnet.num_blocks}
+        loaded = {"accuracy": full.accuracy, "flops": flops.full, "blocks": start.resnet.num_blocks}
+        require(
+            backbone is None or all(abs(value - backbone[name]) < SAME for name, value in loaded.items()),
+            f"--reports {' '.join(config.reports)}: started from a full network of {backbone}, not of {loaded}",
+        )
+        backbone = loaded
     runs = []
     for (arm, seed), steps in plans.items():
         if not steps:
@@ -278,7 +311,8 @@ def collect(
         networks = open_networks(config, str(folders[-1]))
         end = evaluate_end(networks, data.test, compute, networks.stored_threshold)
         end["change"] = end["full_accuracy"] - full.accuracy
-        runs.append({"arm": arm, "seed": seed, "tests": tests, "end": end})
+        flags = [what_computes(step) for step in steps]
+        runs.append({"arm": arm, "seed": seed, "flags": flags, "tests": tests, "end": end})
     require(len(runs) > 0, f"--cv_dir {config.cv_dir}: no finished run of {', '.join(config.arms)} in it")
     target = reference_target(runs)
     return {

@@ -4,6 +4,7 @@ several processes."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -24,7 +25,7 @@ from blockdrop.errors import UserError, require
 from blockdrop.models.checkpoints import read_checkpoint
 from blockdrop.models.zoo import parse_model_name
 from blockdrop.training.config import ModelConfig, RecipeName, TrainingConfig
-from blockdrop.training.run_directory import check_same_run, digest, read_flags, read_metrics
+from blockdrop.training.run_directory import EITHER_WAY, check_same_run, digest, read_flags, read_metrics
 
 COMMANDS: dict[type[ModelConfig], ModuleType] = {
     pretrain.PretrainConfig: pretrain,
@@ -97,6 +98,12 @@ def starts_of(config: ModelConfig) -> tuple[str, ...]:
     return tuple(path for flag in STARTS for path in getattr(config, flag, ()))
 
 
+def what_computes(config: ModelConfig) -> dict[str, Any]:
+    """The flags in which two runs of the same weights can't differ and be the same run, as JSON has them."""
+    left_out = (*STARTS, *FOR_LOOKING, *EITHER_WAY)
+    return json.loads(json.dumps({flag: value for flag, value in asdict(config).items() if flag not in left_out}))
+
+
 def check_finished(config: TrainingConfig, mend: str) -> bool:
     """Whether the run is there and finished.
 
@@ -112,8 +119,7 @@ def check_finished(config: TrainingConfig, mend: str) -> bool:
     if finished_metrics(folder) is None:
         check_same_run(folder, asdict(config), mend)
         return False
-    flags = {name: value for name, value in asdict(config).items() if name not in (*STARTS, *FOR_LOOKING)}
-    check_same_run(folder, flags, mend)
+    check_same_run(folder, what_computes(config), mend)
     recorded = read_flags(folder)
     for flag in STARTS:
         before, now = recorded.get(flag, []), list(getattr(config, flag, ()))

@@ -90,7 +90,7 @@ def block_executions(policies: Tensor) -> int:
     >>> block_executions(torch.tensor([[[True, True, False]], [[True, False, True]]]))
     3
     """
-    if policies.dim() == 2:
+    if policies.dim() == 2 or len(policies) == 0:
         return int(policies.sum())
     steps, rows = plan_rows(policies.cpu())
     count, executed = rows.shape[1], 0

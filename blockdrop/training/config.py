@@ -241,10 +241,13 @@ class PolicyTrainingConfig(TrainingConfig):
         )
 
     def check_meaning(self, flag: str, has_meaning: bool, needed: str) -> None:
-        """Raises `UserError` if a flag was given that does nothing without another."""
+        """Raises `UserError` if a flag was given that does nothing without another, and isn't off."""
         usual = self.RECIPES[self.recipe].get(flag, getattr(type(self), flag))
         value = getattr(self, flag)
-        require(has_meaning or value == usual, f"--{flag} {value}: means nothing here; it goes with {needed}")
+        require(
+            has_meaning or not value or value == usual,
+            f"--{flag} {value}: means nothing here; it goes with {needed}",
+        )
 
     def target_after(self, epochs: float) -> float:
         """The target in force after so many epochs, a fraction of the full network's FLOPs.

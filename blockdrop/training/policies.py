@@ -45,10 +45,10 @@ def training_keep_probs(policy_network: PolicyNetwork, setup: Setup, compute: Co
 
 
 class OperatingPoint:
-    """The threshold of MAP policies: 0.5, until one is chosen that meets a budget."""
+    """The threshold of MAP policies: the one that they came with, until one is chosen that meets a budget."""
 
-    def __init__(self) -> None:
-        self.threshold = DEFAULT_THRESHOLD
+    def __init__(self, threshold: float = DEFAULT_THRESHOLD) -> None:
+        self.threshold = threshold
         self.found: dict[str, float] = {}
 
     def choose(
@@ -56,7 +56,7 @@ class OperatingPoint:
     ) -> None:
         """The lowest threshold under which training images as they are, not augmented, cost at most the budget.
 
-        Training meets its target on augmented images and on sampled policies. Where no threshold does (a policy
+        Training meets its target on augmented images, at a threshold of 0.5. Where no threshold does (a policy
         network that costs more alone), it stays as it was.
 
         Args:
@@ -73,8 +73,9 @@ class OperatingPoint:
         self.found = {"budget": budget, "flops_fraction": cost / flops.full}
 
     def recorded(self) -> dict[str, Any] | None:
-        """For a checkpoint; None where nothing was chosen."""
-        return check_operating_point({"threshold": self.threshold, **self.found}) if self.found else None
+        """For a checkpoint; None where nothing was chosen and the threshold is the usual one."""
+        usual = not self.found and self.threshold == DEFAULT_THRESHOLD
+        return None if usual else check_operating_point({"threshold": self.threshold, **self.found})
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on from here."""

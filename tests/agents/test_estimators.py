@@ -254,6 +254,21 @@ def test_credit_by_hand() -> None:
     torch.testing.assert_close(keep_probs.grad, -torch.tensor([[0.9 - 0.4, 0.6 - 0.9]]))
 
 
+@pytest.mark.parametrize("flips", [1, 2, 3])
+def test_credit_is_exact_in_the_mean_where_images_are_sure_of_different_numbers_of_decisions(flips: int) -> None:
+    """For a reward that is linear in the decisions, whose gradient is the same whatever is drawn."""
+    weights = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    of_each = torch.tensor(
+        [[0.3, 0.6, 1.0], [0.3, 0.6, 0.7], [0.0, 0.6, 1.0], [0.0, 1.0, 1.0]], dtype=torch.float64
+    )
+    keep_probs = of_each.repeat(3000, 1).requires_grad_()
+    policies = draw_with_flips(keep_probs.detach(), torch.Generator().manual_seed(0), flips)
+    loss = block_credit_loss(keep_probs, policies, (policies * weights).sum(-1))
+    (gradient,) = torch.autograd.grad(len(keep_probs) * loss, keep_probs)
+    uncertain = (of_each > 0) & (of_each < 1)
+    torch.testing.assert_close(gradient.view(-1, 4, 3).mean(0), -weights * uncertain, atol=0.25, rtol=0)
+
+
 def test_value_estimates_are_drawn_to_the_mean_reward() -> None:
     keep_probs, values = torch.full((2, 3), 0.5), torch.tensor([1.0, -1.0], requires_grad=True)
     policies, rewards = torch.ones(2, 2, 3).bool(), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
@@ -295,6 +310,12 @@ def test_every_decision_is_turned_round_as_often() -> None:
 def test_the_most_probable_policy_is_the_second_one() -> None:
     keep_probs = torch.tensor([[0.2, 0.5, 0.9]])
     assert draw_with_map(keep_probs)[1].tolist() == [[False, True, True]]
+
+
+def test_a_pair_keeps_what_is_sure_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the lowest number that a draw can give, too, which comes up once in millions of draws."""
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape))
+    assert draw_antithetic(torch.tensor([[1.0, 0.0]])).tolist() == [[[True, False]], [[True, False]]]
 
 
 def test_a_pair_differs_as_often_as_can_be() -> None:

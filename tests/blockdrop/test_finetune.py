@@ -14,10 +14,11 @@ from agents.estimators import ESTIMATORS, PATHWISE
 from blockdrop import build, cl_train, evaluate, finetune, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource
 from blockdrop.errors import UserError
-from blockdrop.finetune import FinetuneConfig, count_executions
+from blockdrop.finetune import FinetuneConfig, count_executions, learn_pathwise
 from blockdrop.flops import count_flops
 from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints import read_checkpoint
+from blockdrop.models.resnet import DroppableResNet
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.policies import OperatingPoint
@@ -269,7 +270,55 @@ def test_who_learns_when() -> None:
     config = FinetuneConfig(max_epochs=6, freeze_epochs=2, settle=0.17, alternate=True)
     assert [config.learners(epoch, 0) for epoch in (0, 1, 5)] == [(False, True), (False, True), (True, False)]
     assert [config.learners(2, batch) for batch in range(3)] == [(True, False), (False, True), (True, False)]
+    config.accumulate = 2
+    turns = [config.learners(2, batch)[0] for batch in range(6)]
+    assert turns == [True, True, False, False, True, True], "batches of one step go to one network"
+    assert FinetuneConfig(policy="full", freeze_epochs=1).learners(0, 0) == (True, False)
     assert FinetuneConfig().learners(0, 1) == (True, True)
+
+
+def test_policies_have_the_first_epoch_unless_they_learn_nothing_at_all() -> None:
+    for epochs, settle, expected in ((1, 0.7, 1), (1, 1.0, 0), (3, 0.9, 1), (17, 0.7, 5), (4, 0.0, 4)):
+        assert FinetuneConfig(max_epochs=epochs, settle=settle).settled_from == expected
+    assert FinetuneConfig(max_epochs=4, policy="full").settled_from == 0
+
+
+def test_policies_that_are_settled_from_the_start_keep_their_operating_point(
+    tmp_path: Path, image_tree: Path
+) -> None:
+    """Keep probabilities of 0.6, 0.4 and 0.4 at a threshold of 0.3, and then within a budget of one block less."""
+    resnet, policy_network = build("R8_Folder", num_classes=2, policy_net="constant")
+    policy_network.logit.bias.data = torch.tensor([0.6, 0.4, 0.35]).logit()
+    save_checkpoint(
+        path := tmp_path / "point.t7", model="R8_Folder", resnet=resnet, policy_network=policy_network,
+        normalisation=NORMALISATIONS["half"], policy_net="constant", operating_point={"threshold": 0.3},
+    )  # fmt: skip
+    common: dict[str, Any] = {
+        "model": "R8_Folder", "data_dir": str(image_tree), "pretrained": (str(path),), "settle": 1.0,
+        "max_epochs": 1,
+    }  # fmt: skip
+    for name, blocks, flags in (("kept", 3, {}), ("budget", 2, {"target_flops": 0.8})):
+        finetune.main(FinetuneConfig(**common, **flags, cv_dir=str(tmp_path / name)))  # type: ignore[arg-type]
+        for phase in ("train", "test"):
+            assert [line["blocks"] for line in records(tmp_path / name, phase)] == [blocks]
+    point = read_checkpoint(tmp_path / "kept").operating_point
+    assert point is not None
+    assert point["threshold"] == 0.3
+
+
+def test_a_recipe_that_settles_nothing_rewinds_nothing_and_leaves_no_stem_behind(
+    tmp_path: Path, image_tree: Path, backbone: Path
+) -> None:
+    config = FinetuneConfig.of_recipe(
+        "fast", model="R8_Folder", data_dir=str(image_tree), batch_size=6, pretrained=(str(backbone),), settle=0.0,
+        max_epochs=1, cv_dir=str(tmp_path / "f"),
+    )  # fmt: skip
+    dataclasses.replace(config, rewind=False).check()
+    finetune.main(config)
+    before, after = read_checkpoint(backbone).resnet, read_checkpoint(tmp_path / "f").resnet
+    assert before is not None
+    assert after is not None
+    assert not before["conv1.weight"].equal(after["conv1.weight"])
 
 
 def test_a_rewound_resnet_goes_on_from_the_weights_it_was_loaded_with(
@@ -348,6 +397,51 @@ def test_counted_work_of_an_epoch(tmp_path: Path, image_tree: Path, both: Path) 
     (epoch,) = records(tmp_path / "f", "train")
     # 12 images, 3 blocks: forward and backward (which counts twice) of the draw, forward of the MAP policy
     assert epoch["block_executions"] == 12 * 3 * (3 + 1)
+
+
+@pytest.mark.parametrize("estimator", ["leave_one_out", "kept_straight_through"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_counted_work_is_what_the_blocks_do(
+    tmp_path: Path, image_tree: Path, both: Path, monkeypatch: pytest.MonkeyPatch, estimator: str, frozen: bool
+) -> None:
+    """Where weights don't learn, the backward pass is through the maps alone, or there is none."""
+    rows: list[int] = []
+    run_block = DroppableResNet._run_block
+
+    def count(self: DroppableResNet, x: torch.Tensor, branch: Any, *given: Any) -> torch.Tensor:
+        hook = branch.register_forward_hook(lambda _m, args, _o: rows.append(len(args[0])))
+        y = run_block(self, x, branch, *given)
+        hook.remove()
+        return y
+
+    monkeypatch.setattr(DroppableResNet, "_run_block", count)
+    finetune.main(
+        FinetuneConfig(
+            model="R8_Folder", data_dir=str(image_tree), batch_size=6, max_epochs=1, pretrained=(str(both),),
+            cv_dir=str(tmp_path / "f"), estimator=estimator, freeze_epochs=int(frozen),  # type: ignore[arg-type]
+        )
+    )  # fmt: skip
+    (epoch,) = records(tmp_path / "f", "train")
+    passes = 3 if not frozen else 2 if estimator == "kept_straight_through" else 1
+    assert 0 < sum(rows) * passes == epoch["block_executions"]
+
+
+@pytest.mark.parametrize("keep_full", [0.0, 0.5])
+def test_the_price_of_a_block_for_an_image_is_the_same_beside_images_that_keep_all(keep_full: float) -> None:
+    resnet, _ = build("R8_C10")
+    compute, costs = choose_compute("cpu", "float32"), torch.ones(3)
+    config = FinetuneConfig(estimator="kept_straight_through", keep_full=keep_full, alpha=1.0)
+    images, labels = torch.randn(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64)
+
+    def gradient(price: float) -> torch.Tensor:
+        keep_probs = torch.full((8, 3), 0.5).requires_grad_()
+        draws = torch.Generator().manual_seed(0)
+        step = learn_pathwise(
+            config, resnet.eval(), compute, costs, images, labels, keep_probs, keep_probs, draws, price
+        )
+        return torch.autograd.grad(step.loss, keep_probs)[0][-1]
+
+    torch.testing.assert_close(gradient(1.0) - gradient(0.0), torch.full((3,), 1 / 3 / 8), atol=1e-5, rtol=1e-4)
 
 
 def test_self_distillation_counts_its_teacher(tmp_path: Path, image_tree: Path, both: Path) -> None:

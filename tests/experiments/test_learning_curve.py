@@ -21,11 +21,13 @@ from experiments.learning_curve import (
     LearningCurveConfig,
     markdown,
     plan,
+    read_reports,
     read_tests,
     reference_target,
     summary,
     work_to_target,
 )
+from experiments.runs import what_computes
 
 
 def config(cv_dir: Path, tree: Path, **flags: Any) -> LearningCurveConfig:
@@ -78,7 +80,7 @@ def test_from_nothing_to_table_chart_and_numbers(
     assert [run["seed"] for run in both["runs"]] == [0, 1]
     assert not (tmp_path / "cv" / "fast-s0").exists()
     with pytest.raises(UserError, match=r"fast-s1: holds a run of --max_epochs 3, not 4; name another folder"):
-        learning_curve.main(dataclasses.replace(more, fast_epochs=4))
+        learning_curve.main(dataclasses.replace(more, fast_epochs=4, seeds=(1,)))
 
 
 def test_a_run_in_a_process_of_its_own_is_the_same_run(
@@ -125,6 +127,34 @@ def test_a_report_that_is_none_or_of_another_model_is_named(tmp_path: Path) -> N
     file.write_text('{"config": {"model": "R32_C10"}, "backbone": {}, "runs": []}')
     with pytest.raises(UserError, match=r"report.json: runs of R32_C10, not of R8_Digits"):
         learning_curve.main(flags)
+
+
+def test_a_report_s_run_must_be_the_one_to_compare(tmp_path: Path) -> None:
+    flags = LearningCurveConfig(
+        model="R8_Digits", cv_dir=str(tmp_path), arms=("fast",), seeds=(0,), load="backbone"
+    )
+    (step,) = plan(flags, "fast", seed=0)
+    run = {"arm": "fast", "seed": 0, "flags": [what_computes(step)]}
+    backbone = {"accuracy": 0.9, "flops": 1000, "blocks": 3}
+
+    def reports(*written: dict[str, Any]) -> LearningCurveConfig:
+        for number, changes in enumerate(written):
+            report = {"config": {"model": "R8_Digits"}, "backbone": backbone, "runs": [run]} | changes
+            (tmp_path / f"{number}.json").write_text(json.dumps(report))
+        files = tuple(str(tmp_path / f"{number}.json") for number in range(len(written)))
+        return dataclasses.replace(flags, reports=files)
+
+    known, start = read_reports(reports({}, {}))
+    assert (known, start) == ({("fast", 0): run}, backbone)
+    with pytest.raises(UserError, match=r"1.json: its runs started from another full network than the others"):
+        read_reports(reports({}, {"backbone": backbone | {"accuracy": 0.8}}))
+    with pytest.raises(
+        UserError, match=r"0.json: fast, seed 0 was run with --target_flops 0.\d+, not 0.35; leave"
+    ):
+        read_reports(dataclasses.replace(reports({}), target_flops=0.35))
+    assert read_reports(dataclasses.replace(reports({}), target_flops=0.35, seeds=(1,)))[0], "it isn't asked for"
+    old = {name: value for name, value in run.items() if name != "flags"}
+    assert read_reports(dataclasses.replace(reports({"runs": [old]}), target_flops=0.35))[0]
 
 
 def test_the_reference_is_the_curriculum_and_then_its_fine_tuning(tmp_path: Path) -> None:

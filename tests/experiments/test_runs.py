@@ -143,7 +143,10 @@ def test_jobs_wait_for_what_they_need_and_one_that_fails_stops_only_those(
     assert (tmp_path / "late").exists()
     assert not (tmp_path / "lost").exists()
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "early: begun, 1 running, 4 waiting"
+    assert out[:2] == [
+        f"5 commands to run, 2 at a time; their output: {tmp_path / 'logs'}",
+        "early: begun, 1 running, 4 waiting",
+    ]
     done = [line.split(" in ")[0] for line in out if ": done in " in line]
     assert done == ["early: done", "late: done"]
     assert "error: no such data" in (tmp_path / "logs" / "broken.log").read_text()

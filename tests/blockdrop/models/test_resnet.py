@@ -373,6 +373,7 @@ def test_executions_are_the_distinct_prefixes_that_end_in_a_kept_block(data: st.
     }
     assert block_executions(policies) == len(prefixes)
     assert block_executions(policies[0]) == policies[0].sum(), "one policy an image shares nothing"
+    assert block_executions(policies[:0]) == 0
 
 
 def test_executions_are_the_rows_that_the_blocks_run(make_resnet: Callable[..., DroppableResNet]) -> None:
