@@ -255,6 +255,10 @@ def main(config: FinetuneConfig) -> dict[str, float]:
     )
     with run:
         setup.announce("finetune", compute, run)
+        if config.policy is None and config.settle:
+            rewound = ", the ResNet from the weights as loaded" if config.rewinds else ""
+            learned, rest = config.settled_from, config.max_epochs - config.settled_from
+            print(f"policies: learned for {learned} epochs, then settled for {rest}{rewound}")
         return train(config, setup, compute, run)
 
 

@@ -98,7 +98,9 @@ def test_the_fast_recipe_starts_from_a_plain_backbone(
     assert "no policy network in it" in error
 
     fast = ("--recipe", "fast", "--max_epochs", 3, "--settle", 0.4, "--recalibrate", 6, "--keep_full", 0.2)
-    assert command(finetune, *flags, *fast, "--cv_dir", tmp_path / "f")[0] == 0
+    code, out, _ = command(finetune, *flags, *fast, "--cv_dir", tmp_path / "f")
+    assert code == 0
+    assert "policies: learned for 2 epochs, then settled for 1, the ResNet from the weights as loaded\n" in out
     config = json.loads((tmp_path / "f" / "config.json").read_text())
     recipe = FinetuneConfig.RECIPES["fast"]
     assert {
