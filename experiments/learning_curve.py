@@ -247,7 +247,8 @@ def read_reports(config: LearningCurveConfig) -> tuple[dict[tuple[str, int], Any
     for path in config.reports:
         try:
             report = json.loads(Path(path).read_text())
-            model, start = report["config"]["model"], report["backbone"]
+            model = report["config"]["model"]
+            start = {name: report["backbone"][name] for name in ("accuracy", "flops", "blocks")}
             runs = {(run["arm"], run["seed"]): run for run in report["runs"]}
         except OSError as error:
             raise UserError(f"--reports {path}: can't be read ({error.strerror})") from None

@@ -120,11 +120,13 @@ def test_a_report_that_is_none_or_of_another_model_is_named(tmp_path: Path) -> N
     flags = LearningCurveConfig(model="R8_Digits", cv_dir=str(tmp_path), reports=(str(file),))
     with pytest.raises(UserError, match=r"--reports .*report.json: can't be read \(No such file"):
         learning_curve.main(flags)
-    for content in ("no JSON", "[]", '{"config": {"model": "R8_Digits"}}'):
+    headless = '{"config": {"model": "R8_Digits"}, "backbone": {}, "runs": []}'
+    for content in ("no JSON", "[]", '{"config": {"model": "R8_Digits"}}', headless):
         file.write_text(content)
         with pytest.raises(UserError, match=r"report.json: not what learning_curve --json writes"):
             learning_curve.main(flags)
-    file.write_text('{"config": {"model": "R32_C10"}, "backbone": {}, "runs": []}')
+    backbone = '{"accuracy": 0.9, "flops": 1, "blocks": 3}'
+    file.write_text(f'{{"config": {{"model": "R32_C10"}}, "backbone": {backbone}, "runs": []}}')
     with pytest.raises(UserError, match=r"report.json: runs of R32_C10, not of R8_Digits"):
         learning_curve.main(flags)
 
