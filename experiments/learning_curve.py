@@ -30,12 +30,7 @@ from blockdrop.figures import STAGE_COLOURS, check_figure, write_figure
 from blockdrop.flops import count_flops
 from blockdrop.measure import evaluate_images
 from blockdrop.output import check_writable, write_json
-from blockdrop.training.compute import choose_compute
-from blockdrop.training.config import ModelConfig, TrainingConfig
-from blockdrop.training.run_directory import check_same_run, read_flags
-from blockdrop.training.setup import Setup, open_setup
-from experiments.dynamics import DEALS, evaluate_end
-from experiments.runs import (
+from blockdrop.studies.runs import (
     Step,
     finished_metrics,
     make_job,
@@ -45,7 +40,12 @@ from experiments.runs import (
     train,
     what_computes,
 )
-from experiments.tables import table
+from blockdrop.studies.worth_of_looking import DEALS, evaluate_end
+from blockdrop.tables import table
+from blockdrop.training.compute import choose_compute
+from blockdrop.training.config import ModelConfig, TrainingConfig
+from blockdrop.training.run_directory import check_same_run, read_flags
+from blockdrop.training.setup import Setup, open_setup
 
 PENALTY = -1.0
 """Of the reward that all arms are compared by, whatever they learned from: the reference curriculum's."""

@@ -23,11 +23,11 @@ from blockdrop.flops import count_flops
 from blockdrop.measure import measure_passes
 from blockdrop.models.checkpoints import load_network
 from blockdrop.output import check_writable, write_json
+from blockdrop.studies.runs import finished_metrics, train
+from blockdrop.tables import table
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import SupervisedConfig
 from blockdrop.training.run_directory import check_same_run, read_flags
-from experiments.runs import finished_metrics, train
-from experiments.tables import table
 
 BATCH_SIZE = 1024
 

@@ -30,9 +30,7 @@ from blockdrop.inference.executor import EngineName
 from blockdrop.models.checkpoints import read_checkpoint
 from blockdrop.models.zoo import parse_model_name
 from blockdrop.output import check_writable, write_json
-from blockdrop.training.compute import choose_compute
-from blockdrop.training.config import TrainingConfig
-from experiments.comparison import (
+from blockdrop.studies.comparison import (
     PairedTest,
     holm,
     mcnemar,
@@ -41,7 +39,7 @@ from experiments.comparison import (
     pool_seeds,
     resample_images,
 )
-from experiments.evaluations import (
+from blockdrop.studies.evaluations import (
     TIMES_FILE,
     Folder,
     Result,
@@ -49,9 +47,11 @@ from experiments.evaluations import (
     read_folder,
     valid_times,
 )
-from experiments.runs import Job, Step, check_finished, make_job, plan_steps, run_jobs, tell_failures
+from blockdrop.studies.runs import Job, Step, check_finished, make_job, plan_steps, run_jobs, tell_failures
+from blockdrop.tables import table
+from blockdrop.training.compute import choose_compute
+from blockdrop.training.config import TrainingConfig
 from experiments.static_rivals import RIVALS, Kind, Rival, RivalsConfig, shared_flags
-from experiments.tables import table
 from experiments.tradeoff_chart import figure
 
 KEPT_SHARE = 0.59

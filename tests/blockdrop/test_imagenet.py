@@ -21,7 +21,7 @@ from blockdrop.errors import UserError
 from blockdrop.models.checkpoints import network_from, read_checkpoint
 from blockdrop.models.zoo import Variant, build_backbone, parse_model_name
 from blockdrop.training.update import Update
-from experiments.mutants import as_torchvision
+from experiments.robustness.mutants import as_torchvision
 
 MODEL = "R101_ImgNet"
 EIGHTH = Variant(reduction=64, reduction_mode="net")

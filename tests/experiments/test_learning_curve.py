@@ -16,6 +16,7 @@ from PIL import Image
 from agents.rewards import blockdrop_reward
 from blockdrop import cl_train, finetune
 from blockdrop.errors import UserError
+from blockdrop.studies.runs import what_computes
 from experiments import learning_curve
 from experiments.learning_curve import (
     LearningCurveConfig,
@@ -27,7 +28,6 @@ from experiments.learning_curve import (
     summary,
     work_to_target,
 )
-from experiments.runs import what_computes
 
 
 def config(cv_dir: Path, tree: Path, **flags: Any) -> LearningCurveConfig:

@@ -21,13 +21,13 @@ from blockdrop.console import run_command
 from blockdrop.data import NORMALISATIONS
 from blockdrop.errors import UserError
 from blockdrop.finetune import FinetuneConfig
+from blockdrop.studies.runs import Job, command_line
 from experiments import tradeoff
-from experiments.runs import Job, command_line
 from experiments.tradeoff import METHODS, TradeoffConfig, figure, missing, plan_method
 from experiments.tradeoff_chart import overlap
+from tests.blockdrop.studies.test_evaluations import write
+from tests.blockdrop.studies.test_runs import write_run
 from tests.conftest import randomise_statistics
-from tests.experiments.test_evaluations import write
-from tests.experiments.test_runs import write_run
 
 FAST = FinetuneConfig.RECIPES["fast"]
 
@@ -200,7 +200,9 @@ def test_from_nothing_to_tables_and_chart_in_two_processes(
     own["right"] = own["right"].translate({ord("0"): "1", ord("1"): "0"})
     own["accuracy"] = 1 - own["accuracy"]
     (config.results_folder / "mine.json").write_text(json.dumps(own))
-    monkeypatch.setattr("experiments.runs.subprocess.Popen", lambda *args, **kwargs: pytest.fail("run again"))
+    monkeypatch.setattr(
+        "blockdrop.studies.runs.subprocess.Popen", lambda *args, **kwargs: pytest.fail("run again")
+    )
     again = tradeoff.main(dataclasses.replace(config, overwrite=True))
     out = capsys.readouterr().out
     assert {file.name: file.read_bytes() for file in run.iterdir()} == before

@@ -31,7 +31,7 @@ from blockdrop.models.checkpoints import (
 )
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.zoo import Variant, build_static, parse_model_name
-from experiments.mutants import as_torchvision
+from experiments.robustness.mutants import as_torchvision
 from tests.conftest import SHARED
 
 State = dict[str, Tensor]

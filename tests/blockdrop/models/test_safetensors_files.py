@@ -20,7 +20,7 @@ from blockdrop.models import safetensors_files
 from blockdrop.models.checkpoints import load_checkpoint, network_from, read_checkpoint
 from blockdrop.models.safetensors_files import write_safetensors_file
 from blockdrop.models.zoo import build, parse_model_name
-from experiments.mutants import as_torchvision
+from experiments.robustness.mutants import as_torchvision
 
 pytest.importorskip("safetensors")
 Files = tuple[dict[str, torch.Tensor], dict[str, str]]

@@ -25,11 +25,11 @@ from blockdrop.inference.executor import EngineName, Executor
 from blockdrop.measure import draw_static, executor, seconds_in_turns
 from blockdrop.models.zoo import parse_model_name
 from blockdrop.output import write_json
+from blockdrop.studies.comparison import Right
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.policies import open_static_policy
 from blockdrop.training.setup import Setup, open_setup
-from experiments.comparison import Right
 
 LARGEST_FILE = 256 << 20
 TIMES_FILE = "times.json"

@@ -31,7 +31,7 @@ from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.tensor_pickle import one_line
 from blockdrop.models.zoo import build_backbone, parse_model_name
 from blockdrop.output import check_writable, write_json
-from experiments.mutants import (
+from experiments.robustness.mutants import (
     DIALECTS,
     MODEL,
     SMALL,
@@ -51,7 +51,7 @@ GOOD = ("loaded", "refused")
 
 @dataclass(kw_only=True)
 class FuzzConfig:
-    """Flags of `python -m experiments.fuzz_checkpoints`."""
+    """Flags of `python -m experiments.robustness.fuzz_checkpoints`."""
 
     count: int = 1000
     """Mutants of each dialect."""

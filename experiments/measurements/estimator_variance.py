@@ -39,7 +39,7 @@ LARGEST_ENUMERATION = 16  # bits of a draw
 
 @dataclass(kw_only=True)
 class EstimatorVarianceConfig(ModelConfig):
-    """Flags of `python -m experiments.estimator_variance`."""
+    """Flags of `python -m experiments.measurements.estimator_variance`."""
 
     load: tuple[str, ...] = ()
     """Checkpoints or run directories with a backbone and its policy network, to measure on; default: none."""

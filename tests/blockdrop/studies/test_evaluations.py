@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from blockdrop.errors import UserError
-from experiments.evaluations import ABOUT_TIMES, read_folder, to_be_timed, valid_times
+from blockdrop.studies.evaluations import ABOUT_TIMES, read_folder, to_be_timed, valid_times
 
 
 def numbers(right: str, /, **changes: Any) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def tiny(folder: Path) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class ResilienceConfig:
-    """Flags of `python -m experiments.resilience`."""
+    """Flags of `python -m experiments.robustness.resilience`."""
 
     kills: int = 100
     """How often a run is killed, all commands together."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from blockdrop import pretrain
-from experiments.resilience import RUNS, compare, position, tiny
+from experiments.robustness.resilience import RUNS, compare, position, tiny
 
 
 @pytest.fixture(scope="module")

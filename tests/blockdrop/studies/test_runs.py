@@ -17,9 +17,9 @@ from blockdrop.errors import UserError
 from blockdrop.evaluate import EvaluateConfig
 from blockdrop.finetune import FinetuneConfig
 from blockdrop.pretrain import PretrainConfig
+from blockdrop.studies import runs
+from blockdrop.studies.runs import Job, check_finished, command_line, run_jobs
 from blockdrop.training.config import ModelConfig
-from experiments import runs
-from experiments.runs import Job, check_finished, command_line, run_jobs
 from experiments.tradeoff import METHODS, TradeoffConfig, plan_method
 
 

@@ -15,8 +15,8 @@ from blockdrop import build, save_checkpoint
 from blockdrop.data import NORMALISATIONS, Images
 from blockdrop.flops import FlopTable
 from blockdrop.training.setup import open_setup
-from experiments import block_worth
-from experiments.block_worth import (
+from experiments.measurements import block_worth
+from experiments.measurements.block_worth import (
     CLASSES_FIRST,
     LAST,
     BlockWorthConfig,

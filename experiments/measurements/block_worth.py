@@ -39,12 +39,12 @@ from blockdrop.measure import MAPS_PER_IMAGE, TIMED_BYTES, executor, predict_und
 from blockdrop.models.deciders import POLICY_NETS, build_policy_network
 from blockdrop.models.zoo import parse_model_name
 from blockdrop.output import check_writable, write_json
+from blockdrop.studies.worth_of_looking import DEALS
+from blockdrop.tables import table
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.policies import training_keep_probs
 from blockdrop.training.setup import Setup, open_setup
-from experiments.dynamics import DEALS
-from experiments.tables import table
 
 DECIDERS = tuple(name for name in POLICY_NETS if name != "constant")
 LAST = "last features"
@@ -57,7 +57,7 @@ HELD_OUT = 0.2
 
 @dataclass(kw_only=True)
 class BlockWorthConfig(ModelConfig):
-    """Flags of `python -m experiments.block_worth`."""
+    """Flags of `python -m experiments.measurements.block_worth`."""
 
     load: tuple[str, ...] = ()
     """Checkpoints or run directories with a backbone and its policy network."""

@@ -9,9 +9,9 @@ import torch
 from blockdrop import Variant, build
 from blockdrop.data import NORMALISATIONS, MemoryImages
 from blockdrop.flops import count_flops
+from blockdrop.studies.worth_of_looking import affordable_share, evaluate_end, reroute_unsure
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.setup import Setup
-from experiments.dynamics import affordable_share, evaluate_end, reroute_unsure
 
 
 def test_images_that_are_dealt_others_policies_lose_what_theirs_knew() -> None:
