@@ -25,6 +25,7 @@ from agents.static_policies import StaticPolicy
 from blockdrop.console import run_command
 from blockdrop.data import Images
 from blockdrop.errors import require
+from blockdrop.evaluation import CurveRow, Evaluation, ThresholdChoice
 from blockdrop.flops import count_flops
 from blockdrop.inference.executor import EngineName, Executor
 from blockdrop.inference.operating_point import (
@@ -100,7 +101,7 @@ class EvaluateConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluated:
     """What `main` found."""
 
     setup: Setup
@@ -108,11 +109,11 @@ class Evaluation:
     """Of the dynamic network; with --budget, on the half of the images that didn't choose the threshold."""
     full: Outcomes
     """Of the full network on the same images."""
-    numbers: dict[str, Any]
+    evaluation: Evaluation
     """What `--json` writes."""
 
 
-def main(config: EvaluateConfig) -> Evaluation:
+def main(config: EvaluateConfig) -> Evaluated:
     """Prints the report, and writes its numbers where `--json` says and the checkpoint where `--save` says."""
     config.check()
     setup = open_setup(config, config.load)
@@ -161,51 +162,51 @@ def main(config: EvaluateConfig) -> Evaluation:
     curve = trace_curve(bench, images, threshold, outcomes, speed) if config.curve else []
 
     flops, flops_std = outcomes.flops_per_image
-    numbers: dict[str, Any] = {
-        "model": setup.model,
-        "variant": setup.variant.numbers(),
-        "parameters": sum(p.numel() for p in setup.resnet.parameters()),
-        "dataset": setup.data.name,
-        "images": len(outcomes.labels),
-        "images_digest": images_digest(setup.data.classes, outcomes.labels),
-        "checkpoints": [c.path for c in setup.checkpoints],
-        "accuracy": outcomes.accuracy,
-        "block_usage_mean": outcomes.block_usage[0],
-        "block_usage_std": outcomes.block_usage[1],
-        "num_blocks": setup.resnet.num_blocks,
-        "flops_mean": flops,
-        "flops_std": flops_std,
-        "unique_policies": outcomes.unique_policies,
-        "full_accuracy": full.accuracy,
-        "full_flops": bench.table.full,
-        "policy_network_flops": bench.table.policy_network,
-        "flops_saved": 1 - flops / bench.table.full,
-        "full_images_per_second": full_speed,
-        "images_per_second": speed,
-        "batch_size": config.batch_size,
-        "usage_per_block": outcomes.usage_per_block.tolist(),
-        "stage_sizes": list(setup.resnet.stage_sizes),
-        "policy": config.policy,
-        "policy_net": setup.policy_net if setup.has_policy else None,
-        "threshold": threshold,
-        "operating_point": {name: point[name] for name in ("budget", "flops_fraction", "held_out_images")},
-        "statistics": None if statistics is None else asdict(statistics),
-        "curve": curve,
-        "right": right(outcomes),
-        "compute": str(bench.compute),
-        "version": project_version(),
-        "config": asdict(config),
-    }
-    evaluation = Evaluation(setup, outcomes, full, numbers)
+    evaluation = Evaluation(
+        model=setup.model,
+        variant=setup.variant.numbers(),
+        parameters=sum(p.numel() for p in setup.resnet.parameters()),
+        dataset=setup.data.name,
+        images=len(outcomes.labels),
+        images_digest=images_digest(setup.data.classes, outcomes.labels),
+        checkpoints=[c.path for c in setup.checkpoints],
+        accuracy=outcomes.accuracy,
+        block_usage_mean=outcomes.block_usage[0],
+        block_usage_std=outcomes.block_usage[1],
+        num_blocks=setup.resnet.num_blocks,
+        flops_mean=flops,
+        flops_std=flops_std,
+        unique_policies=outcomes.unique_policies,
+        full_accuracy=full.accuracy,
+        full_flops=bench.table.full,
+        policy_network_flops=bench.table.policy_network,
+        flops_saved=1 - flops / bench.table.full,
+        full_images_per_second=full_speed,
+        images_per_second=speed,
+        batch_size=config.batch_size,
+        usage_per_block=outcomes.usage_per_block.tolist(),
+        stage_sizes=list(setup.resnet.stage_sizes),
+        policy=config.policy,
+        policy_net=setup.policy_net if setup.has_policy else None,
+        threshold=threshold,
+        operating_point=ThresholdChoice(point["budget"], point["flops_fraction"], point["held_out_images"]),
+        statistics=statistics,
+        curve=curve,
+        right=right(outcomes),
+        compute=str(bench.compute),
+        version=project_version(),
+        config=asdict(config),
+    )
+    found = Evaluated(setup, outcomes, full, evaluation)
     if not bench.compute.processes.first:
-        return evaluation
+        return found
     if config.json is not None:
-        write_json("--json", config.json, numbers)
+        write_json("--json", config.json, evaluation.to_json())
         print(f"numbers: {config.json}")
     if config.save is not None:
-        rows = [{k: v for k, v in row.items() if v is not None} for row in curve]  # --no_speed
+        rows = [{k: v for k, v in asdict(row).items() if v is not None} for row in curve]  # --no_speed
         save_with_operating_point(config.save, setup, {**point, "curve": rows or point["curve"]})
-    return evaluation
+    return found
 
 
 def right(outcomes: Outcomes) -> str:
@@ -341,7 +342,7 @@ def print_report(
 
 def trace_curve(
     bench: Bench, images: Images, threshold: float, outcomes: Outcomes, speed: float | None
-) -> list[dict[str, Any]]:
+) -> list[CurveRow]:
     """Prints and returns what other thresholds give on the same images, and 0.5, and the report's own."""
     assert outcomes.keep_probs is not None
     thresholds = curve_thresholds(outcomes.keep_probs, bench.table, include=(DEFAULT_THRESHOLD, threshold))
@@ -361,16 +362,16 @@ def trace_curve(
             f"{'  < reported above' if other == threshold else ''}"
         )
         curve.append(
-            {
-                "threshold": other,
-                "accuracy": found.accuracy,
-                "block_usage_mean": blocks,
-                "block_usage_std": blocks_std,
-                "flops_mean": flops,
-                "flops_fraction": share,
-                "unique_policies": found.unique_policies,
-                "images_per_second": speeds[other],
-            }
+            CurveRow(
+                threshold=other,
+                accuracy=found.accuracy,
+                block_usage_mean=blocks,
+                block_usage_std=blocks_std,
+                flops_mean=flops,
+                flops_fraction=share,
+                unique_policies=found.unique_policies,
+                images_per_second=speeds[other],
+            )
         )
     return curve
 

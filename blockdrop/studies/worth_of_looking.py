@@ -11,41 +11,36 @@ from torch import Tensor
 from blockdrop.data import Images, Normalisation
 from blockdrop.flops import count_flops
 from blockdrop.inference.executor import Executor
-from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
-from blockdrop.measure import evaluate_images, executor, predict_under
+from blockdrop.measure import predict_under
+from blockdrop.studies.networks import OpenedNetworks
 from blockdrop.training.compute import Compute
-from blockdrop.training.setup import Setup
 
 DEALS = 5
 """Times that policies are dealt to other images."""
 
 
 @torch.no_grad()
-def evaluate_end(
-    setup: Setup, images: Images, compute: Compute, threshold: float = DEFAULT_THRESHOLD
-) -> dict[str, Any]:
+def worth_of_looking(opened: OpenedNetworks, images: Images, compute: Compute) -> dict[str, Any]:
     """What the networks do with all blocks, under their own policies, and what looking at the image is worth.
 
     Policies are dealt out anew `DEALS` times: the same blocks run, as often, but not by what is in the image. And
     the most frequent policy goes to all images: alone, and with all blocks for those that it is least sure of, as
     many as cost what the own policies do. No decider can know that before the blocks have run.
     """
-    how = (images, setup.normalisation, compute)
-    full = evaluate_images(setup.resnet, None, *how, image_size=setup.image_size)
-    run = executor(setup.resnet, setup.policy_network, compute)
-
-    own = evaluate_images(
-        setup.resnet, setup.policy_network, *how, image_size=setup.image_size, threshold=threshold, run=run
-    )
+    full = opened.full_outcomes(images, compute)
+    run = opened.executor(compute)
+    own = opened.outcomes(images, compute, run)
     generator = torch.Generator().manual_seed(0)
     dealt = [own.policy[torch.randperm(len(own.policy), generator=generator)] for _ in range(DEALS)]
-    predictions = predict_under(run, torch.stack(dealt), *how, title="dealing")  # (DEALS, N)
+    predictions = predict_under(  # (DEALS, N)
+        run, torch.stack(dealt), images, opened.normalisation, compute, title="dealing"
+    )
     others = (predictions == own.labels).double().mean(1).tolist()
 
     policies, counts = own.policy.unique(dim=0, return_counts=True)
     frequent = policies[counts.argmax()]  # (K,)
-    alone, certainty = predict_with_certainty(run, frequent, *how)
-    flops = count_flops(setup.resnet, None, setup.image_size)
+    alone, certainty = predict_with_certainty(run, frequent, images, opened.normalisation, compute)
+    flops = count_flops(opened.network, None, opened.image_size)
     cost = flops.per_image(frequent[None]).item()
     share = affordable_share(own.flops_per_image[0], cost, flops.full)
     routed = reroute_unsure(alone, certainty, full.predictions, share)

@@ -39,12 +39,11 @@ from blockdrop.measure import MAPS_PER_IMAGE, TIMED_BYTES, executor, predict_und
 from blockdrop.models.deciders import POLICY_NETS, build_policy_network
 from blockdrop.models.zoo import parse_model_name
 from blockdrop.output import check_writable, write_json
+from blockdrop.studies.networks import OpenedNetworks, open_networks
 from blockdrop.studies.worth_of_looking import DEALS
 from blockdrop.tables import table
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig
-from blockdrop.training.policies import training_keep_probs
-from blockdrop.training.setup import Setup, open_setup
 
 DECIDERS = tuple(name for name in POLICY_NETS if name != "constant")
 LAST = "last features"
@@ -90,13 +89,14 @@ class BlockWorthConfig(ModelConfig):
 def main(config: BlockWorthConfig) -> dict[str, Any]:
     """Measures, trains the deciders, prints the table; returns the numbers."""
     config.check()
-    setup, compute = open_setup(config, config.load), config.compute()
+    opened, compute = open_networks(config, config.load), config.compute()
     files = " ".join(config.load)
-    require(setup.has_backbone, f"--load {files}: a policy network without its backbone; name that too")
+    require(opened.has_backbone, f"--load {files}: a policy network without its backbone; name that too")
     require(
-        setup.has_policy, f"--load {files}: no policy network in it; run blockdrop.finetune --recipe fast first"
+        opened.policy_network is not None,
+        f"--load {files}: no policy network in it; run blockdrop.finetune --recipe fast first",
     )
-    study = Study(setup, compute, config)
+    study = Study(opened, compute, config)
     rows = [study.row("one policy", None), study.row("mean worth", study.mean.expand_as(study.truth))]
     rows.append(study.last_features_row())
     for name in config.deciders:
@@ -121,23 +121,23 @@ class Study:
     """The worths of the blocks on three sets of images (learned from, held out, test), and what is done with them.
 
     Args:
-        setup: a backbone and its policy network; both are left as they are.
+        opened: a backbone and its policy network; both are left as they are.
     """
 
-    def __init__(self, setup: Setup, compute: Compute, config: BlockWorthConfig):
-        self.setup, self.compute, self.config = setup, compute, config
-        self.resnet = compute.place(setup.resnet).eval()
+    def __init__(self, opened: OpenedNetworks, compute: Compute, config: BlockWorthConfig):
+        self.opened, self.compute, self.config = opened, compute, config
+        self.resnet = compute.place(opened.network).eval()
         self.run = executor(self.resnet, None, compute)
-        self.flops = count_flops(setup.resnet, None, setup.image_size)
-        self.base = most_frequent_policy(setup, compute)  # (K,)
+        self.flops = count_flops(opened.network, None, opened.image_size)
+        self.base = most_frequent_policy(opened, compute)  # (K,)
         generator = torch.Generator().manual_seed(config.seed)
-        order = torch.randperm(len(setup.data.train), generator=generator)
+        order = torch.randperm(len(opened.data.train), generator=generator)
         chosen = order[: config.images]
         held_out = max(1, round(HELD_OUT * len(chosen)))
-        self.training = setup.data.train.subset(chosen[held_out:])
-        self.held_out = setup.data.train.subset(chosen[:held_out])
-        self.rest = setup.data.train.subset(order[held_out:])
-        self.test = setup.data.test
+        self.training = opened.data.train.subset(chosen[held_out:])
+        self.held_out = opened.data.train.subset(chosen[:held_out])
+        self.rest = opened.data.train.subset(order[held_out:])
+        self.test = opened.data.test
         self.worths = self.measure(self.training, "training images")
         self.mean = self.worths.mean(0)
         """(K,), over the images learned from."""
@@ -148,7 +148,7 @@ class Study:
         """Normalised images and labels, in order without `augment`."""
         yield from images.batches(
             self.config.batch_size,
-            self.setup.normalisation,
+            self.opened.normalisation,
             self.compute.device,
             augment,
             self.compute.channels_last,
@@ -172,7 +172,7 @@ class Study:
     def accuracy(self, policies: Tensor, images: Images) -> Tensor:
         """Shares of right predictions under policies (S, N, K): float64 (S,)."""
         found = predict_under(
-            self.run, policies, images, self.setup.normalisation, self.compute, self.config.batch_size
+            self.run, policies, images, self.opened.normalisation, self.compute, self.config.batch_size
         )
         return (found == images.labels).double().mean(1)
 
@@ -216,7 +216,7 @@ class Study:
     def decider_rows(self, name: str) -> Iterator[dict[str, Any]]:
         """What a decider tells when it learns from the worths alone, and when it has learned the classes first."""
         network = self.build(name)
-        flops = count_flops(self.setup.resnet, network, self.setup.image_size).policy_network
+        flops = count_flops(self.opened.network, network, self.opened.image_size).policy_network
         self.learn_worths(name, network)
         held_out, test = (
             self.deviation * self.collect(lambda images: network.logits(images)[0], of)
@@ -225,7 +225,7 @@ class Study:
         yield self.predicted_row(name, held_out, test, flops)
         if self.config.class_epochs:
             network = self.build(name)
-            head = nn.Linear(network.logit.in_features, self.setup.data.num_classes)
+            head = nn.Linear(network.logit.in_features, self.opened.data.num_classes)
             self.learn_classes(name, network, self.compute.place(head))
             classes = self.collect(lambda images: head(network.look(images)), self.test).argmax(1)
             right = (classes == self.test.labels).double().mean().item()
@@ -235,7 +235,7 @@ class Study:
     def build(self, name: str) -> PolicyNetwork:
         """A decider with fresh weights."""
         torch.manual_seed(self.config.seed)
-        large_images = parse_model_name(self.setup.model).large_images
+        large_images = parse_model_name(self.opened.model).large_images
         network = build_policy_network(self.resnet.num_blocks, large_images, name, backbone=self.resnet)
         return self.compute.place(network)
 
@@ -329,10 +329,10 @@ class Study:
         return first, second
 
 
-def most_frequent_policy(setup: Setup, compute: Compute) -> Tensor:
+def most_frequent_policy(opened: OpenedNetworks, compute: Compute) -> Tensor:
     """Of some training images, at the checkpoint's threshold: bool (K,)."""
-    keep_probs = training_keep_probs(compute.place(setup.policy_network), setup, compute)
-    policies, counts = map_policy(keep_probs, setup.stored_threshold).unique(dim=0, return_counts=True)
+    keep_probs = opened.training_keep_probs(compute)
+    policies, counts = map_policy(keep_probs, opened.threshold).unique(dim=0, return_counts=True)
     return policies[counts.argmax()]
 
 

@@ -27,12 +27,11 @@ from agents.rewards import Reward, RewardName, blockdrop_reward
 from blockdrop.console import progress, run_command
 from blockdrop.errors import require
 from blockdrop.flops import count_flops
-from blockdrop.measure import executor
 from blockdrop.models.resnet import block_executions
 from blockdrop.output import check_writable, write_json
+from blockdrop.studies.networks import OpenedNetworks, open_networks
 from blockdrop.training.compute import Precision
 from blockdrop.training.config import ModelConfig
-from blockdrop.training.setup import Setup, open_setup
 
 LARGEST_ENUMERATION = 16  # bits of a draw
 
@@ -118,22 +117,25 @@ def main(config: EstimatorVarianceConfig) -> dict[str, Any]:
     """Prints a table for each K, and for each reward on the trained network; returns the numbers."""
     config.check()
     numbers: dict[str, Any] = {"exact": [], "measured": [], "config": asdict(config)}
-    setup = None
+    opened = None
     if config.load:
-        setup = open_setup(config, config.load)
+        opened = open_networks(config, config.load)
         files = " ".join(config.load)
-        require(setup.has_backbone, f"--load {files}: a policy network without its backbone; name that too")
-        require(setup.has_policy, f"--load {files}: no policy network in it; run blockdrop.cl_train first")
+        require(opened.has_backbone, f"--load {files}: a policy network without its backbone; name that too")
+        require(
+            opened.policy_network is not None,
+            f"--load {files}: no policy network in it; run blockdrop.cl_train first",
+        )
     for num_blocks in config.blocks:
         rows = exact_rows(config, num_blocks)
         print_table(f"exact, {num_blocks} blocks, {config.tables} tables of rewards", rows)
         numbers["exact"] += rows
-    if setup is not None:
-        if setup.undecided:
-            print(setup.undecided)
-        count = min(config.images, len(setup.data.test))
-        for name, rows in measured_rows(config, setup, count).items():
-            print_table(f"{setup.model}, reward {name}, {count} test images, {config.repeats} draws each", rows)
+    if opened is not None:
+        if opened.undecided:
+            print(opened.undecided)
+        count = min(config.images, len(opened.data.test))
+        for name, rows in measured_rows(config, opened, count).items():
+            print_table(f"{opened.model}, reward {name}, {count} test images, {config.repeats} draws each", rows)
             numbers["measured"] += rows
     if config.json is not None:
         write_json("--json", config.json, numbers)
@@ -242,21 +244,21 @@ def _executions(numbers: tuple[int, ...], num_blocks: int) -> int:
 
 
 def measured_rows(
-    config: EstimatorVarianceConfig, setup: Setup, count: int
+    config: EstimatorVarianceConfig, opened: OpenedNetworks, count: int
 ) -> dict[RewardName, list[dict[str, Any]]]:
     """For each reward a row per estimator, over repeated draws for `count` test images."""
     compute = config.compute()
-    classifier = executor(setup.resnet, setup.policy_network, compute, engine="torch")
-    costs = torch.tensor(count_flops(setup.resnet, setup.policy_network, setup.image_size).blocks)
+    classifier = opened.executor(compute, engine="torch")
+    costs = torch.tensor(count_flops(opened.network, opened.policy_network, opened.image_size).blocks)
     rewards: dict[RewardName, Reward] = {
         name: Reward(name, config.penalty, costs) for name in ("blockdrop", "log_likelihood")
     }
     names = contenders(config.samples, classifier.num_blocks)
     variances = {name: torch.zeros(len(names), dtype=torch.float64) for name in rewards}
     executed = torch.zeros(len(names), dtype=torch.float64)
-    chosen = torch.randperm(len(setup.data.test), generator=torch.Generator().manual_seed(config.seed))[:count]
-    batches = setup.data.test.subset(chosen).batches(
-        config.batch_size, setup.normalisation, compute.device, channels_last=compute.channels_last
+    chosen = torch.randperm(len(opened.data.test), generator=torch.Generator().manual_seed(config.seed))[:count]
+    batches = opened.data.test.subset(chosen).batches(
+        config.batch_size, opened.normalisation, compute.device, channels_last=compute.channels_last
     )
     draws = torch.Generator(compute.device).manual_seed(config.seed)
     for images, labels in progress(batches, "drawing", -(-count // config.batch_size)):

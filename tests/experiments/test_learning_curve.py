@@ -20,7 +20,6 @@ from blockdrop.studies.runs import what_computes
 from experiments import learning_curve
 from experiments.learning_curve import (
     LearningCurveConfig,
-    markdown,
     plan,
     read_reports,
     read_tests,
@@ -28,6 +27,7 @@ from experiments.learning_curve import (
     summary,
     work_to_target,
 )
+from experiments.learning_curve_tables import markdown
 
 
 def config(cv_dir: Path, tree: Path, **flags: Any) -> LearningCurveConfig:

@@ -21,8 +21,10 @@ from blockdrop.console import run_command
 from blockdrop.data import NORMALISATIONS
 from blockdrop.errors import UserError
 from blockdrop.finetune import FinetuneConfig
-from blockdrop.studies.runs import Job, command_line
+from blockdrop.studies.jobs import Job
+from blockdrop.studies.runs import command_line
 from experiments import tradeoff
+from experiments.methods import RIVALS, of_kinds
 from experiments.tradeoff import METHODS, TradeoffConfig, figure, missing, plan_method
 from experiments.tradeoff_chart import overlap
 from tests.blockdrop.studies.test_evaluations import write
@@ -92,7 +94,8 @@ def test_static_policies_are_fine_tuned_at_the_cost_of_fast(config: TradeoffConf
 
 
 def test_rivals_follow_the_data_set(config: TradeoffConfig) -> None:
-    plans = {m.name: plan_method(dataclasses.replace(config, teacher32="t"), m, 0) for m in METHODS if m.rival}
+    big = dataclasses.replace(config, teacher32="t")
+    plans = {method.name: plan_method(big, method, 0) for method in of_kinds(*RIVALS)}
     models = {name: plan.evaluation.model for name, plan in plans.items()}
     assert models == {
         "r20": "R20_Digits", "plain20": "plain20_Digits", "stagewise": "plain20_Digits",

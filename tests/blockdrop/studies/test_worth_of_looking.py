@@ -9,7 +9,8 @@ import torch
 from blockdrop import Variant, build
 from blockdrop.data import NORMALISATIONS, MemoryImages
 from blockdrop.flops import count_flops
-from blockdrop.studies.worth_of_looking import affordable_share, evaluate_end, reroute_unsure
+from blockdrop.studies.networks import OpenedNetworks
+from blockdrop.studies.worth_of_looking import affordable_share, reroute_unsure, worth_of_looking
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.setup import Setup
 
@@ -40,7 +41,7 @@ def test_images_that_are_dealt_others_policies_lose_what_theirs_knew() -> None:
         [], {},
     )  # fmt: skip
     crowd = MemoryImages(pixels.repeat_interleave(torch.tensor([60, 40]), 0), torch.ones(100, dtype=torch.int64))
-    end = evaluate_end(setup, crowd, choose_compute("cpu", "float32"))
+    end = worth_of_looking(OpenedNetworks(setup), crowd, choose_compute("cpu", "float32"))
     assert end["accuracy"] == 1
     assert end["unique_policies"] == 2
     assert all(0.3 < accuracy < 0.7 for accuracy in end["dealt_accuracies"]), "half of them keep their kind"
