@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +204,7 @@ def test_from_nothing_to_tables_and_chart_in_two_processes(
     own["right"] = own["right"].translate({ord("0"): "1", ord("1"): "0"})
     own["accuracy"] = 1 - own["accuracy"]
     (config.results_folder / "mine.json").write_text(json.dumps(own))
-    monkeypatch.setattr(
-        "blockdrop.studies.runs.subprocess.Popen", lambda *args, **kwargs: pytest.fail("run again")
-    )
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("run again"))
     again = tradeoff.main(dataclasses.replace(config, overwrite=True))
     out = capsys.readouterr().out
     assert {file.name: file.read_bytes() for file in run.iterdir()} == before
