@@ -10,7 +10,6 @@ To try it: --model R8_Digits --seeds 0 --batch_size 32 --curriculum_epochs 4 --f
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 from blockdrop import pretrain
 from blockdrop.console import run_command
-from blockdrop.errors import UserError, require
+from blockdrop.errors import require
 from blockdrop.figures import check_figure, write_figure
 from blockdrop.flops import count_flops
 from blockdrop.output import check_writable, write_json
@@ -32,6 +31,7 @@ from blockdrop.training.config import ModelConfig, TrainingConfig
 from blockdrop.training.run_directory import check_same_run, read_flags
 from experiments import methods
 from experiments.learning_curve_chart import figure
+from experiments.learning_curve_reports import read_report
 from experiments.learning_curve_tables import PENALTY, markdown
 from experiments.methods import Conditions, find, of_kinds
 
@@ -216,21 +216,15 @@ def read_reports(config: LearningCurveConfig) -> tuple[dict[tuple[str, int], Any
     known: dict[tuple[str, int], Any] = {}
     backbone = None
     for path in config.reports:
-        try:
-            report = json.loads(Path(path).read_text())
-            model = report["config"]["model"]
-            start = {name: report["backbone"][name] for name in ("accuracy", "flops", "blocks")}
-            runs = {(run["arm"], run["seed"]): run for run in report["runs"]}
-        except OSError as error:
-            raise UserError(f"--reports {path}: can't be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"--reports {path}: not what learning_curve --json writes") from None
+        report = read_report(path)
+        model, start = report["config"]["model"], report["backbone"]
         require(model == config.model, f"--reports {path}: runs of {model}, not of {config.model}")
         require(
             backbone in (None, start),
             f"--reports {path}: its runs started from another full network than the others",
         )
         backbone = start
+        runs = {(run["arm"], run["seed"]): run for run in report["runs"]}
         for (arm, seed), run in runs.items():
             if arm in config.arms and seed in config.seeds:
                 check_flags(f"--reports {path}: {arm}, seed {seed}", run, plan(config, arm, seed))
@@ -279,8 +273,8 @@ def collect(
             print(f"left out: {arm}, seed {seed} is not finished")
             continue
         print(f"evaluating {arm}, seed {seed}")
-        end = worth_of_looking(open_backbone_or_run(config, str(folders[-1])), data.test, compute)
-        end["change"] = end["full_accuracy"] - full.accuracy
+        worth = worth_of_looking(open_backbone_or_run(config, str(folders[-1])), data.test, compute)
+        end = {**dataclasses.asdict(worth), "change": worth.full_accuracy - full.accuracy}
         flags = [what_computes(step) for step in steps]
         runs.append({"arm": arm, "seed": seed, "flags": flags, "tests": tests, "end": end})
     require(len(runs) > 0, f"--cv_dir {config.cv_dir}: no finished run of {', '.join(config.arms)} in it")

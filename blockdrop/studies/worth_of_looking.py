@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import mean
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from blockdrop.data import Images, Normalisation
+from blockdrop.evaluation import Amount, AtLeastOne, Share
 from blockdrop.flops import count_flops
 from blockdrop.inference.executor import Executor
 from blockdrop.measure import predict_under
+from blockdrop.policy_stats import policy_text
 from blockdrop.studies.networks import OpenedNetworks
 from blockdrop.training.compute import Compute
 
@@ -19,8 +21,31 @@ DEALS = 5
 """Times that policies are dealt to other images."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorthOfLooking:
+    """Accuracies on the same images."""
+
+    frequent_policy: str
+    """A character for each block: 1 runs, 0 is dropped."""
+    frequent_accuracy: Share
+    """Of the most frequent policy, given to all images."""
+    frequent_flops: Amount
+    """Of it, a fraction of the full network's, without a policy network."""
+    routed_accuracy: Share
+    """Of it, but all blocks for those that it is least sure of, at the cost of the own policies."""
+    accuracy: Share
+    """Of the own policies."""
+    dealt_accuracies: list[Share]
+    """Of the own policies dealt to other images, each time."""
+    dealt_accuracy: Share
+    """Mean of those."""
+    unique_policies: AtLeastOne
+    full_accuracy: Share
+    """With all blocks."""
+
+
 @torch.no_grad()
-def worth_of_looking(opened: OpenedNetworks, images: Images, compute: Compute) -> dict[str, Any]:
+def worth_of_looking(opened: OpenedNetworks, images: Images, compute: Compute) -> WorthOfLooking:
     """What the networks do with all blocks, under their own policies, and what looking at the image is worth.
 
     Policies are dealt out anew `DEALS` times: the same blocks run, as often, but not by what is in the image. And
@@ -44,17 +69,17 @@ def worth_of_looking(opened: OpenedNetworks, images: Images, compute: Compute) -
     cost = flops.per_image(frequent[None]).item()
     share = affordable_share(own.flops_per_image[0], cost, flops.full)
     routed = reroute_unsure(alone, certainty, full.predictions, share)
-    return {
-        "frequent_policy": "".join(str(int(bit)) for bit in frequent),
-        "frequent_accuracy": (alone == own.labels).double().mean().item(),
-        "frequent_flops": cost / flops.full,
-        "routed_accuracy": (routed == own.labels).double().mean().item(),
-        "accuracy": own.accuracy,
-        "dealt_accuracies": others,
-        "dealt_accuracy": mean(others),
-        "unique_policies": own.unique_policies,
-        "full_accuracy": full.accuracy,
-    }
+    return WorthOfLooking(
+        frequent_policy=policy_text(frequent),
+        frequent_accuracy=(alone == own.labels).double().mean().item(),
+        frequent_flops=cost / flops.full,
+        routed_accuracy=(routed == own.labels).double().mean().item(),
+        accuracy=own.accuracy,
+        dealt_accuracies=others,
+        dealt_accuracy=mean(others),
+        unique_policies=own.unique_policies,
+        full_accuracy=full.accuracy,
+    )
 
 
 def predict_with_certainty(

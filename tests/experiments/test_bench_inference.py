@@ -12,9 +12,9 @@ import torch
 import blockdrop
 from blockdrop.errors import UserError
 from blockdrop.flops import count_flops
-from experiments import bench_inference
+from experiments import bench_inference, bench_inference_contenders
 from experiments.bench_inference import BenchConfig, Row, figure, table
-from experiments.bench_inference_contenders import draw_policies, flops_ratio
+from experiments.bench_inference_contenders import draw_policies, flops_ratio, openvino_network
 from experiments.bench_inference_stream import spread_policies
 
 
@@ -61,6 +61,8 @@ def test_a_model_is_measured_at_its_own_image_size_unless_told_otherwise(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench_inference, "MINIMUM_SECONDS", 0)
+    monkeypatch.setattr(bench_inference, "export_onnx", lambda *_: None)  # takes seconds, as OpenVINO does
+    monkeypatch.setattr(bench_inference_contenders, "openvino_is_installed", lambda: False)
     tiny: dict[str, Any] = {
         "batches": (1,), "kept": (0.5,), "distinct": (1,), "precisions": ("float32",), "rounds": 1,
         "torch_compile": False,
@@ -77,6 +79,16 @@ def test_a_model_is_measured_at_its_own_image_size_unless_told_otherwise(
     assert {row["image_size"] for row in results["rows"]} == {224}
     rows = bench_inference.main(BenchConfig(models=("R8_C10",), image_size=48, out=str(tmp_path / "told"), **tiny))
     assert {(row.model, row.image_size) for row in rows} == {("R8_C10", 48)}
+
+
+def test_the_full_network_elsewhere_is_the_full_network_at_any_image_size() -> None:
+    pytest.importorskip("openvino")
+    resnet, _ = blockdrop.build("R8_C10")
+    folded, images = resnet.eval().folded(), torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        expected = folded(images)
+    (found,) = openvino_network(folded, torch.float32, 48, 2)(images).values()  # type: ignore[attr-defined]
+    assert torch.from_numpy(found).allclose(expected, atol=1e-4)
 
 
 def test_earlier_results_are_not_overwritten(tmp_path: Path) -> None:

@@ -42,14 +42,14 @@ def test_images_that_are_dealt_others_policies_lose_what_theirs_knew() -> None:
     )  # fmt: skip
     crowd = MemoryImages(pixels.repeat_interleave(torch.tensor([60, 40]), 0), torch.ones(100, dtype=torch.int64))
     end = worth_of_looking(OpenedNetworks(setup), crowd, choose_compute("cpu", "float32"))
-    assert end["accuracy"] == 1
-    assert end["unique_policies"] == 2
-    assert all(0.3 < accuracy < 0.7 for accuracy in end["dealt_accuracies"]), "half of them keep their kind"
-    assert end["full_accuracy"] == 0.4
-    assert (end["frequent_policy"], end["frequent_accuracy"]) == ("000", 0.6)
+    assert end.accuracy == 1
+    assert end.unique_policies == 2
+    assert all(0.3 < accuracy < 0.7 for accuracy in end.dealt_accuracies), "half of them keep their kind"
+    assert end.full_accuracy == 0.4
+    assert (end.frequent_policy, end.frequent_accuracy) == ("000", 0.6)
     flops = count_flops(resnet, None, 32)
-    assert end["frequent_flops"] == flops.per_image(torch.zeros(1, 3, dtype=torch.bool)).item() / flops.full
-    assert end["routed_accuracy"] == 0.4, "so dear a policy network would pay for all blocks of all images"
+    assert end.frequent_flops == flops.per_image(torch.zeros(1, 3, dtype=torch.bool)).item() / flops.full
+    assert end.routed_accuracy == 0.4, "so dear a policy network would pay for all blocks of all images"
 
 
 def test_the_least_sure_predictions_are_replaced_as_far_as_the_budget_goes() -> None:
