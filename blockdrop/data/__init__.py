@@ -8,9 +8,17 @@ and however many processes share it.
 from blockdrop.data.batching import Augment, derived_seed, evenly_spaced, normalise, plan_batches, split_rows
 from blockdrop.data.files import UnreadableImageError, left_out, read_image
 from blockdrop.data.memory import MemoryImages, load_digits, random_crop
-from blockdrop.data.sets import DATASETS, NORMALISATIONS, DatasetInfo, Normalisation
-from blockdrop.data.source import LARGEST_IN_MEMORY, DataSource, Images
-from blockdrop.data.streamed import RESIZE_FACTOR, StreamedImages
+from blockdrop.data.sets import (
+    DATASETS,
+    LARGEST_IN_MEMORY,
+    NORMALISATIONS,
+    RESIZE_FACTOR,
+    DatasetInfo,
+    Normalisation,
+    Preprocessing,
+)
+from blockdrop.data.source import DataSource, Images
+from blockdrop.data.streamed import StreamedImages
 
 __all__ = [
     "DATASETS",
@@ -23,6 +31,7 @@ __all__ = [
     "Images",
     "MemoryImages",
     "Normalisation",
+    "Preprocessing",
     "StreamedImages",
     "UnreadableImageError",
     "derived_seed",
