@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agents.curriculum import keep_undecided
-from agents.policies import map_policy
+from agents.policies import DEFAULT_THRESHOLD, map_policy
 from agents.static_policies import StaticPolicy, make_static_policy
 
 Look = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -77,7 +77,7 @@ class Learned(Decider):
 
     looks = True
 
-    def __init__(self, look: Look, num_blocks: int, threshold: float = 0.5):
+    def __init__(self, look: Look, num_blocks: int, threshold: float = DEFAULT_THRESHOLD):
         self.look, self.num_blocks, self.threshold = look, num_blocks, threshold
 
     def __call__(self, images: Tensor, count: int | None = None) -> Decision:

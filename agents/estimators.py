@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from agents.deciders import Decision
 from agents.policies import log_prob, map_policy, sample_policy
 
 EstimatorName = Literal["self_critical", "leave_one_out", "antithetic", "value_baseline", "block_credit"]
@@ -74,6 +75,19 @@ def make_estimator(name: str, samples: int = 2) -> Estimator:
         draw = functools.partial(draw_independent, samples=samples)
         return Estimator(draw, value_baseline_loss, samples, wants_values=True)
     return Estimator(functools.partial(draw_with_flips, flips=samples), block_credit_loss, samples=1)
+
+
+def values_for(estimator: Estimator, decision: Decision, rows: slice = slice(None)) -> tuple[Tensor, ...]:  # noqa: B008
+    """What an estimator's loss takes beside the rewards: the value estimates (N,) of these rows, or nothing.
+
+    Raises:
+        ValueError: it wants estimates, and the decider makes none.
+    """
+    if not estimator.wants_values:
+        return ()
+    if decision.values is None:
+        raise ValueError("the estimator wants values, and the decider estimates none")
+    return (decision.values.float().squeeze(1)[rows],)
 
 
 # ---- draws

@@ -3,18 +3,22 @@ know of themselves: operating point, image size, preprocessing, class names."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agents.deciders import Decider, Decision, Learned, keep_all
+from agents.policies import DEFAULT_THRESHOLD
 from agents.policy_network import PolicyNetwork
 from blockdrop.data.sets import Normalisation, Preprocessing
-from blockdrop.errors import UserError
+from blockdrop.errors import UserError, require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.models.backbone import Backbone
+from blockdrop.models.checkpoints import save_checkpoint
 from blockdrop.models.zoo import Variant
 
 
@@ -87,7 +91,7 @@ class DynamicNetwork(nn.Module):
     @property
     def threshold(self) -> float:
         """A block runs where its keep probability is at least this: the policy network's own."""
-        return 0.5 if self.policy_network is None else self.policy_network.threshold
+        return DEFAULT_THRESHOLD if self.policy_network is None else self.policy_network.threshold
 
     @property
     def image_size(self) -> int:
@@ -161,6 +165,43 @@ class DynamicNetwork(nn.Module):
                 f"images: {images.dtype} of shape {tuple(images.shape)}; {self.model} takes normalised float images "
                 f"(N, 3, {side}, {side}), as .transform makes them"
             )
+
+    def with_network(self, network: Backbone) -> DynamicNetwork:
+        """The same with another network of the same shape in its place; it shares the rest."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "network": network}
+        return other
+
+    # ---- files
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Writes the networks and all that is known of them into one file, whole or not at all; `blockdrop.load`
+        reads it.
+
+        Args:
+            path: a safetensors file if it ends in `.safetensors`, else a file of torch's.
+            overwrite: replace a file of this name.
+        Raises:
+            BlockdropError: the file exists, or can't be written; a weight isn't finite.
+        """
+        path = Path(path)
+        require(overwrite or not path.exists(), f"{path}: exists; pass overwrite=True to replace it")
+        save_checkpoint(
+            path,
+            model=self.model,
+            variant=self.variant,
+            resnet=self.network,
+            normalisation=self.normalisation,
+            preprocessing=self.preprocessing,
+            policy_network=self.policy_network,
+            policy_net=self.policy_net or "reference",
+            classes=self.classes,
+            epoch=self.epoch or 0,
+            metrics=self.metrics,
+            config=self.config,
+            operating_point=self.operating_point,
+            origin=self.origin,
+        )
 
     def __repr__(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.network.parameters())

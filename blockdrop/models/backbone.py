@@ -193,6 +193,8 @@ class Backbone(nn.Module):
 
     droppable = False
     """Whether a policy may drop blocks."""
+    image_size: int | None = None
+    """Side in pixels of the square images that it is made for, where that is known."""
 
     def __init__(
         self,
@@ -224,6 +226,18 @@ class Backbone(nn.Module):
     def num_blocks(self) -> int:
         """K, the number of blocks."""
         return sum(self.stage_sizes)
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits.
+
+        Raises:
+            TypeError: the head has no linear layer that says so.
+        """
+        linear = [module for module in self.fc.modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise TypeError(f"the head {self.fc} has no linear layer")
+        return linear[-1].out_features
 
     def branches(self) -> list[tuple[nn.Module, nn.Module | None]]:
         """(branch, shortcut) per block in running order; shortcut is None where it is the identity."""

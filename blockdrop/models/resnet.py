@@ -234,6 +234,7 @@ def make_resnet(
     widths: Sequence[int],
     num_classes: int,
     shortcut: Shortcut,
+    *,
     bottleneck: bool = False,
     large_images: bool = False,
     branch: BranchMaker | None = None,
