@@ -14,11 +14,11 @@ from torch import nn
 from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.flops import LayerCount, count_flops, count_layers, reference_stem_surplus
-from blockdrop.models.backbone import Backbone, Shortcut
+from blockdrop.models.backbone import Backbone
 from blockdrop.models.checkpoints import Checkpoint, load_checkpoint, network_from, read_checkpoint
-from blockdrop.models.compact import ReductionMode
 from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, parse_model_name
+from blockdrop.names import ReductionMode, Shortcut
 from blockdrop.output import check_writable, write_json
 
 

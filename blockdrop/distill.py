@@ -33,11 +33,10 @@ from blockdrop.distillation.stagewise import (
     train_only,
 )
 from blockdrop.errors import UserError, require
-from blockdrop.inference.executor import EngineName
 from blockdrop.models.backbone import Backbone, DiracConv2d
-from blockdrop.models.compact import ReductionMode
 from blockdrop.models.plain import PlainNet, fold_dirac, remove_shortcuts, use_dirac
 from blockdrop.models.zoo import Variant, build_backbone, parse_model_name
+from blockdrop.names import EngineName, ReductionMode
 from blockdrop.output import write_json, write_text
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import Schedule, SupervisedConfig

@@ -27,8 +27,7 @@ from blockdrop.console import run_command
 from blockdrop.data import DATASETS, Normalisation
 from blockdrop.errors import CheckpointError, UserError, require
 from blockdrop.inference.branching import BranchingNetwork
-from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
-from blockdrop.models.backbone import Backbone, Shortcut
+from blockdrop.models.backbone import Backbone
 from blockdrop.models.checkpoints import (
     FORMAT,
     load_checkpoint,
@@ -36,9 +35,10 @@ from blockdrop.models.checkpoints import (
     project_version,
     read_checkpoint,
 )
-from blockdrop.models.deciders import PolicyNet, build_policy_network
+from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.safetensors_files import encode_metadata, write_safetensors_file
 from blockdrop.models.zoo import Variant, parse_model_name
+from blockdrop.names import DEFAULT_THRESHOLD, PolicyNet, Shortcut
 
 Format = Literal["onnx", "aoti", "safetensors"]
 Runner = Callable[..., tuple[Tensor, ...]]

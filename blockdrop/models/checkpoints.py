@@ -29,10 +29,9 @@ from torch import Tensor, nn
 from agents.policy_network import PolicyNetwork
 from blockdrop.data import NORMALISATIONS, Normalisation
 from blockdrop.errors import CheckpointError, NumericalError
-from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
-from blockdrop.models.backbone import SHORTCUTS, Backbone, Shortcut
+from blockdrop.models.backbone import Backbone
 from blockdrop.models.checkpoint_files import read_torch_file
-from blockdrop.models.deciders import POLICY_NETS, name_of
+from blockdrop.models.deciders import name_of
 from blockdrop.models.safetensors_files import SUFFIX as SAFETENSORS
 from blockdrop.models.safetensors_files import read_safetensors_file
 from blockdrop.models.tensor_pickle import one_line
@@ -44,6 +43,7 @@ from blockdrop.models.zoo import (
     build_backbone,
     parse_model_name,
 )
+from blockdrop.names import DEFAULT_THRESHOLD, POLICY_NETS, SHORTCUTS, Shortcut
 from blockdrop.output import write_whole
 
 FORMAT = "blockdrop"

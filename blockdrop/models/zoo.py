@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from agents.policy_network import PolicyNetwork
 from blockdrop.data import DATASETS
 from blockdrop.errors import UserError
-from blockdrop.models.backbone import SHORTCUTS, Backbone, Shortcut
-from blockdrop.models.compact import REDUCTION_MODES, ReductionMode, reduced_branch, reduced_widths
+from blockdrop.models.backbone import Backbone
+from blockdrop.models.compact import reduced_branch, reduced_widths
 from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.plain import make_exact_plain, make_plain
 from blockdrop.models.resnet import DroppableResNet, make_resnet
 from blockdrop.models.shift import make_shift_resnet
+from blockdrop.names import REDUCTION_MODES, SHORTCUTS, ReductionMode, Shortcut
 
 CIFAR_DEPTHS = (8, 14, 20, 26, 32, 38, 44, 56, 74, 110)  # 6n + 2: 3 stages of n basic blocks
 CIFAR_WIDTHS = (16, 32, 64)

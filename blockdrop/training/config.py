@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from agents.estimators import make_estimator
-from agents.rewards import RewardName
+from agents.names import RewardName
 from blockdrop.errors import UserError, require
-from blockdrop.models.backbone import Shortcut
-from blockdrop.models.compact import ReductionMode
-from blockdrop.models.deciders import PolicyNet
 from blockdrop.models.zoo import Variant, parse_model_name
-from blockdrop.training.compute import Compute, Precision, choose_compute
+from blockdrop.names import PolicyNet, Precision, ReductionMode, Shortcut
+from blockdrop.training.compute import Compute, choose_compute
 
 
 @dataclass(kw_only=True)

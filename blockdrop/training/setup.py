@@ -17,7 +17,6 @@ from blockdrop.console import progress
 from blockdrop.data import DATASETS, NORMALISATIONS, Augment, DataSource, Normalisation, left_out, split_rows
 from blockdrop.errors import CheckpointError, require
 from blockdrop.flops import count_flops
-from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.checkpoints import (
     Checkpoint,
@@ -30,6 +29,7 @@ from blockdrop.models.checkpoints import (
 )
 from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, parse_model_name
+from blockdrop.names import DEFAULT_THRESHOLD
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, TrainingConfig
 from blockdrop.training.policies import open_static_policy, policy_file

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from agents.estimators import ESTIMATORS, PATHWISE
+from agents.names import ESTIMATORS, PATHWISE
 from blockdrop import build, cl_train, evaluate, finetune, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource
 from blockdrop.errors import UserError

@@ -22,13 +22,13 @@ from blockdrop.flops import count_flops
 from blockdrop.inference import openvino_engine
 from blockdrop.models.checkpoints import load_policy_trunk, read_checkpoint
 from blockdrop.models.deciders import (
-    POLICY_NETS,
     Standardise,
     StemFeatures,
     build_policy_network,
     folded_policy_network,
     name_of,
 )
+from blockdrop.names import POLICY_NETS
 from tests.conftest import randomise_statistics
 
 Pair = tuple[DroppableResNet, PolicyNetwork]
