@@ -17,7 +17,8 @@ from blockdrop.flops import LayerCount, count_flops, count_layers, reference_ste
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.checkpoints import Checkpoint, load_checkpoint, network_from, read_checkpoint
 from blockdrop.models.deciders import build_policy_network
-from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, parse_model_name
+from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
+from blockdrop.models.zoo import build_backbone
 from blockdrop.names import ReductionMode, Shortcut
 from blockdrop.output import check_writable, write_json
 

@@ -35,7 +35,8 @@ from blockdrop.distillation.stagewise import (
 from blockdrop.errors import UserError, require
 from blockdrop.models.backbone import Backbone, DiracConv2d
 from blockdrop.models.plain import PlainNet, fold_dirac, remove_shortcuts, use_dirac
-from blockdrop.models.zoo import Variant, build_backbone, parse_model_name
+from blockdrop.models.specs import Variant, parse_model_name
+from blockdrop.models.zoo import build_backbone
 from blockdrop.names import EngineName, ReductionMode
 from blockdrop.output import write_json, write_text
 from blockdrop.training.compute import Compute

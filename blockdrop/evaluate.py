@@ -35,13 +35,14 @@ from blockdrop.inference.operating_point import (
     threshold_for_budget,
 )
 from blockdrop.measure import draw_static, evaluate_images, executor, measure_speed
-from blockdrop.models.checkpoints import Checkpoint, check_operating_point, project_version, save_checkpoint
+from blockdrop.models.checkpoints import Checkpoint, check_operating_point, save_checkpoint
 from blockdrop.names import DEFAULT_THRESHOLD, EngineName, Precision
 from blockdrop.output import check_writable, write_json
 from blockdrop.policy_stats import Outcomes, policy_statistics, statistics_lines
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.policies import open_static_policy
 from blockdrop.training.setup import Setup, open_setup
+from blockdrop.version import project_version
 
 
 @dataclass(kw_only=True)

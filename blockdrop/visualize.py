@@ -20,7 +20,6 @@ from blockdrop.data import Images, Normalisation, evenly_spaced
 from blockdrop.errors import UserError, require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.measure import evaluate_images, executor, predict_under
-from blockdrop.models.checkpoints import project_version
 from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_folder, write_bytes, write_text
 from blockdrop.policy_curves import (
@@ -34,6 +33,7 @@ from blockdrop.policy_stats import Outcomes, PolicyStatistics, policy_statistics
 from blockdrop.report.page import Report, ReportFigure, report_page
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.setup import Setup, open_setup
+from blockdrop.version import project_version
 
 EVENTS_SUFFIX = ".visualize"
 THUMBNAIL = 64

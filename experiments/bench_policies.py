@@ -33,7 +33,8 @@ from blockdrop.measure import executor
 from blockdrop.models.checkpoints import load_checkpoint, network_from, read_checkpoint
 from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.resnet import DroppableResNet, block_executions
-from blockdrop.models.zoo import build_backbone, parse_model_name
+from blockdrop.models.specs import parse_model_name
+from blockdrop.models.zoo import build_backbone
 from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import Compute, choose_compute, has_fast_bfloat16

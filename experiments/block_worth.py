@@ -37,7 +37,7 @@ from blockdrop.inference.executor import Executor
 from blockdrop.inference.operating_point import threshold_for_budget
 from blockdrop.measure import MAPS_PER_IMAGE, TIMED_BYTES, executor, predict_under
 from blockdrop.models.deciders import build_policy_network
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.specs import parse_model_name
 from blockdrop.names import POLICY_NETS
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import Compute

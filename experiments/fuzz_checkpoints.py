@@ -26,11 +26,13 @@ import torch
 
 from blockdrop.console import progress, run_command
 from blockdrop.errors import UserError, require
-from blockdrop.models.checkpoints import load_checkpoint, network_from, project_version, read_checkpoint
+from blockdrop.models.checkpoints import load_checkpoint, network_from, read_checkpoint
 from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.specs import parse_model_name
 from blockdrop.models.tensor_pickle import one_line
-from blockdrop.models.zoo import build_backbone, parse_model_name
+from blockdrop.models.zoo import build_backbone
 from blockdrop.output import check_writable, write_json
+from blockdrop.version import project_version
 from experiments.mutants import (
     DIALECTS,
     MODEL,

@@ -17,8 +17,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from http.client import HTTPException
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +25,23 @@ import torchvision
 from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
-from blockdrop.data import NORMALISATIONS, Normalisation
+from blockdrop.data.sets import NORMALISATIONS, Normalisation
 from blockdrop.errors import CheckpointError, NumericalError
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.checkpoint_files import read_torch_file
 from blockdrop.models.deciders import name_of
 from blockdrop.models.safetensors_files import SUFFIX as SAFETENSORS
 from blockdrop.models.safetensors_files import read_safetensors_file
+from blockdrop.models.specs import CIFAR_DEPTHS, IMAGENET_LAYERS, ModelSpec, Variant, parse_model_name
 from blockdrop.models.tensor_pickle import one_line
-from blockdrop.models.zoo import (
-    CIFAR_DEPTHS,
-    IMAGENET_LAYERS,
-    ModelSpec,
-    Variant,
-    build_backbone,
-    parse_model_name,
-)
+from blockdrop.models.zoo import build_backbone
 from blockdrop.names import DEFAULT_THRESHOLD, POLICY_NETS, SHORTCUTS, Shortcut
 from blockdrop.output import write_whole
+from blockdrop.version import project_version
 
 FORMAT = "blockdrop"
 LONGEST_KEY = 200
 State = dict[str, Tensor]
-
-
-def project_version() -> str:
-    """The installed version of this project."""
-    try:
-        return package_version("blockdrop")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 @dataclass
@@ -75,7 +60,7 @@ class Checkpoint:
     normalisation: Normalisation | None
     """Recorded by our dialect, the dialect's custom for others; None without a backbone."""
     model: str | None = None
-    variant: Variant = Variant()  # noqa: RUF009
+    variant: Variant = Variant()
     policy_net: str = "reference"
     classes: list[str] | None = None
     epoch: int | None = None
@@ -284,7 +269,7 @@ def save_checkpoint(
     path: str | Path,
     *,
     model: str,
-    variant: Variant = Variant(),  # noqa: B008
+    variant: Variant = Variant(),
     resnet: Backbone,
     normalisation: Normalisation,
     policy_network: PolicyNetwork | None = None,

@@ -28,7 +28,8 @@ from blockdrop.models.checkpoints import (
     torchvision_checkpoint,
 )
 from blockdrop.models.deciders import build_policy_network
-from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, parse_model_name
+from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
+from blockdrop.models.zoo import build_backbone
 from blockdrop.names import DEFAULT_THRESHOLD
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, TrainingConfig

@@ -20,7 +20,7 @@ from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.resnet import make_resnet as resnet_of
 from blockdrop.models.shift import ShiftBranch
-from blockdrop.models.zoo import Variant
+from blockdrop.models.specs import Variant
 from tests.conftest import randomise_statistics
 
 needs_openvino = pytest.mark.skipif(not openvino_engine.is_installed(), reason="openvino is not installed")

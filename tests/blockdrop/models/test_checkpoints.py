@@ -22,15 +22,11 @@ from blockdrop.data import NORMALISATIONS, DataSource, Images
 from blockdrop.errors import CheckpointError, NumericalError
 from blockdrop.measure import evaluate_images
 from blockdrop.models import checkpoints
-from blockdrop.models.checkpoints import (
-    load_policy_trunk,
-    network_from,
-    project_version,
-    read_checkpoint,
-    torchvision_checkpoint,
-)
+from blockdrop.models.checkpoints import load_policy_trunk, network_from, read_checkpoint, torchvision_checkpoint
 from blockdrop.models.resnet import DroppableResNet
-from blockdrop.models.zoo import Variant, build_static, parse_model_name
+from blockdrop.models.specs import Variant, parse_model_name
+from blockdrop.models.zoo import build_static
+from blockdrop.version import project_version
 from experiments.mutants import as_torchvision
 from tests.conftest import SHARED
 
@@ -401,7 +397,7 @@ def test_other_classes_and_other_shortcuts_are_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "c.t7", resnet=build("R8_C100", shortcut="pad_stride")[0])
 
 
-def save_static(path: Path, model: str, shortcut: Any = None, variant: Variant = Variant()) -> State:  # noqa: B008
+def save_static(path: Path, model: str, shortcut: Any = None, variant: Variant = Variant()) -> State:
     """Saves a net of the zoo with fresh weights; returns them."""
     net = build_static(model, shortcut=shortcut, **variant.numbers())
     save_checkpoint(path, model=model, variant=variant, resnet=net, normalisation=NORMALISATIONS["none"])

@@ -19,7 +19,8 @@ from blockdrop.export import ExportConfig, open_networks, write_safetensors
 from blockdrop.models import safetensors_files
 from blockdrop.models.checkpoints import load_checkpoint, network_from, read_checkpoint
 from blockdrop.models.safetensors_files import write_safetensors_file
-from blockdrop.models.zoo import build, parse_model_name
+from blockdrop.models.specs import parse_model_name
+from blockdrop.models.zoo import build
 from experiments.mutants import as_torchvision
 
 pytest.importorskip("safetensors")

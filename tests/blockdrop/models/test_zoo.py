@@ -8,14 +8,8 @@ import torch
 from blockdrop.errors import UserError
 from blockdrop.models.plain import PlainNet
 from blockdrop.models.resnet import DroppableResNet
-from blockdrop.models.zoo import (
-    CIFAR_DEPTHS,
-    IMAGENET_LAYERS,
-    Variant,
-    build,
-    build_static,
-    parse_model_name,
-)
+from blockdrop.models.specs import CIFAR_DEPTHS, IMAGENET_LAYERS, Variant, parse_model_name
+from blockdrop.models.zoo import build, build_static
 
 
 @pytest.mark.parametrize(
