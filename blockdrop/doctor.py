@@ -34,7 +34,7 @@ from blockdrop.models.checkpoints import (
     read_checkpoint,
     stage_sizes,
 )
-from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.specs import parse_model_name
 from blockdrop.models.tensor_pickle import one_line
 from blockdrop.training.compute import has_fast_bfloat16

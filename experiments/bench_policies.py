@@ -31,7 +31,7 @@ from blockdrop.inference.executor import Executor
 from blockdrop.inference.openvino_engine import is_installed as openvino_is_installed
 from blockdrop.measure import executor
 from blockdrop.models.checkpoints import load_checkpoint, network_from, read_checkpoint
-from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.resnet import DroppableResNet, block_executions
 from blockdrop.models.specs import parse_model_name
 from blockdrop.models.zoo import build_backbone

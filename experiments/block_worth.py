@@ -36,7 +36,7 @@ from blockdrop.flops import FlopTable, count_flops
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.operating_point import threshold_for_budget
 from blockdrop.measure import MAPS_PER_IMAGE, TIMED_BYTES, executor, predict_under
-from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.specs import parse_model_name
 from blockdrop.names import POLICY_NETS
 from blockdrop.output import check_writable, write_json

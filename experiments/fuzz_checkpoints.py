@@ -27,7 +27,7 @@ import torch
 from blockdrop.console import progress, run_command
 from blockdrop.errors import UserError, require
 from blockdrop.models.checkpoints import load_checkpoint, network_from, read_checkpoint
-from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.specs import parse_model_name
 from blockdrop.models.tensor_pickle import one_line
 from blockdrop.models.zoo import build_backbone

@@ -34,7 +34,7 @@ from blockdrop.data import NORMALISATIONS
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.checkpoint_files import PRE_16_START, read_torch_file
 from blockdrop.models.checkpoints import FORMAT, save_checkpoint
-from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.resnet import make_resnet
 from blockdrop.models.safetensors_files import PARTS, encode_metadata, write_safetensors_file
 from blockdrop.models.specs import ModelSpec, Variant, parse_model_name

@@ -29,7 +29,7 @@ from blockdrop.data.sets import NORMALISATIONS, Normalisation
 from blockdrop.errors import CheckpointError, NumericalError
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.checkpoint_files import read_torch_file
-from blockdrop.models.deciders import name_of
+from blockdrop.models.policy_networks import name_of
 from blockdrop.models.safetensors_files import SUFFIX as SAFETENSORS
 from blockdrop.models.safetensors_files import read_safetensors_file
 from blockdrop.models.specs import CIFAR_DEPTHS, IMAGENET_LAYERS, ModelSpec, Variant, parse_model_name

@@ -8,8 +8,8 @@ from blockdrop.data.sets import DATASETS
 from blockdrop.errors import UserError
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.compact import reduced_branch, reduced_widths
-from blockdrop.models.deciders import build_policy_network
 from blockdrop.models.plain import make_exact_plain, make_plain
+from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.resnet import DroppableResNet, make_resnet
 from blockdrop.models.shift import make_shift_resnet
 from blockdrop.models.specs import ModelSpec, Variant, parse_model_name

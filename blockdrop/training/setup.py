@@ -27,7 +27,7 @@ from blockdrop.models.checkpoints import (
     save_checkpoint,
     torchvision_checkpoint,
 )
-from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
 from blockdrop.models.zoo import build_backbone
 from blockdrop.names import DEFAULT_THRESHOLD

@@ -21,7 +21,7 @@ from blockdrop.export import Networks, write_safetensors
 from blockdrop.flops import count_flops
 from blockdrop.inference import openvino_engine
 from blockdrop.models.checkpoints import load_policy_trunk, read_checkpoint
-from blockdrop.models.deciders import (
+from blockdrop.models.policy_networks import (
     Standardise,
     StemFeatures,
     build_policy_network,
