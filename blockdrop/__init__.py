@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from blockdrop import data
     from blockdrop.flops import flops_per_image
     from blockdrop.inference.executor import compile
-    from blockdrop.models.checkpoints import load_checkpoint, load_network, save_checkpoint
+    from blockdrop.models.checkpoints.filling import load_checkpoint, load_network
+    from blockdrop.models.checkpoints.saving import save_checkpoint
     from blockdrop.models.plain import remove_shortcuts
     from blockdrop.models.resnet import DroppableResNet, from_torchvision
     from blockdrop.models.specs import Variant
@@ -21,7 +22,8 @@ else:
             "data": (),
             "flops": ("flops_per_image",),
             "inference.executor": ("compile",),
-            "models.checkpoints": ("load_checkpoint", "load_network", "save_checkpoint"),
+            "models.checkpoints.filling": ("load_checkpoint", "load_network"),
+            "models.checkpoints.saving": ("save_checkpoint",),
             "models.plain": ("remove_shortcuts",),
             "models.resnet": ("DroppableResNet", "from_torchvision"),
             "models.specs": ("Variant",),

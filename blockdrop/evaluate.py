@@ -35,7 +35,9 @@ from blockdrop.inference.operating_point import (
     threshold_for_budget,
 )
 from blockdrop.measure import draw_static, evaluate_images, executor, measure_speed
-from blockdrop.models.checkpoints import Checkpoint, check_operating_point, save_checkpoint
+from blockdrop.models.checkpoints.dialects import Checkpoint
+from blockdrop.models.checkpoints.operating_points import check_operating_point
+from blockdrop.models.checkpoints.saving import save_checkpoint
 from blockdrop.names import DEFAULT_THRESHOLD, EngineName, Precision
 from blockdrop.output import check_writable, write_json
 from blockdrop.policy_stats import Outcomes, policy_statistics, statistics_lines

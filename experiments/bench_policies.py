@@ -30,7 +30,8 @@ from blockdrop.errors import require
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.openvino_engine import is_installed as openvino_is_installed
 from blockdrop.measure import executor
-from blockdrop.models.checkpoints import load_checkpoint, network_from, read_checkpoint
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
 from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.resnet import DroppableResNet, block_executions
 from blockdrop.models.specs import parse_model_name

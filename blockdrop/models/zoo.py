@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from agents.policy_network import PolicyNetwork
 from blockdrop.data.sets import DATASETS
 from blockdrop.errors import UserError
@@ -121,3 +123,12 @@ def build_static(
     """
     variant = Variant(expansion, reduction, reduction_mode)
     return build_backbone(parse_model_name(name), num_classes, shortcut, variant)
+
+
+def family_of(net: Backbone) -> str:
+    """Which of `FAMILIES` a network is of; resnet for R, too, which has the same blocks."""
+    if net.droppable:
+        return "resnet" if net.relu_after_sum else "shiftresnet"
+    if isinstance(net.bn1, nn.Identity):
+        return "exactplain"
+    return "plain" if net.shortcut is None else "dsplain"

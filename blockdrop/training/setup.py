@@ -18,15 +18,10 @@ from blockdrop.data import DATASETS, NORMALISATIONS, Augment, DataSource, Normal
 from blockdrop.errors import CheckpointError, require
 from blockdrop.flops import count_flops
 from blockdrop.models.backbone import Backbone
-from blockdrop.models.checkpoints import (
-    Checkpoint,
-    load_checkpoint,
-    load_policy_trunk,
-    network_from,
-    read_checkpoint,
-    save_checkpoint,
-    torchvision_checkpoint,
-)
+from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint
+from blockdrop.models.checkpoints.filling import load_checkpoint, load_policy_trunk, network_from
+from blockdrop.models.checkpoints.published import torchvision_checkpoint
+from blockdrop.models.checkpoints.saving import save_checkpoint
 from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
 from blockdrop.models.zoo import build_backbone

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 
 from blockdrop.errors import Interrupted, UserError
-from blockdrop.models.checkpoint_files import read_torch_file
+from blockdrop.models.checkpoints.torch_files import read_torch_file
 from blockdrop.output import write_whole
 from blockdrop.training.processes import ALONE, Processes
 

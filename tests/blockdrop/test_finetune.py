@@ -17,7 +17,7 @@ from blockdrop.errors import UserError
 from blockdrop.finetune import FinetuneConfig, count_executions, learn_pathwise
 from blockdrop.flops import count_flops
 from blockdrop.measure import evaluate_images
-from blockdrop.models.checkpoints import read_checkpoint
+from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import ModelConfig

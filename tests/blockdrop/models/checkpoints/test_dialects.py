@@ -21,8 +21,10 @@ from blockdrop import build, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource, Images
 from blockdrop.errors import CheckpointError, NumericalError
 from blockdrop.measure import evaluate_images
-from blockdrop.models import checkpoints
-from blockdrop.models.checkpoints import load_policy_trunk, network_from, read_checkpoint, torchvision_checkpoint
+from blockdrop.models.checkpoints import filling
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.checkpoints.filling import load_policy_trunk, network_from
+from blockdrop.models.checkpoints.published import torchvision_checkpoint
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.specs import Variant, parse_model_name
 from blockdrop.models.zoo import build_static
@@ -585,13 +587,13 @@ def test_a_network_that_the_file_doesnt_hold_is_not_built(tmp_path: Path, monkey
     state = build("R8_C10")[0].state_dict()
     heads = {"fc.weight": torch.ones(1_000_000, 1), "fc.bias": torch.ones(1_000_000)}
     torch.save(state | heads, tmp_path / "c.pth")
-    built, build_backbone = [], checkpoints.build_backbone
+    built, build_backbone = [], filling.build_backbone
 
     def build_and_note(*how: Any) -> Any:
         built.append(build_backbone(*how))
         return built[-1]
 
-    monkeypatch.setattr(checkpoints, "build_backbone", build_and_note)
+    monkeypatch.setattr(filling, "build_backbone", build_and_note)
     with pytest.raises(CheckpointError, match=r"fc\.weight has shape \(1000000, 1\)"):
         network_from(read_checkpoint(tmp_path / "c.pth"), parse_model_name("R8_C10"))
     assert {parameter.device.type for network in built for parameter in network.parameters()} == {"meta"}
