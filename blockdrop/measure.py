@@ -15,7 +15,6 @@ from agents.curriculum import keep_undecided
 from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
 from agents.static_policies import StaticPolicy
-from blockdrop.console import progress
 from blockdrop.data import Images, Normalisation
 from blockdrop.errors import UserError
 from blockdrop.flops import count_flops
@@ -23,6 +22,7 @@ from blockdrop.inference.executor import Executor, compile
 from blockdrop.models.backbone import Backbone
 from blockdrop.names import EngineName
 from blockdrop.policy_stats import Outcomes, losses_and_margins
+from blockdrop.progress import progress
 from blockdrop.training.compute import Compute
 
 Item = TypeVar("Item")

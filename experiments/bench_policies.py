@@ -24,7 +24,7 @@ from agents.estimators import draw_independent, make_estimator
 from agents.policies import bound_keep_probs, entropy
 from agents.policy_network import PolicyNetwork
 from agents.rewards import Reward
-from blockdrop.console import progress, run_command
+from blockdrop.console import run_command
 from blockdrop.data import DATASETS, DataSource, Normalisation
 from blockdrop.errors import require
 from blockdrop.inference.executor import Executor
@@ -38,6 +38,7 @@ from blockdrop.models.specs import parse_model_name
 from blockdrop.models.zoo import build_backbone
 from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_writable, write_json
+from blockdrop.progress import progress
 from blockdrop.training.compute import Compute, choose_compute, has_fast_bfloat16
 
 ALPHA, BETA, LR, PENALTY = 0.8, 0.1, 1e-3, -1.0

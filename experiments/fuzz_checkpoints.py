@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from blockdrop.console import progress, run_command
+from blockdrop.console import run_command
 from blockdrop.errors import UserError, require
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
@@ -33,6 +33,7 @@ from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.specs import parse_model_name
 from blockdrop.models.zoo import build_backbone
 from blockdrop.output import check_writable, write_json
+from blockdrop.progress import progress
 from blockdrop.version import project_version
 from experiments.mutants import (
     DIALECTS,

@@ -11,7 +11,7 @@ from torch import nn
 
 from blockdrop.errors import UserError
 from blockdrop.names import Precision
-from blockdrop.training.processes import ALONE, Processes, current_processes
+from blockdrop.processes import ALONE, Processes, current_processes
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from agents.policy_network import PolicyNetwork
 from agents.static_policies import StaticPolicy
-from blockdrop.console import progress
 from blockdrop.data import DATASETS, NORMALISATIONS, Augment, DataSource, Normalisation, left_out, split_rows
 from blockdrop.errors import CheckpointError, require
 from blockdrop.flops import count_flops
@@ -26,10 +25,11 @@ from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
 from blockdrop.models.zoo import build_backbone
 from blockdrop.names import DEFAULT_THRESHOLD
+from blockdrop.processes import Processes, current_processes
+from blockdrop.progress import progress
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, TrainingConfig
 from blockdrop.training.policies import open_static_policy, policy_file
-from blockdrop.training.processes import Processes, current_processes
 from blockdrop.training.run_directory import RunDirectory, check_usable
 
 
