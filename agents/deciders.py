@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from agents.curriculum import keep_undecided
-from agents.policies import DEFAULT_THRESHOLD, map_policy
+from agents.names import DEFAULT_THRESHOLD
+from agents.policies import map_policy
 from agents.static_policies import StaticPolicy, make_static_policy
 
 Look = Callable[[Tensor], tuple[Tensor, Tensor | None]]

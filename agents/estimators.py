@@ -13,18 +13,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from agents.deciders import Decision
+from agents.names import ESTIMATORS, PATHWISE, PathwiseName
 from agents.policies import log_prob, map_policy, sample_policy
-
-EstimatorName = Literal["self_critical", "leave_one_out", "antithetic", "value_baseline", "block_credit"]
-PathwiseName = Literal["straight_through", "kept_straight_through", "gumbel"]
-ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
-PATHWISE: tuple[PathwiseName, ...] = get_args(PathwiseName)
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ def make_estimator(name: str, samples: int = 2) -> Estimator:
     return Estimator(functools.partial(draw_with_flips, flips=samples), block_credit_loss, samples=1)
 
 
-def values_for(estimator: Estimator, decision: Decision, rows: slice = slice(None)) -> tuple[Tensor, ...]:  # noqa: B008
+def values_for(estimator: Estimator, decision: Decision, rows: slice = slice(None)) -> tuple[Tensor, ...]:
     """What an estimator's loss takes beside the rewards: the value estimates (N,) of these rows, or nothing.
 
     Raises:

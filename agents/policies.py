@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-DEFAULT_THRESHOLD = 0.5
-"""Of MAP policies, where no other was chosen."""
+from agents.names import DEFAULT_THRESHOLD
 
 
 def bound_keep_probs(keep_probs: Tensor, alpha: float) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.policies import DEFAULT_THRESHOLD, map_policy
+from agents.names import DEFAULT_THRESHOLD
+from agents.policies import map_policy
 
 
 class PolicyNetwork(nn.Module):

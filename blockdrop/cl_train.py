@@ -16,7 +16,8 @@ import torch
 from agents.budget import BudgetPrice
 from agents.curriculum import decide_last, num_decided
 from agents.deciders import LastDecided, Learned
-from agents.estimators import EstimatorName, make_estimator, values_for
+from agents.estimators import make_estimator, values_for
+from agents.names import EstimatorName
 from agents.policies import bound_keep_probs, entropy
 from blockdrop.console import run_command
 from blockdrop.data import Data, derived_seed
@@ -121,7 +122,9 @@ def train(dynamic: DynamicNetwork, data: Data, session: Session[CurriculumConfig
             logits = processes.gather(logits, dim=1)  # (S, N, classes)
             rewards = reward(logits, labels, policies, None if budget is None else budget.value)  # (S, N)
             bonus = entropy(bounded)
-            loss = estimator.loss(chances, policies, rewards, *values_for(estimator, decision)) - config.beta * bonus
+            loss = (
+                estimator.loss(chances, policies, rewards, *values_for(estimator, decision)) - config.beta * bonus
+            )
             update(loss / processes.size, epoch, batch)
             means = {"loss": loss, "entropy": bonus}
             if len(rewards) > 1:

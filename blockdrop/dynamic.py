@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from agents.deciders import Decider, Decision, Learned, keep_all
-from agents.policies import DEFAULT_THRESHOLD
+from agents.names import DEFAULT_THRESHOLD
 from agents.policy_network import PolicyNetwork
 from blockdrop.data.sets import Normalisation, Preprocessing
 from blockdrop.errors import UserError, require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.models.backbone import Backbone
-from blockdrop.models.checkpoints import save_checkpoint
-from blockdrop.models.zoo import Variant
+from blockdrop.models.checkpoints.saving import save_checkpoint
+from blockdrop.models.specs import Variant
 
 
 class DynamicNetwork(nn.Module):
@@ -53,7 +53,7 @@ class DynamicNetwork(nn.Module):
         *,
         model: str,
         preprocessing: Preprocessing,
-        variant: Variant = Variant(),  # noqa: B008
+        variant: Variant = Variant(),
         policy_net: str | None = None,
         classes: Sequence[str] | None = None,
         operating_point: Mapping[str, Any] | None = None,

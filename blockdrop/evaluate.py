@@ -25,9 +25,8 @@ from blockdrop.console import run_command
 from blockdrop.data import Data, Images
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import require
-from blockdrop.inference.executor import EngineName, Executor
+from blockdrop.inference.executor import Executor
 from blockdrop.inference.operating_point import (
-    DEFAULT_THRESHOLD,
     DROP_ALL,
     KEEP_ALL,
     curve_thresholds,
@@ -35,14 +34,15 @@ from blockdrop.inference.operating_point import (
     threshold_for_budget,
 )
 from blockdrop.measure import evaluate_images, executor, look_through, measure_speed
-from blockdrop.models.checkpoints import check_operating_point, project_version
+from blockdrop.models.checkpoints.operating_points import check_operating_point
+from blockdrop.names import EngineName
 from blockdrop.output import check_writable, write_json
 from blockdrop.policy_stats import Outcomes, policy_statistics, statistics_lines
-from blockdrop.training.compute import Precision
 from blockdrop.training.config import ModelConfig
-from blockdrop.training.policies import open_static_policy
 from blockdrop.training.opening import Opened, open_networks
+from blockdrop.training.policies import open_static_policy
 from blockdrop.training.session import undecided_note
+from blockdrop.version import project_version
 
 
 @dataclass(kw_only=True)

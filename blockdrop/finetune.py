@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from agents.budget import BudgetPrice
 from agents.deciders import Decider, Learned, Look, Shuffled, Static
-from agents.estimators import PATHWISE, EstimatorName, PathwiseName, make_estimator
+from agents.estimators import make_estimator
+from agents.names import PATHWISE, EstimatorName, PathwiseName
 from agents.policy_network import PolicyNetwork
 from agents.rewards import Reward
 from agents.static_policies import StaticPolicy
@@ -32,7 +33,8 @@ from blockdrop.distillation.hinton import kl_divergence
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import require
 from blockdrop.measure import executor, look_through
-from blockdrop.models.resnet import DroppableResNet, Execution
+from blockdrop.models.resnet import DroppableResNet
+from blockdrop.names import Execution
 from blockdrop.training.batchnorm import recalibrate
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import PolicyTrainingConfig, Recipe, RecipeName, check_estimator
@@ -305,7 +307,9 @@ def train(
         policies.point = OperatingPoint(dynamic.threshold)
         if target is not None:
             policies.point.choose(target, dynamic, data.train, compute, flops)
-    state.track(resnet=resnet, budget=budget, point=policies.point, policy_network=dynamic.policy_network, **optimizers)
+    state.track(
+        resnet=resnet, budget=budget, point=policies.point, policy_network=dynamic.policy_network, **optimizers
+    )
     for epoch in state.epochs(config.max_epochs):
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))

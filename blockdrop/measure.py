@@ -14,15 +14,16 @@ from torch import Tensor
 from agents.deciders import Decider, Learned, Look, keep_all
 from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
-from blockdrop.console import progress
 from blockdrop.data import Images, Normalisation
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import UserError
-from blockdrop.inference.executor import EngineName, Executor, compile
+from blockdrop.inference.executor import Executor, compile
 from blockdrop.models.backbone import Backbone
+from blockdrop.names import EngineName
 from blockdrop.policy_stats import Outcomes, losses_and_margins
+from blockdrop.processes import ALONE, Processes
+from blockdrop.progress import progress
 from blockdrop.training.compute import Compute
-from blockdrop.training.processes import ALONE, Processes
 
 Item = TypeVar("Item")
 SPEED_ROUNDS = 5

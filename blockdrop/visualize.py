@@ -21,9 +21,8 @@ from blockdrop.data import Data, Images, Normalisation, evenly_spaced
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import UserError, require
 from blockdrop.flops import FlopTable
-from blockdrop.inference.executor import EngineName
 from blockdrop.measure import evaluate_images, executor, look_through, predict_under
-from blockdrop.models.checkpoints import project_version
+from blockdrop.names import EngineName
 from blockdrop.output import check_folder, write_bytes, write_text
 from blockdrop.policy_curves import (
     Curve,
@@ -34,10 +33,10 @@ from blockdrop.policy_curves import (
 )
 from blockdrop.policy_stats import Outcomes, PolicyStatistics, policy_statistics, statistics_lines
 from blockdrop.report.page import Report, ReportFigure, report_page
-from blockdrop.training.compute import Precision
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.opening import Opened, open_networks
 from blockdrop.training.session import undecided_note
+from blockdrop.version import project_version
 
 EVENTS_SUFFIX = ".visualize"
 THUMBNAIL = 64

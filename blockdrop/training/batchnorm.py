@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from agents.deciders import Decider
-from blockdrop.models.resnet import DroppableResNet, Execution
+from blockdrop.models.resnet import DroppableResNet
+from blockdrop.names import Execution
 
 
 def recalibrate(

@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agents.deciders import Decision
-from agents.estimators import Estimator, PathwiseName, draw_gates, values_for
+from agents.estimators import Estimator, draw_gates, values_for
+from agents.names import PathwiseName
 from agents.policies import bound_keep_probs, entropy, policy_information
 from agents.rewards import Reward
-from blockdrop.models.resnet import DroppableResNet, Execution, block_executions
+from blockdrop.models.resnet import DroppableResNet, block_executions
+from blockdrop.names import Execution
 from blockdrop.training.batchnorm import rows_kept_whole
 from blockdrop.training.compute import Compute
 

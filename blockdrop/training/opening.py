@@ -14,20 +14,16 @@ from blockdrop.data import DATASETS, NORMALISATIONS, Data, DataSource, Normalisa
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import CheckpointError, require
 from blockdrop.models.backbone import Backbone
-from blockdrop.models.checkpoints import (
-    Checkpoint,
-    load_checkpoint,
-    load_policy_trunk,
-    network_from,
-    read_checkpoint,
-    torchvision_checkpoint,
-)
-from blockdrop.models.deciders import build_policy_network
-from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, parse_model_name
+from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint
+from blockdrop.models.checkpoints.filling import load_checkpoint, load_policy_trunk, network_from
+from blockdrop.models.checkpoints.published import torchvision_checkpoint
+from blockdrop.models.policy_networks import build_policy_network
+from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
+from blockdrop.models.zoo import build_backbone
+from blockdrop.processes import Processes, current_processes
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, TrainingConfig
 from blockdrop.training.policies import open_static_policy, policy_file
-from blockdrop.training.processes import Processes, current_processes
 from blockdrop.training.run_directory import RunDirectory, check_usable
 from blockdrop.training.session import Session
 
@@ -131,7 +127,9 @@ def open_networks(
 
 def _read(config: ModelConfig, paths: Sequence[str]) -> tuple[ModelSpec, list[Checkpoint]]:
     spec = parse_model_name(config.network)
-    return spec, [torchvision_checkpoint(spec) if path == "torchvision" else read_checkpoint(path) for path in paths]
+    return spec, [
+        torchvision_checkpoint(spec) if path == "torchvision" else read_checkpoint(path) for path in paths
+    ]
 
 
 def _normalisation(config: ModelConfig, spec: ModelSpec, backbones: Sequence[Checkpoint]) -> Normalisation:

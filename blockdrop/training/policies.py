@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.policies import DEFAULT_THRESHOLD, map_policy
+from agents.names import DEFAULT_THRESHOLD
+from agents.policies import map_policy
 from agents.static_policies import StaticPolicy, make_static_policy
 from blockdrop.data import Data, Images
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import UserError
 from blockdrop.flops import FlopTable
 from blockdrop.inference.operating_point import threshold_for_budget
-from blockdrop.models.checkpoints import check_operating_point
+from blockdrop.models.checkpoints.operating_points import check_operating_point
 from blockdrop.training.compute import Compute
 
 SOME_IMAGES = 5000

@@ -19,10 +19,10 @@ from blockdrop.flops import FlopTable
 from blockdrop.inference.executor import Executor
 from blockdrop.measure import evaluate_images
 from blockdrop.policy_stats import Outcomes, losses_and_margins
+from blockdrop.processes import Processes
 from blockdrop.training.config import PolicyTrainingConfig
 from blockdrop.training.means import Means
 from blockdrop.training.policies import OperatingPoint
-from blockdrop.training.processes import Processes
 from blockdrop.training.session import Session
 
 

@@ -9,12 +9,12 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from blockdrop.console import progress
 from blockdrop.data import Augment, Data, Images, Normalisation, left_out
 from blockdrop.dynamic import DynamicNetwork
+from blockdrop.processes import Processes
+from blockdrop.progress import progress
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import TrainingConfig
-from blockdrop.training.processes import Processes
 from blockdrop.training.run_directory import RunDirectory
 
 Config = TypeVar("Config", bound=TrainingConfig)
