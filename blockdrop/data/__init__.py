@@ -13,9 +13,17 @@ if TYPE_CHECKING:
     from blockdrop.data.batching import Augment, derived_seed, evenly_spaced, normalise, plan_batches, split_rows
     from blockdrop.data.files import UnreadableImageError, left_out, read_image
     from blockdrop.data.memory import MemoryImages, load_digits, random_crop
-    from blockdrop.data.sets import DATASETS, NORMALISATIONS, DatasetInfo, Normalisation
-    from blockdrop.data.source import LARGEST_IN_MEMORY, DataSource, Images
-    from blockdrop.data.streamed import RESIZE_FACTOR, StreamedImages
+    from blockdrop.data.sets import (
+        DATASETS,
+        LARGEST_IN_MEMORY,
+        NORMALISATIONS,
+        RESIZE_FACTOR,
+        DatasetInfo,
+        Normalisation,
+        Preprocessing,
+    )
+    from blockdrop.data.source import DataSource, Images
+    from blockdrop.data.streamed import StreamedImages
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -23,9 +31,17 @@ else:
             "batching": ("Augment", "derived_seed", "evenly_spaced", "normalise", "plan_batches", "split_rows"),
             "files": ("UnreadableImageError", "left_out", "read_image"),
             "memory": ("MemoryImages", "load_digits", "random_crop"),
-            "sets": ("DATASETS", "NORMALISATIONS", "DatasetInfo", "Normalisation"),
-            "source": ("LARGEST_IN_MEMORY", "DataSource", "Images"),
-            "streamed": ("RESIZE_FACTOR", "StreamedImages"),
+            "sets": (
+                "DATASETS",
+                "LARGEST_IN_MEMORY",
+                "NORMALISATIONS",
+                "RESIZE_FACTOR",
+                "DatasetInfo",
+                "Normalisation",
+                "Preprocessing",
+            ),
+            "source": ("DataSource", "Images"),
+            "streamed": ("StreamedImages",),
         },
     )
 
@@ -40,6 +56,7 @@ __all__ = [
     "Images",
     "MemoryImages",
     "Normalisation",
+    "Preprocessing",
     "StreamedImages",
     "UnreadableImageError",
     "derived_seed",

@@ -19,21 +19,19 @@ from torchvision.transforms.v2 import functional as transforms
 
 from blockdrop.data.batching import Augment, derived_seed, normalise, plan_batches
 from blockdrop.data.files import ImageFiles, UnreadableImageError, none_readable, resize_short_side
-from blockdrop.data.sets import Normalisation
+from blockdrop.data.sets import Normalisation, Preprocessing
 from blockdrop.errors import DataError
-
-RESIZE_FACTOR = 256 / 224
-"""Streamed images are resized to this multiple of the crop, as is usual on ImageNet."""
 
 
 class StreamedImages:
     """Images read from disk by worker processes, which are a few batches ahead.
 
-    Training: the short side resized to 8/7 of `image_size`, a random crop, a flip. Test: the centre crop.
+    Training: the short side resized, a random crop, a flip. Test: the centre crop.
 
     Args:
         files: where the images are.
-        image_size: side in pixels.
+        preprocessing: size of the crop, and what the short side is resized to; images are normalised as `batches`
+            is told.
         workers: processes; 0: read in this one.
         bad_images: gets name and reason of the images that can't be read, which are missing in their batches;
             None: the first one ends the batches.
@@ -43,12 +41,13 @@ class StreamedImages:
     def __init__(
         self,
         files: ImageFiles,
-        image_size: int,
+        preprocessing: Preprocessing,
         workers: int,
         bad_images: dict[str, str] | None = None,
         rows: np.ndarray | None = None,
     ):
-        self.files, self.image_size, self.workers, self.bad_images = files, image_size, workers, bad_images
+        self.files, self.preprocessing = files, preprocessing
+        self.workers, self.bad_images = workers, bad_images
         self.rows = np.arange(len(files.labels)) if rows is None else rows
 
     def __len__(self) -> int:
@@ -61,7 +60,8 @@ class StreamedImages:
 
     def subset(self, rows: Tensor) -> StreamedImages:
         """The images of these rows, int64 (S,)."""
-        return StreamedImages(self.files, self.image_size, self.workers, self.bad_images, self.rows[rows.numpy()])
+        rows_left = self.rows[rows.numpy()]
+        return StreamedImages(self.files, self.preprocessing, self.workers, self.bad_images, rows_left)
 
     def batches(
         self,
@@ -145,7 +145,7 @@ class _Reader(torch.utils.data.Dataset[Any]):
     """Batches by their rows."""
 
     def __init__(self, source: StreamedImages, augment: Augment | None):
-        self.files, self.rows, self.size = source.files, source.rows, source.image_size
+        self.files, self.rows, self.preprocessing = source.files, source.rows, source.preprocessing
         self.skip, self.augment = source.bad_images is not None, augment
 
     def __getitem__(self, indices: list[int]) -> _Batch | DataError:
@@ -162,13 +162,15 @@ class _Reader(torch.utils.data.Dataset[Any]):
                 return error
         if len(bad) == len(indices) > 1:
             return none_readable(len(bad), "a batch", UnreadableImageError(*bad[0]))
-        empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        size = self.preprocessing.image_size
+        empty = torch.empty(0, 3, size, size, dtype=torch.uint8)
         return _Batch(torch.stack(images) if images else empty, torch.tensor(labels, dtype=torch.int64), bad)
 
     def _image(self, index: int) -> Tensor:
         """uint8 (3, H, W)."""
-        row, size = int(self.rows[index]), self.size
-        image = resize_short_side(self.files.read(row), round(size * RESIZE_FACTOR), self.files.name(row))
+        row, wanted = int(self.rows[index]), self.preprocessing
+        size, name = wanted.image_size, self.files.name(row)
+        image = resize_short_side(self.files.read(row), wanted.resize, name, wanted.interpolation)
         if self.augment is None:
             image = transforms.center_crop(image, [size])
         else:
