@@ -1,7 +1,7 @@
 """Deciders: which blocks run for which image.
 
-Training, tests, recalibration of BatchNorm, curves and the executor's callers all ask a decider, batch after batch;
-none decides by itself. Deciders compose: `LastDecided(Shuffled(Learned(policy_network)), 3)`.
+Training, tests, recalibration of BatchNorm, curves and callers of the executor all ask a decider, batch after
+batch; none decides by itself. Deciders compose: `LastDecided(Shuffled(Learned(policy_network)), 3)`.
 
 Of several processes each gives its share of a batch, and gets the decision for the whole batch.
 """
@@ -47,10 +47,10 @@ class Decider(ABC):
     num_blocks: int
     looks: bool
 
-    def restart(self) -> None:
+    def restart(self) -> None:  # noqa: B027  # nothing to do where nothing is drawn
         """Begins a pass over a set of images: what is drawn at random comes out as in the pass before."""
 
-    def check(self, images: int) -> None:
+    def check(self, images: int) -> None:  # noqa: B027
         """Raises `ValueError` if it can't decide for a set of so many images."""
 
     @abstractmethod

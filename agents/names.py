@@ -1,4 +1,7 @@
-"""The names of estimators and rewards, and the usual threshold. Without torch, so that a command line is understood without loading it."""
+"""The names of estimators and rewards, and the usual threshold.
+
+Without torch, so that a command line is understood without loading it.
+"""
 
 from __future__ import annotations
 

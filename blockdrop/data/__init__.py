@@ -12,6 +12,7 @@ from blockdrop.lazy import lazy_names
 if TYPE_CHECKING:
     from blockdrop.data.batching import Augment, derived_seed, evenly_spaced, normalise, plan_batches, split_rows
     from blockdrop.data.files import UnreadableImageError, left_out, read_image
+    from blockdrop.data.images import Data, Images, identify
     from blockdrop.data.memory import MemoryImages, load_digits, random_crop
     from blockdrop.data.sets import (
         DATASETS,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         Normalisation,
         Preprocessing,
     )
-    from blockdrop.data.source import DataSource, Images
+    from blockdrop.data.source import DataSource
     from blockdrop.data.streamed import StreamedImages
 else:
     __getattr__, __dir__ = lazy_names(
@@ -30,6 +31,7 @@ else:
         {
             "batching": ("Augment", "derived_seed", "evenly_spaced", "normalise", "plan_batches", "split_rows"),
             "files": ("UnreadableImageError", "left_out", "read_image"),
+            "images": ("Data", "Images", "identify"),
             "memory": ("MemoryImages", "load_digits", "random_crop"),
             "sets": (
                 "DATASETS",
@@ -40,7 +42,7 @@ else:
                 "Normalisation",
                 "Preprocessing",
             ),
-            "source": ("DataSource", "Images"),
+            "source": ("DataSource",),
             "streamed": ("StreamedImages",),
         },
     )
@@ -51,6 +53,7 @@ __all__ = [
     "NORMALISATIONS",
     "RESIZE_FACTOR",
     "Augment",
+    "Data",
     "DataSource",
     "DatasetInfo",
     "Images",
@@ -61,6 +64,7 @@ __all__ = [
     "UnreadableImageError",
     "derived_seed",
     "evenly_spaced",
+    "identify",
     "left_out",
     "load_digits",
     "normalise",

@@ -14,14 +14,13 @@ import torchvision
 
 from blockdrop.data.cache import Cache
 from blockdrop.data.files import ImageFiles, left_out
+from blockdrop.data.images import Images
 from blockdrop.data.memory import MemoryImages, decode_once, load_digits
 from blockdrop.data.sets import DATASETS, LARGEST_IN_MEMORY, Preprocessing
 from blockdrop.data.shards import Archives, find_shards, open_shards, read_class_names
 from blockdrop.data.streamed import StreamedImages
 from blockdrop.data.tree import find_trees, open_tree
 from blockdrop.errors import DataError
-
-Images = MemoryImages | StreamedImages
 
 
 class DataSource:
