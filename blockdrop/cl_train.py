@@ -122,9 +122,8 @@ def train(dynamic: DynamicNetwork, data: Data, session: Session[CurriculumConfig
             logits = processes.gather(logits, dim=1)  # (S, N, classes)
             rewards = reward(logits, labels, policies, None if budget is None else budget.value)  # (S, N)
             bonus = entropy(bounded)
-            loss = (
-                estimator.loss(chances, policies, rewards, *values_for(estimator, decision)) - config.beta * bonus
-            )
+            values = values_for(estimator, decision)
+            loss = estimator.loss(chances, policies, rewards, *values) - config.beta * bonus
             update(loss / processes.size, epoch, batch)
             means = {"loss": loss, "entropy": bonus}
             if len(rewards) > 1:

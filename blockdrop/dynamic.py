@@ -162,8 +162,8 @@ class DynamicNetwork(nn.Module):
         side = self.image_size
         if images.dim() != 4 or images.shape[1:] != (3, side, side) or not images.is_floating_point():
             raise UserError(
-                f"images: {images.dtype} of shape {tuple(images.shape)}; {self.model} takes normalised float images "
-                f"(N, 3, {side}, {side}), as .transform makes them"
+                f"images: {images.dtype} of shape {tuple(images.shape)}; {self.model} takes normalised float "
+                f"images (N, 3, {side}, {side}), as .transform makes them"
             )
 
     def with_network(self, network: Backbone) -> DynamicNetwork:

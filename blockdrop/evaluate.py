@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from agents.deciders import Decider, Learned, Static, keep_all
+from agents.names import DEFAULT_THRESHOLD
 from agents.policies import map_policy
 from blockdrop.console import run_command
 from blockdrop.data import Data, Images
@@ -35,7 +36,7 @@ from blockdrop.inference.operating_point import (
 )
 from blockdrop.measure import evaluate_images, executor, look_through, measure_speed
 from blockdrop.models.checkpoints.operating_points import check_operating_point
-from blockdrop.names import EngineName
+from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_writable, write_json
 from blockdrop.policy_stats import Outcomes, policy_statistics, statistics_lines
 from blockdrop.training.config import ModelConfig

@@ -22,7 +22,7 @@ from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import UserError, require
 from blockdrop.flops import FlopTable
 from blockdrop.measure import evaluate_images, executor, look_through, predict_under
-from blockdrop.names import EngineName
+from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_folder, write_bytes, write_text
 from blockdrop.policy_curves import (
     Curve,

@@ -29,7 +29,8 @@ from blockdrop.training.session import Session
 
 Config = TypeVar("Config", bound=TrainingConfig)
 WhichPolicy = Literal["loaded", "fresh", "none"]
-"""loaded: the checkpoints' policy network, if they hold one; fresh: else a new one; none: none, whatever they hold."""
+"""loaded: the checkpoints' policy network, if they hold one; fresh: else a new one; none: none, whatever they
+hold."""
 
 
 @dataclass
@@ -99,11 +100,8 @@ def open_networks(
     policy_net = config.policy_net or (policies[-1].policy_net if policies else "reference")
     policy_network: PolicyNetwork | None = None
     if policies or policy == "fresh":
-        require(
-            spec.droppable or not policies,
-            f"{policies[-1].path if policies else ''}: holds a policy network, but {spec.architecture} has no blocks "
-            "to drop",
-        )
+        file = policies[-1].path if policies else ""
+        require(spec.droppable, f"{file}: holds a policy network, but {spec.architecture} has no blocks to drop")
         policy_network = build_policy_network(
             network.num_blocks, spec.large_images, policy_net, backbone=network, initial_keep=initial_keep
         )
@@ -248,8 +246,9 @@ def _check_target(config: TrainingConfig, dynamic: DynamicNetwork) -> None:
         least = dynamic.flop_table().least_share()
         require(
             config.target_flops > least,
-            f"--target_flops {config.target_flops}: with all blocks dropped the {dynamic.policy_net} policy network "
-            f"and the rest cost {least:.3f} of the full network's FLOPs; choose more, or a cheaper --policy_net",
+            f"--target_flops {config.target_flops}: with all blocks dropped the {dynamic.policy_net} policy "
+            f"network and the rest cost {least:.3f} of the full network's FLOPs; choose more, or a cheaper "
+            "--policy_net",
         )
 
 
