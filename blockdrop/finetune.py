@@ -423,7 +423,9 @@ class Policies:
         """For BatchNorm's statistics: the policy network is a copy, which stays as it is meanwhile."""
         if self.static is not None:
             return Static(self.static)
-        return self._of(copy.deepcopy(self.dynamic.policy_network).eval())
+        policy_network = copy.deepcopy(self.dynamic.policy_network)
+        assert policy_network is not None
+        return self._of(policy_network.eval())
 
     def test(self) -> Test:
         """For the test after an epoch."""
@@ -433,7 +435,7 @@ class Policies:
             decider = Static(self.static)
         else:
             decider = self._of(look_through(run, self.compute.processes))
-        return Test(run, decider, self.point)
+        return Test(run, decider, self.point, {})
 
     def _of(self, look: Look, draws: torch.Generator | None = None) -> Decider:
         learned = Learned(look, self.dynamic.num_blocks, self.point.threshold)
@@ -450,7 +452,7 @@ def make_learners(
         assert reward.costs is not None
         learn = PathwiseLearner(
             blocks,
-            config.estimator,  # type: ignore[arg-type]
+            config.estimator,
             reward.costs.to(compute.device),
             config.alpha,
             config.penalty,
