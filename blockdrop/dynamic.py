@@ -65,7 +65,7 @@ class DynamicNetwork(nn.Module):
         super().__init__()
         self.network, self.policy_network = network, policy_network
         self.model, self.variant, self.origin = model, variant, None if origin is None else dict(origin)
-        self.policy_net = policy_net if policy_network is not None else None
+        self._policy_net = policy_net
         self.preprocessing = preprocessing
         self.classes = None if classes is None else list(classes)
         self.operating_point = None if operating_point is None else dict(operating_point)
@@ -87,6 +87,11 @@ class DynamicNetwork(nn.Module):
     def num_classes(self) -> int:
         """Width of the logits."""
         return self.network.num_classes
+
+    @property
+    def policy_net(self) -> str | None:
+        """Name of the kind of policy network; None where there is none."""
+        return None if self.policy_network is None else self._policy_net
 
     @property
     def threshold(self) -> float:
