@@ -3,8 +3,9 @@
 from blockdrop.flops import flops_per_image
 from blockdrop.inference.executor import compile
 from blockdrop.models.checkpoints import load_checkpoint, load_network, save_checkpoint
+from blockdrop.models.conversion import from_torchvision
 from blockdrop.models.plain import remove_shortcuts
-from blockdrop.models.resnet import DroppableResNet, from_torchvision
+from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.zoo import Variant, build, build_static
 
 __all__ = [

@@ -32,7 +32,8 @@ from blockdrop.distillation.hinton import kl_divergence
 from blockdrop.errors import require
 from blockdrop.flops import count_flops
 from blockdrop.measure import executor
-from blockdrop.models.resnet import DroppableResNet, Execution, block_executions
+from blockdrop.models.droppable import Execution, block_executions
+from blockdrop.models.resnet import DroppableResNet
 from blockdrop.training.batchnorm import StaticDecider, recalibrate, rows_kept_whole
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import PolicyTrainingConfig, Recipe, RecipeName, check_estimator

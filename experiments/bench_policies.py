@@ -32,7 +32,8 @@ from blockdrop.inference.openvino_engine import is_installed as openvino_is_inst
 from blockdrop.measure import executor
 from blockdrop.models.checkpoints import load_checkpoint, network_from, read_checkpoint
 from blockdrop.models.deciders import build_policy_network
-from blockdrop.models.resnet import DroppableResNet, block_executions
+from blockdrop.models.droppable import block_executions
+from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.zoo import build_backbone, parse_model_name
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import Compute, Precision, choose_compute, has_fast_bfloat16

@@ -32,7 +32,7 @@ from blockdrop.inference.torch_engine import TorchEngine
 from blockdrop.inference.workers import Workers
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.deciders import folded_policy_network
-from blockdrop.models.resnet import take_rows
+from blockdrop.models.droppable import take_rows
 
 EngineName = Literal["auto", "torch", "openvino"]
 ROWS_AT_ONCE = 4
