@@ -30,7 +30,7 @@ from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.flops import count_flops
 from blockdrop.measure import executor
-from blockdrop.models.resnet import block_executions
+from blockdrop.models.droppable import block_executions
 from blockdrop.names import Precision
 from blockdrop.output import check_writable, write_json
 from blockdrop.progress import progress

@@ -22,7 +22,8 @@ from agents.estimators import Estimator, draw_gates, values_for
 from agents.names import PathwiseName
 from agents.policies import bound_keep_probs, entropy, policy_information
 from agents.rewards import Reward
-from blockdrop.models.resnet import DroppableResNet, block_executions
+from blockdrop.models.droppable import block_executions
+from blockdrop.models.resnet import DroppableResNet
 from blockdrop.names import Execution
 from blockdrop.training.batchnorm import rows_kept_whole
 from blockdrop.training.compute import Compute
