@@ -11,9 +11,11 @@ from blockdrop.lazy import lazy_names
 
 if TYPE_CHECKING:
     from blockdrop.data.batching import Augment, derived_seed, evenly_spaced, normalise, plan_batches, split_rows
+    from blockdrop.data.brought import OwnData, as_data, as_images, identify
     from blockdrop.data.files import UnreadableImageError, left_out, read_image
-    from blockdrop.data.images import Data, Images, identify
+    from blockdrop.data.images import Data, Images
     from blockdrop.data.memory import MemoryImages, load_digits, random_crop
+    from blockdrop.data.own import OwnImages
     from blockdrop.data.sets import (
         DATASETS,
         LARGEST_IN_MEMORY,
@@ -30,9 +32,11 @@ else:
         __name__,
         {
             "batching": ("Augment", "derived_seed", "evenly_spaced", "normalise", "plan_batches", "split_rows"),
+            "brought": ("OwnData", "as_data", "as_images", "identify"),
             "files": ("UnreadableImageError", "left_out", "read_image"),
-            "images": ("Data", "Images", "identify"),
+            "images": ("Data", "Images"),
             "memory": ("MemoryImages", "load_digits", "random_crop"),
+            "own": ("OwnImages",),
             "sets": (
                 "DATASETS",
                 "LARGEST_IN_MEMORY",
@@ -59,9 +63,13 @@ __all__ = [
     "Images",
     "MemoryImages",
     "Normalisation",
+    "OwnData",
+    "OwnImages",
     "Preprocessing",
     "StreamedImages",
     "UnreadableImageError",
+    "as_data",
+    "as_images",
     "derived_seed",
     "evenly_spaced",
     "identify",
