@@ -17,8 +17,9 @@ from agents.policy_network import PolicyNetwork
 from blockdrop.data.sets import Normalisation, Preprocessing
 from blockdrop.errors import UserError, require
 from blockdrop.flops import FlopTable, count_flops
-from blockdrop.models.backbone import Backbone
+from blockdrop.models.backbone import Network
 from blockdrop.models.checkpoints.saving import save_checkpoint
+from blockdrop.models.conversion import num_classes_of
 from blockdrop.models.specs import Variant
 
 
@@ -48,7 +49,7 @@ class DynamicNetwork(nn.Module):
 
     def __init__(
         self,
-        network: Backbone,
+        network: Network,
         policy_network: PolicyNetwork | None = None,
         *,
         model: str,
@@ -70,6 +71,7 @@ class DynamicNetwork(nn.Module):
         self.classes = None if classes is None else list(classes)
         self.operating_point = None if operating_point is None else dict(operating_point)
         self.metrics, self.epoch, self.config = dict(metrics or {}), epoch, dict(config or {})
+        network.image_size = preprocessing.image_size
         if policy_network is not None and policy_network.num_blocks != network.num_blocks:
             raise UserError(
                 f"{model}: has {network.num_blocks} blocks, its policy network decides on "
@@ -86,7 +88,7 @@ class DynamicNetwork(nn.Module):
     @property
     def num_classes(self) -> int:
         """Width of the logits."""
-        return self.network.num_classes
+        return num_classes_of(self.network, self.image_size)
 
     @property
     def policy_net(self) -> str | None:
@@ -171,7 +173,7 @@ class DynamicNetwork(nn.Module):
                 f"images (N, 3, {side}, {side}), as .transform makes them"
             )
 
-    def with_network(self, network: Backbone) -> DynamicNetwork:
+    def with_network(self, network: Network) -> DynamicNetwork:
         """The same with another network of the same shape in its place; it shares the rest."""
         other = copy.copy(self)
         other._modules = {**self._modules, "network": network}
@@ -206,6 +208,7 @@ class DynamicNetwork(nn.Module):
             config=self.config,
             operating_point=self.operating_point,
             origin=self.origin,
+            outputs=self.num_classes,
         )
 
     def __repr__(self) -> str:

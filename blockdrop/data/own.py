@@ -22,7 +22,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from blockdrop.console import progress
+from blockdrop.progress import progress
 from blockdrop.data.batching import Augment, batch_sizes, derived_seed, evenly_spaced, part_of_epoch, split_rows
 from blockdrop.data.checks import Wanted
 from blockdrop.data.randomness import seeded

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from blockdrop.models.specs import Variant
 from blockdrop.names import Shortcut
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -183,6 +184,8 @@ class Network(nn.Module):
     """The kind of the stages' first shortcuts, for checkpoints; None where there are none of a known kind."""
     image_size: int | None = None
     """Side in pixels of the square images that it is made for, where that is known."""
+    built_from: tuple[str, Variant] | None = None
+    """Name and widths that the zoo made it from."""
 
     @property
     def num_blocks(self) -> int:

@@ -46,7 +46,7 @@ def build_backbone(
         raise UserError(f"shortcut {shortcut}: {spec.architecture} has no shortcuts")
     shortcut = shortcut or spec.default_shortcut
     network = _build_family(spec, classes, shortcut, variant)
-    network.image_size = spec.image_size
+    network.image_size, network.built_from = spec.image_size, (spec.name, variant)
     return network
 
 

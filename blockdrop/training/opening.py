@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
-from agents.policy_network import PolicyNetwork
 from agents.static_policies import StaticPolicy
-from blockdrop.data import DATASETS, NORMALISATIONS, Data, DataSource, Normalisation, Preprocessing, identify
+from blockdrop.data import NORMALISATIONS, Data, DataSource, identify
 from blockdrop.dynamic import DynamicNetwork
-from blockdrop.errors import CheckpointError, require
-from blockdrop.models.backbone import Backbone
+from blockdrop.errors import CheckpointError, UserError, require
+from blockdrop.loading import WhichPolicy, assemble
 from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint
-from blockdrop.models.checkpoints.filling import load_checkpoint, load_policy_trunk, network_from
+from blockdrop.models.checkpoints.filling import load_policy_trunk
 from blockdrop.models.checkpoints.published import torchvision_checkpoint
-from blockdrop.models.policy_networks import build_policy_network
-from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
-from blockdrop.models.zoo import build_backbone
+from blockdrop.models.sources import Source, open_source
+from blockdrop.models.specs import ForeignSpec, Variant, parse_model_name, parse_name
 from blockdrop.processes import Processes, current_processes
 from blockdrop.training.compute import Compute
-from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, TrainingConfig
+from blockdrop.training.config import DEFAULT_MODEL, ModelConfig, PolicyTrainingConfig, TrainingConfig
 from blockdrop.training.policies import open_static_policy, policy_file
 from blockdrop.training.run_directory import RunDirectory, check_usable
 from blockdrop.training.session import Session
 
 Config = TypeVar("Config", bound=TrainingConfig)
-WhichPolicy = Literal["loaded", "fresh", "none"]
-"""loaded: the checkpoints' policy network, if they hold one; fresh: else a new one; none: none, whatever they
-hold."""
 
 
 @dataclass
@@ -83,66 +78,66 @@ def open_networks(
     Raises:
         BlockdropError: anything missing, damaged or not fitting together.
     """
-    spec, checkpoints = _read(config, paths)
+    checkpoints = [read_checkpoint(path) for path in paths if path != "torchvision"]
+    name = name_of_network(config, checkpoints)
+    if "torchvision" in paths:
+        found = torchvision_checkpoint(parse_model_name(name))
+        checkpoints = [found if path == "torchvision" else read_checkpoint(path) for path in paths]
+    source = open_source(
+        parse_name(name),
+        shortcut=config.shortcut,
+        variant=Variant(config.expansion, config.reduction, config.reduction_mode),
+        image_size=config.image_size or _recorded_size(checkpoints),
+    )
+    data = _open_data(config, source)
     backbones = [c for c in checkpoints if c.resnet is not None]
-    policies = [c for c in checkpoints if c.policy_network is not None and policy != "none"]
-    data = _open_data(config, spec)
     if backbones and not new_head:
         _check_classes(backbones[-1], data)
-
     torch.manual_seed(config.seed)
-    variant = config.variant(backbones[-1].variant if backbones else Variant())
-    network: Backbone
-    if backbones:
-        network = network_from(backbones[-1], spec, data.num_classes, config.shortcut, variant, new_head)
-    else:
-        network = build_backbone(spec, data.num_classes, config.shortcut, variant)
-    policy_net = config.policy_net or (policies[-1].policy_net if policies else "reference")
-    policy_network: PolicyNetwork | None = None
-    if policies or policy == "fresh":
-        file = policies[-1].path if policies else ""
-        require(spec.droppable, f"{file}: holds a policy network, but {spec.architecture} has no blocks to drop")
-        policy_network = build_policy_network(
-            network.num_blocks, spec.large_images, policy_net, backbone=network, initial_keep=initial_keep
-        )
-    if policies:
-        load_checkpoint(policies[-1], policy_network=policy_network)
-    dynamic = DynamicNetwork(
-        network,
-        policy_network,
-        model=spec.name,
-        variant=variant,
-        policy_net=policy_net,
-        preprocessing=Preprocessing.usual(spec.image_size, _normalisation(config, spec, backbones)),
+    dynamic = assemble(
+        source,
+        checkpoints,
+        num_classes=data.num_classes,
+        policy=policy,
+        policy_net=config.policy_net,
+        new_head=new_head,
+        initial_keep=initial_keep,
+        normalisation=NORMALISATIONS[config.normalisation] if config.normalisation else None,
         classes=data.classes,
-        operating_point=policies[-1].operating_point if policies else None,
-        metrics=policies[-1].metrics if policies else {},
-        epoch=policies[-1].epoch if policies else None,
-        config=policies[-1].config if policies else {},
     )
     return Opened(dynamic, data, checkpoints)
 
 
-def _read(config: ModelConfig, paths: Sequence[str]) -> tuple[ModelSpec, list[Checkpoint]]:
-    spec = parse_model_name(config.network)
-    return spec, [
-        torchvision_checkpoint(spec) if path == "torchvision" else read_checkpoint(path) for path in paths
-    ]
+def name_of_network(config: ModelConfig, checkpoints: Sequence[Checkpoint]) -> str:
+    """The network that flags and checkpoints mean: --model, else what the last checkpoint of a network says, else
+    the reference's R110_C10; and --arch on its data set."""
+    recorded = [c.model for c in checkpoints if c.resnet is not None and c.model is not None]
+    recorded += [c.model for c in checkpoints if c.resnet is None and c.model is not None]
+    name = config.model or (recorded[-1] if recorded else DEFAULT_MODEL)
+    if config.model is None:
+        spec = parse_name(name) if ":" in name else None
+        brought = any(c.origin is not None and c.model == name for c in checkpoints)
+        if brought and (not isinstance(spec, ForeignSpec) or spec.is_function):
+            raise UserError(f"the weights are of a {name}, which only its owner's code can build; pass --model")
+    return name if config.arch is None else f"{config.arch}_{parse_name(name).dataset}"
 
 
-def _normalisation(config: ModelConfig, spec: ModelSpec, backbones: Sequence[Checkpoint]) -> Normalisation:
-    if config.normalisation:
-        return NORMALISATIONS[config.normalisation]
-    recorded = backbones[-1].normalisation if backbones else None
-    return recorded or DATASETS[spec.dataset].normalisation
+def _recorded_size(checkpoints: Sequence[Checkpoint]) -> int | None:
+    sizes = [c.preprocessing.image_size for c in checkpoints if c.preprocessing and c.origin is not None]
+    return sizes[-1] if sizes else None
 
 
-def _open_data(config: ModelConfig, spec: ModelSpec) -> DataSource:
+def _open_data(config: ModelConfig, source: Source) -> DataSource:
     def opened(download: bool) -> DataSource:
         return DataSource(
-            spec.dataset, config.data_dir, spec.image_size, download, config.cv_dir, config.workers,
-            config.skip_bad_images,
-        )  # fmt: skip
+            source.spec.dataset,
+            config.data_dir,
+            download=download,
+            cache_dir=config.cv_dir,
+            workers=config.workers,
+            skip_bad_images=config.skip_bad_images,
+            preprocessing=source.preprocessing(),
+        )
 
     processes = current_processes()
     if not config.download or processes.size == 1:

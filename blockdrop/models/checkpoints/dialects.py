@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from agents.names import DEFAULT_THRESHOLD
-from blockdrop.data.sets import INTERPOLATIONS, NORMALISATIONS, Normalisation, Preprocessing
+from blockdrop.data.sets import INTERPOLATIONS, LARGEST_IN_MEMORY, NORMALISATIONS, Normalisation, Preprocessing
 from blockdrop.errors import CheckpointError
 from blockdrop.models.checkpoints.operating_points import check_operating_point
 from blockdrop.models.checkpoints.safetensors_files import SUFFIX as SAFETENSORS
@@ -82,6 +82,13 @@ class Checkpoint:
         if self.model is None or self.origin is not None:
             return None
         return parse_model_name(self.model).architecture
+
+    @property
+    def large_images(self) -> bool | None:
+        """Whether its network is for images of more than 64 px; None where the file doesn't say."""
+        if self.preprocessing is not None:
+            return self.preprocessing.image_size > LARGEST_IN_MEMORY
+        return None if self.model is None or self.origin is not None else parse_model_name(self.model).large_images
 
     @property
     def num_classes(self) -> int | None:

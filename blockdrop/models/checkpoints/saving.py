@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from agents.policy_network import PolicyNetwork
 from blockdrop.data.sets import Normalisation, Preprocessing
 from blockdrop.errors import CheckpointError, NumericalError
-from blockdrop.models.backbone import Backbone
+from blockdrop.models.backbone import Backbone, Network
 from blockdrop.models.checkpoints.dialects import FORMAT, State, check_origin
 from blockdrop.models.checkpoints.operating_points import check_operating_point
 from blockdrop.models.checkpoints.safetensors_files import PARTS, encode_metadata, write_safetensors_file
@@ -28,7 +28,7 @@ def save_checkpoint(
     *,
     model: str,
     variant: Variant = Variant(),
-    resnet: Backbone,
+    resnet: Network,
     normalisation: Normalisation,
     policy_network: PolicyNetwork | None = None,
     policy_net: str = "reference",
@@ -39,6 +39,7 @@ def save_checkpoint(
     operating_point: Mapping[str, Any] | None = None,
     preprocessing: Preprocessing | None = None,
     origin: Mapping[str, Any] | None = None,
+    outputs: int | None = None,
 ) -> None:
     """Writes our dialect, atomically: the file appears whole or not at all.
 
@@ -49,6 +50,7 @@ def save_checkpoint(
         model, variant: what `build` or `build_static` make the network from; with an origin just its name.
         preprocessing: what the network wants, if that isn't usual for its size and `normalisation`.
         origin: of a network that isn't the zoo's: plain values that say how its parts were found.
+        outputs: width of the logits.
         operating_point: see `check_operating_point`.
     Raises:
         ValueError: an operating point that couldn't be read back; a model name and variant of another network.
@@ -60,6 +62,7 @@ def save_checkpoint(
             if not bool(torch.isfinite(value).all()):
                 raise NumericalError(f"{key} is no longer finite after epoch {epoch}; try a smaller --lr")
     if origin is None:
+        assert isinstance(resnet, Backbone), "others have an origin"
         _check_description(model, variant, resnet)
     metrics = dict(metrics or {})
     content: dict[str, Any] = {
@@ -70,7 +73,7 @@ def save_checkpoint(
         "shortcut": resnet.shortcut,
         "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
         "classes": classes,
-        "outputs": outputs_of(resnet),
+        "outputs": outputs,
         "epoch": epoch,
         "metrics": metrics,
         "acc": metrics.get("accuracy", metrics.get("acc")),
@@ -97,14 +100,6 @@ def save_checkpoint(
             write_whole(path, lambda file: torch.save(content, file))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise CheckpointError(f"{path}: can't write the checkpoint ({str(error).splitlines()[0]})") from None
-
-
-def outputs_of(network: Backbone) -> int | None:
-    """Width of the logits, where the head says so."""
-    try:
-        return network.num_classes
-    except TypeError:
-        return None
 
 
 def _save_safetensors(path: Path, content: Mapping[str, Any]) -> None:
