@@ -22,8 +22,9 @@ def run_command(main: Callable[[Config], object], config_class: type[Config], de
     """Parses the flags, runs `main`, and turns a `UserError` into one line on stderr and its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # keeps lines in order with the progress bar's
-    module = getattr(sys.modules["__main__"].__spec__, "name", None)
-    prog = f"python -m {module}" if module else None
+    started = sys.modules["__main__"]
+    module = getattr(started.__spec__, "name", None)
+    prog = getattr(started, "PROGRAM", module and f"python -m {module}")  # PROGRAM: of `blockdrop.__main__`
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
