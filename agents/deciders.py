@@ -1,7 +1,7 @@
 """Deciders: which blocks run for which image.
 
-Training, tests, recalibration of BatchNorm, curves and the executor's callers all ask a decider, batch after batch;
-none decides by itself. Deciders compose: `LastDecided(Shuffled(Learned(policy_network)), 3)`.
+Training, tests, recalibration of BatchNorm, curves and callers of the executor all ask a decider, batch after
+batch; none decides by itself. Deciders compose: `LastDecided(Shuffled(Learned(policy_network)), 3)`.
 
 Of several processes each gives its share of a batch, and gets the decision for the whole batch.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from agents.curriculum import keep_undecided
+from agents.names import DEFAULT_THRESHOLD
 from agents.policies import map_policy
 from agents.static_policies import StaticPolicy, make_static_policy
 
@@ -46,10 +47,10 @@ class Decider(ABC):
     num_blocks: int
     looks: bool
 
-    def restart(self) -> None:
+    def restart(self) -> None:  # noqa: B027  # nothing to do where nothing is drawn
         """Begins a pass over a set of images: what is drawn at random comes out as in the pass before."""
 
-    def check(self, images: int) -> None:
+    def check(self, images: int) -> None:  # noqa: B027
         """Raises `ValueError` if it can't decide for a set of so many images."""
 
     @abstractmethod
@@ -77,7 +78,7 @@ class Learned(Decider):
 
     looks = True
 
-    def __init__(self, look: Look, num_blocks: int, threshold: float = 0.5):
+    def __init__(self, look: Look, num_blocks: int, threshold: float = DEFAULT_THRESHOLD):
         self.look, self.num_blocks, self.threshold = look, num_blocks, threshold
 
     def __call__(self, images: Tensor, count: int | None = None) -> Decision:

@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from blockdrop import data
     from blockdrop.flops import flops_per_image
     from blockdrop.inference.executor import compile
-    from blockdrop.models.checkpoints import load_checkpoint, load_network, save_checkpoint
+    from blockdrop.models.checkpoints.filling import load_checkpoint, load_network
+    from blockdrop.models.checkpoints.saving import save_checkpoint
+    from blockdrop.models.conversion import from_torchvision
     from blockdrop.models.plain import remove_shortcuts
-    from blockdrop.models.resnet import DroppableResNet, from_torchvision
+    from blockdrop.models.resnet import DroppableResNet
     from blockdrop.models.specs import Variant
     from blockdrop.models.zoo import build, build_static
     from blockdrop.version import __version__
@@ -21,9 +23,11 @@ else:
             "data": (),
             "flops": ("flops_per_image",),
             "inference.executor": ("compile",),
-            "models.checkpoints": ("load_checkpoint", "load_network", "save_checkpoint"),
+            "models.checkpoints.filling": ("load_checkpoint", "load_network"),
+            "models.checkpoints.saving": ("save_checkpoint",),
             "models.plain": ("remove_shortcuts",),
-            "models.resnet": ("DroppableResNet", "from_torchvision"),
+            "models.conversion": ("from_torchvision",),
+            "models.resnet": ("DroppableResNet",),
             "models.specs": ("Variant",),
             "models.zoo": ("build", "build_static"),
             "version": ("__version__",),

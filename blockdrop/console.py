@@ -1,4 +1,4 @@
-"""What every command shares with its terminal: flags from a dataclass, one-line errors, progress bars."""
+"""What every command shares with its terminal: flags from a dataclass, one-line errors."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ import io
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch.distributed as dist
 import tyro
-from tqdm import tqdm
 
 from blockdrop.errors import Interrupted, UserError
-from blockdrop.training.processes import current_processes, joined
 
 Config = TypeVar("Config")
-Item = TypeVar("Item")
 
 
 def run_command(main: Callable[[Config], object], config_class: type[Config], description: str | None) -> None:
@@ -38,6 +34,10 @@ def run_command(main: Callable[[Config], object], config_class: type[Config], de
         if stop.code in (0, None):
             raise
         sys.exit(_fail(_unboxed(complaint.getvalue()), 2))
+    import torch.distributed as dist  # not before the flags are understood: --help needn't wait for torch
+
+    from blockdrop.processes import joined
+
     try:
         with joined(getattr(config, "device", "auto")) as processes, _heard(processes.first):
             main(config)
@@ -86,15 +86,3 @@ def _unboxed(text: str) -> str:
 def _fail(message: str, exit_code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return exit_code
-
-
-def progress(
-    items: Iterable[Item], description: str, total: int, unit: str = "batches", start: int = 0
-) -> Iterable[Item]:
-    """A progress bar with rate and time left on stderr, `start` of `total` done; in a log file, a line every 30
-    seconds."""
-    interval = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(
-        items, description, total, unit=f" {unit}", mininterval=interval, leave=False, dynamic_ncols=True,
-        initial=start, disable=not current_processes().first,
-    )  # fmt: skip

@@ -3,19 +3,23 @@ know of themselves: operating point, image size, preprocessing, class names."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agents.deciders import Decider, Decision, Learned, keep_all
+from agents.names import DEFAULT_THRESHOLD
 from agents.policy_network import PolicyNetwork
 from blockdrop.data.sets import Normalisation, Preprocessing
-from blockdrop.errors import UserError
+from blockdrop.errors import UserError, require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.models.backbone import Backbone
-from blockdrop.models.zoo import Variant
+from blockdrop.models.checkpoints.saving import save_checkpoint
+from blockdrop.models.specs import Variant
 
 
 class DynamicNetwork(nn.Module):
@@ -49,7 +53,7 @@ class DynamicNetwork(nn.Module):
         *,
         model: str,
         preprocessing: Preprocessing,
-        variant: Variant = Variant(),  # noqa: B008
+        variant: Variant = Variant(),
         policy_net: str | None = None,
         classes: Sequence[str] | None = None,
         operating_point: Mapping[str, Any] | None = None,
@@ -61,7 +65,7 @@ class DynamicNetwork(nn.Module):
         super().__init__()
         self.network, self.policy_network = network, policy_network
         self.model, self.variant, self.origin = model, variant, None if origin is None else dict(origin)
-        self.policy_net = policy_net if policy_network is not None else None
+        self._policy_net = policy_net
         self.preprocessing = preprocessing
         self.classes = None if classes is None else list(classes)
         self.operating_point = None if operating_point is None else dict(operating_point)
@@ -85,9 +89,14 @@ class DynamicNetwork(nn.Module):
         return self.network.num_classes
 
     @property
+    def policy_net(self) -> str | None:
+        """Name of the kind of policy network; None where there is none."""
+        return None if self.policy_network is None else self._policy_net
+
+    @property
     def threshold(self) -> float:
         """A block runs where its keep probability is at least this: the policy network's own."""
-        return 0.5 if self.policy_network is None else self.policy_network.threshold
+        return DEFAULT_THRESHOLD if self.policy_network is None else self.policy_network.threshold
 
     @property
     def image_size(self) -> int:
@@ -158,9 +167,46 @@ class DynamicNetwork(nn.Module):
         side = self.image_size
         if images.dim() != 4 or images.shape[1:] != (3, side, side) or not images.is_floating_point():
             raise UserError(
-                f"images: {images.dtype} of shape {tuple(images.shape)}; {self.model} takes normalised float images "
-                f"(N, 3, {side}, {side}), as .transform makes them"
+                f"images: {images.dtype} of shape {tuple(images.shape)}; {self.model} takes normalised float "
+                f"images (N, 3, {side}, {side}), as .transform makes them"
             )
+
+    def with_network(self, network: Backbone) -> DynamicNetwork:
+        """The same with another network of the same shape in its place; it shares the rest."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "network": network}
+        return other
+
+    # ---- files
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Writes the networks and all that is known of them into one file, whole or not at all; `blockdrop.load`
+        reads it.
+
+        Args:
+            path: a safetensors file if it ends in `.safetensors`, else a file of torch's.
+            overwrite: replace a file of this name.
+        Raises:
+            BlockdropError: the file exists, or can't be written; a weight isn't finite.
+        """
+        path = Path(path)
+        require(overwrite or not path.exists(), f"{path}: exists; pass overwrite=True to replace it")
+        save_checkpoint(
+            path,
+            model=self.model,
+            variant=self.variant,
+            resnet=self.network,
+            normalisation=self.normalisation,
+            preprocessing=self.preprocessing,
+            policy_network=self.policy_network,
+            policy_net=self.policy_net or "reference",
+            classes=self.classes,
+            epoch=self.epoch or 0,
+            metrics=self.metrics,
+            config=self.config,
+            operating_point=self.operating_point,
+            origin=self.origin,
+        )
 
     def __repr__(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.network.parameters())

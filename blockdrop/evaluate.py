@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.deciders import Decider, Learned, Static, keep_all
+from agents.names import DEFAULT_THRESHOLD
 from agents.policies import map_policy
-from agents.policy_network import PolicyNetwork
-from agents.static_policies import StaticPolicy
 from blockdrop.console import run_command
-from blockdrop.data import Images
+from blockdrop.data import Data, Images
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import require
-from blockdrop.flops import count_flops
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.operating_point import (
     DROP_ALL,
@@ -34,14 +34,15 @@ from blockdrop.inference.operating_point import (
     held_out_halves,
     threshold_for_budget,
 )
-from blockdrop.measure import draw_static, evaluate_images, executor, measure_speed
-from blockdrop.models.checkpoints import Checkpoint, check_operating_point, save_checkpoint
-from blockdrop.names import DEFAULT_THRESHOLD, EngineName, Precision
+from blockdrop.measure import evaluate_images, executor, look_through, measure_speed
+from blockdrop.models.checkpoints.operating_points import check_operating_point
+from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_writable, write_json
 from blockdrop.policy_stats import Outcomes, policy_statistics, statistics_lines
 from blockdrop.training.config import ModelConfig
+from blockdrop.training.opening import Opened, open_networks
 from blockdrop.training.policies import open_static_policy
-from blockdrop.training.setup import Setup, open_setup
+from blockdrop.training.session import undecided_note
 from blockdrop.version import project_version
 
 
@@ -103,7 +104,8 @@ class EvaluateConfig(ModelConfig):
 class Evaluation:
     """What `main` found."""
 
-    setup: Setup
+    dynamic: DynamicNetwork
+    data: Data
     outcomes: Outcomes
     """Of the dynamic network; with --budget, on the half of the images that didn't choose the threshold."""
     full: Outcomes
@@ -115,29 +117,30 @@ class Evaluation:
 def main(config: EvaluateConfig) -> Evaluation:
     """Prints the report, and writes its numbers where `--json` says and the checkpoint where `--save` says."""
     config.check()
-    setup = open_setup(config, config.load)
-    _check_inputs(config, setup)
+    opened = open_networks(config, config.load)
+    _check_inputs(config, opened)
+    dynamic, data = opened.dynamic, opened.data
     if config.policy is not None:
-        setup.static = open_static_policy(config.policy, setup, config.compute())
-        setup.has_policy = False
-    bench = Bench(config, setup)
-    images = setup.data.test
+        opened.static = open_static_policy(config.policy, dynamic, data, config.compute())
+        dynamic.policy_network = None
+    bench = Bench(config, opened)
+    images = data.test
     print(
-        f"evaluate {setup.model} on {len(images):,} test images of {setup.data.name}, {bench.compute}, "
-        f"engine {bench.dynamic.engine}"
+        f"evaluate {dynamic.model} on {len(images):,} test images of {data.name}, {bench.compute}, "
+        f"engine {bench.run.engine}"
     )
-    print(f"checkpoints: {', '.join(c.path for c in setup.checkpoints) or 'none, fresh weights'}")
-    if not setup.resnet.droppable:
+    print(f"checkpoints: {', '.join(opened.origins) or 'none, fresh weights'}")
+    if not dynamic.network.droppable:
         print("a net without shortcuts: no block can be dropped")
-    elif setup.static is not None:
-        print(f"policy {setup.static.name}: no image is looked at, and no policy network is counted")
-    elif not setup.has_policy:
+    elif opened.static is not None:
+        print(f"policy {opened.static.name}: no image is looked at, and no policy network is counted")
+    elif dynamic.policy_network is None:
         print("no policy network: every block is kept, and no policy network is counted")
-    if setup.undecided:
-        print(setup.undecided)
+    if note := undecided_note(dynamic):
+        print(note)
 
     if config.budget is None:
-        point = given_operating_point(config, setup)
+        point = given_operating_point(config, opened)
     else:
         choosing, reported = held_out_halves(images.labels)
         print(
@@ -149,30 +152,30 @@ def main(config: EvaluateConfig) -> Evaluation:
     threshold = point["threshold"]
 
     outcomes = bench.outcomes(images, threshold)
-    full = bench.full_outcomes(images) if setup.decides else outcomes
-    used = [threshold if setup.static is None else draw_static(setup.static, len(images))]
-    full_speed, speeds = bench.speeds(images, used if setup.decides else [])
+    full = bench.full_outcomes(images) if opened.decides else outcomes
+    used = [threshold if opened.static is None else outcomes.policy]
+    full_speed, speeds = bench.speeds(images, used if opened.decides else [])
     speed = speeds[0] if speeds else full_speed
     print_report(bench, point, outcomes, full, full_speed, speed)
     statistics = None
     if config.stats:
-        statistics = policy_statistics(outcomes, full, setup.data.classes, setup.resnet.stage_sizes)
+        statistics = policy_statistics(outcomes, full, data.classes, dynamic.network.stage_sizes)
         print(statistics_lines(statistics))
     curve = trace_curve(bench, images, threshold, outcomes, speed) if config.curve else []
 
     flops, flops_std = outcomes.flops_per_image
     numbers: dict[str, Any] = {
-        "model": setup.model,
-        "variant": setup.variant.numbers(),
-        "parameters": sum(p.numel() for p in setup.resnet.parameters()),
-        "dataset": setup.data.name,
+        "model": dynamic.model,
+        "variant": dynamic.variant.numbers(),
+        "parameters": sum(p.numel() for p in dynamic.network.parameters()),
+        "dataset": data.name,
         "images": len(outcomes.labels),
-        "images_digest": images_digest(setup.data.classes, outcomes.labels),
-        "checkpoints": [c.path for c in setup.checkpoints],
+        "images_digest": images_digest(data.classes, outcomes.labels),
+        "checkpoints": opened.origins,
         "accuracy": outcomes.accuracy,
         "block_usage_mean": outcomes.block_usage[0],
         "block_usage_std": outcomes.block_usage[1],
-        "num_blocks": setup.resnet.num_blocks,
+        "num_blocks": dynamic.num_blocks,
         "flops_mean": flops,
         "flops_std": flops_std,
         "unique_policies": outcomes.unique_policies,
@@ -184,9 +187,9 @@ def main(config: EvaluateConfig) -> Evaluation:
         "images_per_second": speed,
         "batch_size": config.batch_size,
         "usage_per_block": outcomes.usage_per_block.tolist(),
-        "stage_sizes": list(setup.resnet.stage_sizes),
+        "stage_sizes": list(dynamic.network.stage_sizes),
         "policy": config.policy,
-        "policy_net": setup.policy_net if setup.has_policy else None,
+        "policy_net": dynamic.policy_net,
         "threshold": threshold,
         "operating_point": {name: point[name] for name in ("budget", "flops_fraction", "held_out_images")},
         "statistics": None if statistics is None else asdict(statistics),
@@ -196,7 +199,7 @@ def main(config: EvaluateConfig) -> Evaluation:
         "version": project_version(),
         "config": asdict(config),
     }
-    evaluation = Evaluation(setup, outcomes, full, numbers)
+    evaluation = Evaluation(dynamic, data, outcomes, full, numbers)
     if not bench.compute.processes.first:
         return evaluation
     if config.json is not None:
@@ -204,7 +207,7 @@ def main(config: EvaluateConfig) -> Evaluation:
         print(f"numbers: {config.json}")
     if config.save is not None:
         rows = [{k: v for k, v in row.items() if v is not None} for row in curve]  # --no_speed
-        save_with_operating_point(config.save, setup, {**point, "curve": rows or point["curve"]})
+        save_with_operating_point(config.save, dynamic, {**point, "curve": rows or point["curve"]})
     return evaluation
 
 
@@ -226,30 +229,36 @@ def images_digest(classes: Sequence[str], labels: Tensor) -> str:
 class Bench:
     """Runs the full and the dynamic network on images, as the flags say."""
 
-    def __init__(self, config: EvaluateConfig, setup: Setup):
-        self.setup, self.batch_size, self.compute = setup, config.batch_size, config.compute()
+    def __init__(self, config: EvaluateConfig, opened: Opened):
+        self.opened, self.dynamic = opened, opened.dynamic
+        self.batch_size, self.compute = config.batch_size, config.compute()
         self.measures_speed = config.speed
-        self.policy_network = setup.policy_network if setup.has_policy else None
-        self.table = count_flops(setup.resnet, self.policy_network, setup.image_size)
-        self.dynamic = executor(setup.resnet, self.policy_network, self.compute, config.engine)
-        self.full = self.dynamic  # where nothing is dropped they are the same
-        if setup.decides:
-            self.full = executor(setup.resnet, None, self.compute, config.engine)
+        network, policy_network = self.dynamic.network, self.dynamic.policy_network
+        self.table = self.dynamic.flop_table()
+        self.run = executor(network, policy_network, self.compute, config.engine)
+        self.full = self.run  # where nothing is dropped they are the same
+        if opened.decides:
+            self.full = executor(network, None, self.compute, config.engine)
 
     def outcomes(self, images: Images, threshold: float) -> Outcomes:
         """Of the dynamic network."""
-        return self._evaluate(images, self.setup.static or self.policy_network, threshold, self.dynamic)
+        decider: Decider
+        if self.opened.static is not None:
+            decider = Static(self.opened.static)
+        elif self.dynamic.policy_network is not None:
+            decider = Learned(look_through(self.run, self.compute.processes), self.dynamic.num_blocks, threshold)
+        else:
+            decider = keep_all(self.dynamic.num_blocks)
+        return self._evaluate(images, decider, self.run)
 
     def full_outcomes(self, images: Images) -> Outcomes:
         """Of the full network."""
-        return self._evaluate(images, None, DEFAULT_THRESHOLD, self.full)
+        return self._evaluate(images, keep_all(self.dynamic.num_blocks), self.full)
 
-    def _evaluate(
-        self, images: Images, policy_network: PolicyNetwork | StaticPolicy | None, threshold: float, run: Executor
-    ) -> Outcomes:
-        setup = self.setup
-        how = (images, setup.normalisation, self.compute, self.batch_size, setup.image_size, threshold)
-        return evaluate_images(setup.resnet, policy_network, *how, run=run)
+    def _evaluate(self, images: Images, decider: Decider, run: Executor) -> Outcomes:
+        return evaluate_images(
+            self.dynamic, images, self.compute, decider=decider, run=run, batch_size=self.batch_size
+        )
 
     def speeds(
         self, images: Images, policies: Sequence[float | Tensor]
@@ -258,13 +267,20 @@ class Bench:
         --no_speed."""
         if not self.measures_speed:
             return None, [None] * len(policies)
-        how = (images, self.setup.normalisation, self.batch_size, policies, self.compute.channels_last)
-        return measure_speed(self.full, self.dynamic, *how)
+        return measure_speed(
+            self.full,
+            self.run,
+            images,
+            self.dynamic.normalisation,
+            batch_size=self.batch_size,
+            policies=policies,
+            channels_last=self.compute.channels_last,
+        )
 
 
-def given_operating_point(config: EvaluateConfig, setup: Setup) -> dict[str, Any]:
+def given_operating_point(config: EvaluateConfig, opened: Opened) -> dict[str, Any]:
     """The flag's threshold, else the checkpoint's with how it was chosen, else 0.5."""
-    stored = _policy_checkpoint(setup).operating_point if setup.has_policy else None
+    stored = opened.dynamic.operating_point if opened.dynamic.policy_network is not None else None
     if config.threshold is not None or stored is None:
         return check_operating_point({"threshold": config.threshold or DEFAULT_THRESHOLD})
     print(f"threshold {stored['threshold']:.9g}: the checkpoint's operating point", end="")
@@ -313,15 +329,15 @@ def print_report(
     table = bench.table
     flops = outcomes.flops_per_image[0]
     print(outcomes.four_lines())
-    if not bench.setup.decides:
-        parameters = sum(p.numel() for p in bench.setup.resnet.parameters())
+    if not bench.opened.decides:
+        parameters = sum(p.numel() for p in bench.dynamic.network.parameters())
         print(f"every block runs: {table.full:,} FLOPs/img, {parameters:,} parameters")
         if speed is not None:
             print(f"images/s at batch {bench.batch_size}: {speed:.0f}")
         return
     print(f"full network: accuracy {full.accuracy:.4f}, {table.full:,} FLOPs/img")
     included = f"{table.policy_network:,} FLOPs, {table.policy_network / table.full:.1%} of the full network"
-    note = f" (policy network included: {included})" if bench.policy_network is not None else ""
+    note = f" (policy network included: {included})" if bench.dynamic.policy_network is not None else ""
     print(f"FLOPs saved: {1 - flops / table.full:.1%}{note}")
     if point["flops_fraction"] is not None:
         print(
@@ -334,7 +350,7 @@ def print_report(
             f"({speed / full_speed:.2f} ×)"
         )
     print("usage per block, stage by stage:")
-    usage = outcomes.usage_per_block.split(list(bench.setup.resnet.stage_sizes))
+    usage = outcomes.usage_per_block.split(list(bench.dynamic.network.stage_sizes))
     for stage, shares in enumerate(usage):
         print(f"    stage {stage + 1}: {' '.join(f'{share:.3f}' for share in shares.tolist())}")
 
@@ -375,34 +391,17 @@ def trace_curve(
     return curve
 
 
-def save_with_operating_point(path: str, setup: Setup, point: dict[str, Any]) -> None:
+def save_with_operating_point(path: str, dynamic: DynamicNetwork, point: dict[str, Any]) -> None:
     """Writes both networks, and what the policy network's checkpoint says, to a file of our dialect."""
-    source = _policy_checkpoint(setup)
-    save_checkpoint(
-        path,
-        model=setup.model,
-        variant=setup.variant,
-        resnet=setup.resnet,
-        normalisation=setup.normalisation,
-        policy_network=setup.policy_network,
-        policy_net=setup.policy_net,
-        classes=source.classes or setup.data.classes,
-        epoch=source.epoch or 0,
-        metrics=source.metrics,
-        config=source.config,
-        operating_point=point,
-    )
+    dynamic.operating_point = point
+    dynamic.save(path, overwrite=True)  # the flag is checked
     print(f"checkpoint with threshold {point['threshold']:.9g}: {path}")
 
 
-def _policy_checkpoint(setup: Setup) -> Checkpoint:
-    return [c for c in setup.checkpoints if c.policy_network is not None][-1]
-
-
-def _check_inputs(config: EvaluateConfig, setup: Setup) -> None:
+def _check_inputs(config: EvaluateConfig, opened: Opened) -> None:
     files = " ".join(config.load)
     require(
-        setup.has_backbone or not config.load,
+        opened.has_backbone or not config.load,
         f"--load {files}: a policy network without its backbone; name that checkpoint too",
     )
     for flag, wanted in (
@@ -410,16 +409,16 @@ def _check_inputs(config: EvaluateConfig, setup: Setup) -> None:
         ("--save", config.save is not None),
     ):  # fmt: skip
         require(
-            setup.has_policy or not wanted,
+            opened.has_policy or not wanted,
             f"{flag}: needs a policy network, which it is about; "
             + (f"--load {files} holds none" if config.load else "--load a checkpoint that has one"),
         )
     require(
-        config.budget is None or len(setup.data.test) > 1,
+        config.budget is None or len(opened.data.test) > 1,
         "--budget: needs at least two test images, one to choose the threshold and one to report",
     )
     for flag, file in (("--json", config.json), ("--save", config.save)):
-        for checkpoint in setup.checkpoints:
+        for checkpoint in opened.checkpoints:
             require(
                 file is None or not os.path.exists(file) or not os.path.samefile(file, checkpoint.path),
                 f"{flag} {file}: is the checkpoint that --load reads; name another file",

@@ -22,17 +22,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.names import DEFAULT_THRESHOLD
 from agents.policy_network import PolicyNetwork
 from blockdrop.console import run_command
 from blockdrop.data import DATASETS, Normalisation
 from blockdrop.errors import CheckpointError, UserError, require
 from blockdrop.inference.branching import BranchingNetwork
 from blockdrop.models.backbone import Backbone
-from blockdrop.models.checkpoints import FORMAT, load_checkpoint, network_from, read_checkpoint
+from blockdrop.models.checkpoints.dialects import FORMAT, read_checkpoint
+from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
+from blockdrop.models.checkpoints.safetensors_files import encode_metadata, write_safetensors_file
 from blockdrop.models.policy_networks import build_policy_network
-from blockdrop.models.safetensors_files import encode_metadata, write_safetensors_file
 from blockdrop.models.specs import Variant, parse_model_name
-from blockdrop.names import DEFAULT_THRESHOLD, PolicyNet, Shortcut
+from blockdrop.names import PolicyNet, Shortcut
 from blockdrop.version import project_version
 
 Format = Literal["onnx", "aoti", "safetensors"]

@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blockdrop.console import run_command
+from blockdrop.data import Data
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import require
 from blockdrop.training.config import SupervisedConfig
-from blockdrop.training.setup import open_training
+from blockdrop.training.opening import open_training
+from blockdrop.training.session import Session
 from blockdrop.training.supervised import TestAndSave, cross_entropy_objective, fit
 
 
@@ -32,28 +35,30 @@ class PretrainConfig(SupervisedConfig):
 
 
 def main(config: PretrainConfig) -> dict[str, float]:
-    """Opens models, data and run directory, and trains; returns the last test's metrics."""
+    """Opens network, data and run directory, and trains; returns the last test's metrics."""
     config.check()
-    compute = config.compute()
-    setup, run = open_training(config, "pretrain", config.init, config.new_head)
-    with run:
-        setup.has_policy = False
-        setup.announce("pretrain", compute, run)
-        network = compute.place(setup.resnet)
-        tests = TestAndSave(config, setup, compute, run, lambda: network)
-        fit(
-            config,
-            setup,
-            compute,
-            run,
-            network,
-            cross_entropy_objective(network, config.label_smoothing),
-            network.parameters(),
-            begin_epoch=network.train,
-            end_epoch=tests,
-            epochs=config.max_epochs,
-        )
-        return run.finish_with_test()
+    opened, session = open_training(config, "pretrain", config.init, policy="none", new_head=config.new_head)
+    with session.run:
+        session.announce("pretrain", opened.dynamic, opened.data, opened.origins)
+        return train(opened.dynamic, opened.data, session)
+
+
+def train(dynamic: DynamicNetwork, data: Data, session: Session[PretrainConfig]) -> dict[str, float]:
+    """Trains the network; returns the last test's metrics."""
+    config = session.config
+    network = session.compute.place(dynamic.network)
+    fit(
+        session,
+        data,
+        dynamic.normalisation,
+        cross_entropy_objective(network, config.label_smoothing),
+        module=network,
+        parameters=network.parameters(),
+        begin_epoch=network.train,
+        end_epoch=TestAndSave(session, dynamic, data),
+        epochs=config.max_epochs,
+    )
+    return session.run.finish_with_test()
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.deciders import Learned, keep_all
 from blockdrop import figures
 from blockdrop.console import run_command
-from blockdrop.data import Images, Normalisation, evenly_spaced
+from blockdrop.data import Data, Images, Normalisation, evenly_spaced
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import UserError, require
-from blockdrop.flops import FlopTable, count_flops
-from blockdrop.measure import evaluate_images, executor, predict_under
+from blockdrop.flops import FlopTable
+from blockdrop.measure import evaluate_images, executor, look_through, predict_under
 from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_folder, write_bytes, write_text
 from blockdrop.policy_curves import (
@@ -32,7 +34,8 @@ from blockdrop.policy_curves import (
 from blockdrop.policy_stats import Outcomes, PolicyStatistics, policy_statistics, statistics_lines
 from blockdrop.report.page import Report, ReportFigure, report_page
 from blockdrop.training.config import ModelConfig
-from blockdrop.training.setup import Setup, open_setup
+from blockdrop.training.opening import Opened, open_networks
+from blockdrop.training.session import undecided_note
 from blockdrop.version import project_version
 
 EVENTS_SUFFIX = ".visualize"
@@ -80,7 +83,10 @@ class VisualizeConfig(ModelConfig):
 class Findings:
     """Everything that figures and page show of N images; tensors are on the CPU."""
 
-    setup: Setup
+    dynamic: DynamicNetwork
+    data: Data
+    checkpoints: list[str]
+    """Files that the networks come from."""
     table: FlopTable
     threshold: float
     images: Tensor
@@ -96,22 +102,21 @@ class Findings:
 def main(config: VisualizeConfig) -> Findings:
     """Writes the figures and the page."""
     config.check()
-    setup = open_setup(config, config.load)
-    require(
-        setup.has_policy,
-        f"--load {' '.join(config.load)}: holds no policy network; name a checkpoint that has one",
-    )
-    require(setup.has_backbone, f"--load {' '.join(config.load)}: holds no backbone; name that checkpoint too")
-    images = evenly_by_class(setup.data.test, config.images)
+    opened = open_networks(config, config.load)
+    files = " ".join(config.load)
+    require(opened.has_policy, f"--load {files}: holds no policy network; name a checkpoint that has one")
+    require(opened.has_backbone, f"--load {files}: holds no backbone; name that checkpoint too")
+    dynamic, data = opened.dynamic, opened.data
+    images = evenly_by_class(data.test, config.images)
     print(
-        f"visualize {setup.model} on {len(images):,} of {len(setup.data.test):,} test images of "
-        f"{setup.data.name}, {config.compute()}"
+        f"visualize {dynamic.model} on {len(images):,} of {len(data.test):,} test images of {data.name}, "
+        f"{config.compute()}"
     )
-    print(f"checkpoints: {', '.join(c.path for c in setup.checkpoints)}")
-    if setup.undecided:
-        print(setup.undecided)
-    findings = look(config, setup, images)
-    statistics = policy_statistics(findings.outcomes, findings.full, setup.data.classes, setup.resnet.stage_sizes)
+    print(f"checkpoints: {', '.join(opened.origins)}")
+    if note := undecided_note(dynamic):
+        print(note)
+    findings = look(config, opened, images)
+    statistics = policy_statistics(findings.outcomes, findings.full, data.classes, dynamic.network.stage_sizes)
     print(findings.outcomes.four_lines())
     print(statistics_lines(statistics))
     write(config, findings, statistics)
@@ -126,29 +131,39 @@ def evenly_by_class(images: Images, count: int) -> Images:
     return images.subset(by_class[evenly_spaced(len(images), count)].sort().values)
 
 
-def look(config: VisualizeConfig, setup: Setup, images: Images) -> Findings:
+def look(config: VisualizeConfig, opened: Opened, images: Images) -> Findings:
     """Runs the images under every policy that a threshold can give them, and under policies that don't look."""
-    compute = config.compute()
-    threshold = setup.stored_threshold if config.threshold is None else config.threshold
-    table = count_flops(setup.resnet, setup.policy_network, setup.image_size)
-    run = executor(setup.resnet, setup.policy_network, compute, config.engine)
-    how = (images, setup.normalisation, compute, config.batch_size)
-    outcomes = evaluate_images(
-        setup.resnet, setup.policy_network, *how, setup.image_size, threshold=threshold, run=run
-    )
-    full = evaluate_images(setup.resnet, None, *how, setup.image_size)
+    compute, dynamic, batch_size = config.compute(), opened.dynamic, config.batch_size
+    threshold = dynamic.threshold if config.threshold is None else config.threshold
+    table = dynamic.flop_table()
+    run = executor(dynamic.network, dynamic.policy_network, compute, config.engine)
+    decider = Learned(look_through(run), dynamic.num_blocks, threshold)
+    outcomes = evaluate_images(dynamic, images, compute, decider=decider, run=run, batch_size=batch_size)
+    full = evaluate_images(dynamic, images, compute, decider=keep_all(dynamic.num_blocks), batch_size=batch_size)
     keep_probs, labels = outcomes.keep_probs, outcomes.labels
     assert keep_probs is not None
-    nested = predict_under(run, nested_policies(keep_probs), *how, title="every threshold")
+
+    def predict(policies: Tensor, title: str = "blind policies") -> Tensor:
+        return predict_under(run, policies, images, dynamic.normalisation, compute, batch_size, title)
+
+    nested = predict(nested_policies(keep_probs), "every threshold")
     curves = [
         dynamic_curve(keep_probs, nested, labels, table, threshold),
         full_curve(full.correct, table),
-        *blind_curves(
-            keep_probs, labels, table, lambda policies: predict_under(run, policies, *how, title="blind policies")
-        ),
+        *blind_curves(keep_probs, labels, table, predict),
     ]
+    pixels = small_pixels(images, dynamic.normalisation, batch_size)
     return Findings(
-        setup, table, threshold, small_pixels(*how[:2], config.batch_size), outcomes, full, nested, curves
+        dynamic=dynamic,
+        data=opened.data,
+        checkpoints=opened.origins,
+        table=table,
+        threshold=threshold,
+        images=pixels,
+        outcomes=outcomes,
+        full=full,
+        nested_predictions=nested,
+        curves=curves,
     )
 
 
@@ -166,7 +181,7 @@ def small_pixels(images: Images, normalisation: Normalisation, batch_size: int =
 
 def draw(findings: Findings, statistics: PolicyStatistics) -> dict[str, ReportFigure]:
     """The figures by file name."""
-    outcomes, stages = findings.outcomes, findings.setup.resnet.stage_sizes
+    outcomes, stages = findings.outcomes, findings.dynamic.network.stage_sizes
     assert outcomes.keep_probs is not None
     at = f"at threshold {findings.threshold:.4g}"
     return {
@@ -189,7 +204,7 @@ def draw(findings: Findings, statistics: PolicyStatistics) -> dict[str, ReportFi
             "Easiest and hardest images",
             f"Of each class the images that use the fewest blocks and the most, with their number, {at}.",
             figures.extremes(
-                findings.images, outcomes.labels, outcomes.policy, outcomes.keep_probs, findings.setup.data.classes
+                findings.images, outcomes.labels, outcomes.policy, outcomes.keep_probs, findings.data.classes
             ),
         ),
         "frequent_policies": ReportFigure(
@@ -234,23 +249,24 @@ def write(config: VisualizeConfig, findings: Findings, statistics: PolicyStatist
 
 def page_of(findings: Findings, drawn: list[ReportFigure]) -> Report:
     """What the page shows."""
-    setup, outcomes, full = findings.setup, findings.outcomes, findings.full
+    dynamic, data, outcomes, full = findings.dynamic, findings.data, findings.outcomes, findings.full
+    stage_sizes = dynamic.network.stage_sizes
     assert outcomes.keep_probs is not None
     assert full.losses is not None
-    shown, all_images = len(outcomes.labels), len(setup.data.test)
+    shown, all_images = len(outcomes.labels), len(data.test)
     some = f"{shown:,}" if shown == all_images else f"{shown:,} of {all_images:,}, evenly of all classes"
     return Report(
-        title=f"{setup.model}: which blocks each image runs",
+        title=f"{dynamic.model}: which blocks each image runs",
         facts=[
-            ("network", f"{setup.model}, {sum(setup.resnet.stage_sizes)} blocks, {findings.table.full:,} FLOPs"),
-            ("policy network", f"{setup.policy_net}, {findings.table.policy_network:,} FLOPs"),
-            ("test images", f"{some} ({setup.data.name})"),
-            ("checkpoint", ", ".join(c.path for c in setup.checkpoints)),
+            ("network", f"{dynamic.model}, {sum(stage_sizes)} blocks, {findings.table.full:,} FLOPs"),
+            ("policy network", f"{dynamic.policy_net}, {findings.table.policy_network:,} FLOPs"),
+            ("test images", f"{some} ({data.name})"),
+            ("checkpoint", ", ".join(findings.checkpoints)),
             ("full network", f"accuracy {full.accuracy:.4f} on these images"),
             ("made by", f"blockdrop {project_version()}"),
         ],
-        classes=setup.data.classes,
-        stage_sizes=setup.resnet.stage_sizes,
+        classes=data.classes,
+        stage_sizes=stage_sizes,
         keep_probs=outcomes.keep_probs,
         predictions=findings.nested_predictions.T,
         labels=outcomes.labels,

@@ -26,7 +26,7 @@ from blockdrop.console import run_command
 from blockdrop.errors import UserError, require
 from blockdrop.evaluate import EvaluateConfig
 from blockdrop.figures import check_figure, write_figure
-from blockdrop.models.checkpoints import read_checkpoint
+from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.specs import parse_model_name
 from blockdrop.names import EngineName
 from blockdrop.output import check_writable, write_json

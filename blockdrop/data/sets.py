@@ -19,6 +19,7 @@ class Normalisation(NamedTuple):
 
 RESIZE_FACTOR = 256 / 224
 """Large images are resized to this multiple of the crop, as is usual on ImageNet."""
+INTERPOLATIONS = ("bilinear", "bicubic")
 LARGEST_IN_MEMORY = 64
 """Images up to this side (pixels) are held in memory, larger ones stream."""
 

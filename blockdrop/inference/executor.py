@@ -31,8 +31,8 @@ from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, pl
 from blockdrop.inference.torch_engine import TorchEngine
 from blockdrop.inference.workers import Workers
 from blockdrop.models.backbone import Backbone
+from blockdrop.models.droppable import take_rows
 from blockdrop.models.policy_networks import folded_policy_network
-from blockdrop.models.resnet import take_rows
 from blockdrop.names import EngineName
 
 ROWS_AT_ONCE = 4

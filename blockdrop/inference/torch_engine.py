@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from blockdrop.inference.plan import Range, block_ranges
 from blockdrop.models.backbone import Backbone, Branch, NoShortcut
-from blockdrop.models.resnet import put_rows, take_rows
+from blockdrop.models.droppable import put_rows, take_rows
 
 
 class _Conv:

@@ -20,7 +20,8 @@ from blockdrop.errors import CheckpointError, UserError
 from blockdrop.export import Networks, write_safetensors
 from blockdrop.flops import count_flops
 from blockdrop.inference import openvino_engine
-from blockdrop.models.checkpoints import load_policy_trunk, read_checkpoint
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.checkpoints.filling import load_policy_trunk
 from blockdrop.models.policy_networks import (
     Standardise,
     StemFeatures,
