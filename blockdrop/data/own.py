@@ -22,7 +22,6 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from blockdrop.progress import progress
 from blockdrop.data.batching import Augment, batch_sizes, derived_seed, evenly_spaced, part_of_epoch, split_rows
 from blockdrop.data.checks import Wanted
 from blockdrop.data.randomness import seeded
@@ -30,6 +29,7 @@ from blockdrop.data.reading import Reading, read_batches
 from blockdrop.data.samplers import LoaderBatches
 from blockdrop.data.sets import Normalisation
 from blockdrop.errors import DataError
+from blockdrop.progress import progress
 
 LOOKED_AT = 3
 READ_AT_ONCE = 256
