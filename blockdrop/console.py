@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
-import torch.distributed as dist
-import tyro
 from tqdm import tqdm
 
+from blockdrop.command_line import choose_class, parse_flags
 from blockdrop.errors import Interrupted, UserError
-from blockdrop.training.processes import current_processes, joined
 
 Config = TypeVar("Config")
 Item = TypeVar("Item")
 
 
-def run_command(main: Callable[[Config], object], config_class: type[Config], description: str | None) -> None:
-    """Parses the flags, runs `main`, and turns a `UserError` into one line on stderr and its exit code."""
+def run_command(
+    main: Callable[[Config], object],
+    config_class: type[Config] | Mapping[str, type[Config]],
+    description: str | None,
+    choice: str = "method",
+) -> None:
+    """Parses the flags, runs `main`, and turns a `UserError` into one line on stderr and its exit code.
+
+    Args:
+        config_class: the command's flags; or, of a command that has several sets of them, by the values of
+            --`choice`.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # keeps lines in order with the progress bar's
-    module = getattr(sys.modules["__main__"].__spec__, "name", None)
-    prog = f"python -m {module}" if module else None
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            default = _recipe_defaults(config_class)
-            how: dict[str, Any] = {} if default is None else {"default": default}
-            config = tyro.cli(config_class, prog=prog, description=description, use_underscores=True, **how)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        sys.exit(_fail(_unboxed(complaint.getvalue()), 2))
+    config = _parse(config_class, description, choice)
+    from blockdrop.training.processes import joined  # torch, which --help does without
+
     try:
         with joined(getattr(config, "device", "auto")) as processes, _heard(processes.first):
             main(config)
@@ -50,26 +48,35 @@ def run_command(main: Callable[[Config], object], config_class: type[Config], de
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
     except RuntimeError as error:
+        import torch.distributed as dist
+
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         line = next(iter(str(error).splitlines()), "")  # what the others meet when one has left
         sys.exit(_fail(f"process {os.environ.get('RANK', '0')}: another process has ended ({line})", 1))
 
 
+def _parse(
+    config_class: type[Config] | Mapping[str, type[Config]], description: str | None, choice: str
+) -> Config:
+    module = getattr(sys.modules["__main__"].__spec__, "name", None)
+    prog = f"python -m {module}" if module else None
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            chosen, arguments = choose_class(config_class, sys.argv[1:], choice)
+            return parse_flags(chosen, arguments, prog, description)
+    except UserError as error:
+        sys.exit(_fail(f"{error}; --help lists the flags", error.exit_code))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        sys.exit(_fail(_unboxed(complaint.getvalue()), 2))
+
+
 def _heard(whether: bool) -> contextlib.AbstractContextManager[object]:
     """Of several processes one speaks for all."""
     return contextlib.nullcontext() if whether else contextlib.redirect_stdout(io.StringIO())
-
-
-def _recipe_defaults(config_class: type[Config]) -> Config | None:
-    """The flags of the `--recipe` asked for, which the others then change; None where there are no recipes."""
-    recipes = getattr(config_class, "RECIPES", None)
-    if recipes is None:
-        return None
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", nargs="?")
-    wanted = parser.parse_known_args()[0].recipe
-    return config_class(recipe=wanted, **recipes[wanted]) if wanted in recipes else None  # type: ignore[call-arg]
 
 
 def _unboxed(text: str) -> str:
@@ -93,6 +100,8 @@ def progress(
 ) -> Iterable[Item]:
     """A progress bar with rate and time left on stderr, `start` of `total` done; in a log file, a line every 30
     seconds."""
+    from blockdrop.training.processes import current_processes  # torch, which --help does without
+
     interval = 0.1 if sys.stderr.isatty() else 30
     return tqdm(
         items, description, total, unit=f" {unit}", mininterval=interval, leave=False, dynamic_ncols=True,

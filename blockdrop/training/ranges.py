@@ -1,0 +1,130 @@
+"""Which values a flag may have: declared in its type, checked by one function.
+
+    lr: Positive = 1e-3
+    settle: Annotated[float, Range(least=0, most=1)] = 0.0
+    load: tuple[CheckpointName, ...] = ()
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from numbers import Real
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from blockdrop.errors import UserError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number; NaN and the infinities are outside of every range.
+
+    >>> str(Range(above=0, most=1))
+    'above 0 and at most 1'
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    """A bound that the number may come near, but not reach, as `below`."""
+    below: float | None = None
+    meaning: str = ""
+    """What the number is, for messages: "a fraction of the full network's FLOPs"."""
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            return False
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f"between {_written(self.least)} and {_written(self.most)}"
+        bounds = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        return " and ".join(f"{word} {_written(bound)}" for word, bound in bounds.items() if bound is not None)
+
+    def demand(self) -> str:
+        """The end of "must be …"."""
+        bounds = (self.least, self.most, self.above, self.below)
+        words = {(None, None, 0, None): "a positive number", (None,) * 4: "a finite number"}.get(bounds, str(self))
+        return f"{words}, {self.meaning}" if self.meaning else words
+
+
+def _written(bound: float) -> str:
+    if isinstance(bound, int) and bound >= 2**32 and bound.bit_count() == 1:
+        return f"2^{bound.bit_length() - 1}"
+    return f"{bound:,}"
+
+
+@dataclass(frozen=True)
+class NonEmpty:
+    """A name that may not be the empty text."""
+
+    what: str
+    """What is to be named, with its article."""
+
+
+Positive = Annotated[float, Range(above=0)]
+"""Of a learning rate, a temperature, …."""
+NotNegative = Annotated[float, Range(least=0)]
+"""Of a weight that may be zero, and then is off."""
+Count = Annotated[int, Range(least=1)]
+"""Of epochs, images, …."""
+CountOrNone = Annotated[int, Range(least=0)]
+"""Of epochs, images, … that there may be none of."""
+Probability = Annotated[float, Range(above=0, below=1)]
+"""Of a threshold on probabilities, or a probability that is neither never nor always."""
+Width = Annotated[float, Range(least=0.01, most=100)]
+"""Of a factor that widens or shrinks a network."""
+Folder = Annotated[str, NonEmpty("a folder")]
+CheckpointName = Annotated[str, NonEmpty("a checkpoint")]
+
+
+def check_ranges(config: Any) -> None:
+    """Raises `UserError` for the first field of a dataclass whose value lies outside of what its type declares."""
+    for flag, (rules, optional) in declared_rules(type(config)).items():
+        value = getattr(config, flag)
+        several = isinstance(value, tuple | list)
+        for item in value if several else (value,):
+            for kind, rule in rules:
+                if isinstance(rule, NonEmpty):
+                    if item == "":
+                        raise UserError(f"--{flag}: {'an empty name' if several else 'empty'}; name {rule.what}")
+                elif item is not None or not optional:
+                    if item not in rule:
+                        raise UserError(f"--{flag} {item}: must be {rule.demand()}")
+                    if kind is int and not isinstance(item, int):
+                        raise UserError(f"--{flag} {item}: must be a whole number")
+
+
+Rule = tuple[type, Range | NonEmpty]
+"""The type that a rule stands at, and the rule."""
+
+
+@functools.cache
+def declared_rules(config_class: type) -> dict[str, tuple[list[Rule], bool]]:
+    """By field: the rules that its type declares, and whether it may be None; fields without rules are left out."""
+    found = {}
+    for flag, hint in get_type_hints(config_class, include_extras=True).items():
+        if rules := list(_rules_of(hint)):
+            found[flag] = (rules, NoneType in get_args(hint))
+    return found
+
+
+def _rules_of(hint: Any) -> Iterator[Rule]:
+    if get_origin(hint) is Annotated:
+        kind, *notes = get_args(hint)
+        yield from ((kind, note) for note in notes if isinstance(note, Range | NonEmpty))
+        yield from _rules_of(kind)
+    else:
+        for part in get_args(hint):
+            yield from _rules_of(part)
