@@ -13,17 +13,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from agents.names import ESTIMATORS, PATHWISE, PathwiseName
 from agents.policies import log_prob, map_policy, sample_policy
-
-EstimatorName = Literal["self_critical", "leave_one_out", "antithetic", "value_baseline", "block_credit"]
-PathwiseName = Literal["straight_through", "kept_straight_through", "gumbel"]
-ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
-PATHWISE: tuple[PathwiseName, ...] = get_args(PathwiseName)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-RewardName = Literal["blockdrop", "flops", "log_likelihood"]
-REWARDS: tuple[RewardName, ...] = get_args(RewardName)
+from agents.names import REWARDS, RewardName
 
 
 def cost_share(policy: Tensor, costs: Tensor | None = None) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 
 from agents.budget import BudgetPrice
 from agents.curriculum import decide_last, keep_undecided, num_decided
-from agents.estimators import EstimatorName, make_estimator
+from agents.estimators import make_estimator
+from agents.names import EstimatorName
 from agents.policies import bound_keep_probs, entropy, map_policy
 from agents.rewards import Reward
 from blockdrop.console import run_command

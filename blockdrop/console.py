@@ -1,4 +1,4 @@
-"""What every command shares with its terminal: flags from a dataclass, one-line errors, progress bars."""
+"""What every command shares with its terminal: flags from a dataclass, one-line errors."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import io
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
-
-from tqdm import tqdm
 
 from blockdrop.command_line import choose_class, parse_flags
 from blockdrop.errors import Interrupted, UserError
 
 Config = TypeVar("Config")
-Item = TypeVar("Item")
 
 
 def run_command(
@@ -34,7 +31,9 @@ def run_command(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # keeps lines in order with the progress bar's
     config = _parse(config_class, description, choice)
-    from blockdrop.training.processes import joined  # torch, which --help does without
+    import torch.distributed as dist  # not before the flags are understood: --help needn't wait for torch
+
+    from blockdrop.processes import joined
 
     try:
         with joined(getattr(config, "device", "auto")) as processes, _heard(processes.first):
@@ -48,8 +47,6 @@ def run_command(
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
     except RuntimeError as error:
-        import torch.distributed as dist
-
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         line = next(iter(str(error).splitlines()), "")  # what the others meet when one has left
@@ -93,17 +90,3 @@ def _unboxed(text: str) -> str:
 def _fail(message: str, exit_code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return exit_code
-
-
-def progress(
-    items: Iterable[Item], description: str, total: int, unit: str = "batches", start: int = 0
-) -> Iterable[Item]:
-    """A progress bar with rate and time left on stderr, `start` of `total` done; in a log file, a line every 30
-    seconds."""
-    from blockdrop.training.processes import current_processes  # torch, which --help does without
-
-    interval = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(
-        items, description, total, unit=f" {unit}", mininterval=interval, leave=False, dynamic_ncols=True,
-        initial=start, disable=not current_processes().first,
-    )  # fmt: skip

@@ -14,11 +14,13 @@ from torch import nn
 from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.flops import LayerCount, count_flops, count_layers, reference_stem_surplus
-from blockdrop.models.backbone import Backbone, Shortcut
-from blockdrop.models.checkpoints import Checkpoint, load_checkpoint, network_from, read_checkpoint
-from blockdrop.models.compact import ReductionMode
-from blockdrop.models.deciders import build_policy_network
-from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, parse_model_name
+from blockdrop.models.backbone import Backbone
+from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint
+from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
+from blockdrop.models.policy_networks import build_policy_network
+from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
+from blockdrop.models.zoo import build_backbone
+from blockdrop.names import ReductionMode, Shortcut
 from blockdrop.output import check_writable, write_json
 
 

@@ -33,15 +33,15 @@ from blockdrop.distillation.stagewise import (
     train_only,
 )
 from blockdrop.errors import UserError, require
-from blockdrop.inference.executor import EngineName
 from blockdrop.models.backbone import Backbone, DiracConv2d
-from blockdrop.models.compact import ReductionMode
 from blockdrop.models.plain import PlainNet, fold_dirac, remove_shortcuts, use_dirac
-from blockdrop.models.zoo import Variant, build_backbone, parse_model_name
+from blockdrop.models.specs import Variant, parse_model_name
+from blockdrop.models.zoo import build_backbone
+from blockdrop.names import EngineName, ReductionMode
 from blockdrop.output import write_json, write_text
+from blockdrop.processes import ALONE
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import Schedule, SupervisedConfig
-from blockdrop.training.processes import ALONE
 from blockdrop.training.run_directory import RunDirectory, check_usable
 from blockdrop.training.setup import Setup, open_setup
 from blockdrop.training.supervised import Objective, TestAndSave, cross_entropy_objective, fit

@@ -26,21 +26,15 @@ from blockdrop.data import DataSource, UnreadableImageError
 from blockdrop.data.files import ImageFiles
 from blockdrop.data.shards import find_shards
 from blockdrop.errors import DataError, UserError, require
-from blockdrop.models.checkpoints import (
-    Checkpoint,
-    describe_depth,
-    load_checkpoint,
-    network_from,
-    project_version,
-    read_checkpoint,
-    stage_sizes,
-)
-from blockdrop.models.deciders import build_policy_network
-from blockdrop.models.tensor_pickle import one_line
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint, stage_sizes
+from blockdrop.models.checkpoints.filling import describe_depth, load_checkpoint, network_from
+from blockdrop.models.checkpoints.tensor_pickle import one_line
+from blockdrop.models.policy_networks import build_policy_network
+from blockdrop.models.specs import parse_model_name
 from blockdrop.training.compute import has_fast_bfloat16
 from blockdrop.training.run_directory import LOCK_FILE, check_usable, own_files, read_flags, read_metrics
 from blockdrop.training.state import read_state
+from blockdrop.version import project_version
 
 GIB = 1 << 30
 Fact = tuple[str, str]

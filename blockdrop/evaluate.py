@@ -26,9 +26,8 @@ from blockdrop.console import run_command
 from blockdrop.data import Images
 from blockdrop.errors import require
 from blockdrop.flops import count_flops
-from blockdrop.inference.executor import EngineName, Executor
+from blockdrop.inference.executor import Executor
 from blockdrop.inference.operating_point import (
-    DEFAULT_THRESHOLD,
     DROP_ALL,
     KEEP_ALL,
     curve_thresholds,
@@ -36,13 +35,16 @@ from blockdrop.inference.operating_point import (
     threshold_for_budget,
 )
 from blockdrop.measure import draw_static, evaluate_images, executor, measure_speed
-from blockdrop.models.checkpoints import Checkpoint, check_operating_point, project_version, save_checkpoint
+from blockdrop.models.checkpoints.dialects import Checkpoint
+from blockdrop.models.checkpoints.operating_points import check_operating_point
+from blockdrop.models.checkpoints.saving import save_checkpoint
+from blockdrop.names import DEFAULT_THRESHOLD, EngineName, Precision
 from blockdrop.output import check_writable, write_json
 from blockdrop.policy_stats import Outcomes, policy_statistics, statistics_lines
-from blockdrop.training.compute import Precision
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.policies import open_static_policy
 from blockdrop.training.setup import Setup, open_setup
+from blockdrop.version import project_version
 
 
 @dataclass(kw_only=True)

@@ -27,18 +27,14 @@ from blockdrop.console import run_command
 from blockdrop.data import DATASETS, Normalisation
 from blockdrop.errors import CheckpointError, UserError, require
 from blockdrop.inference.branching import BranchingNetwork
-from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
-from blockdrop.models.backbone import Backbone, Shortcut
-from blockdrop.models.checkpoints import (
-    FORMAT,
-    load_checkpoint,
-    network_from,
-    project_version,
-    read_checkpoint,
-)
-from blockdrop.models.deciders import PolicyNet, build_policy_network
-from blockdrop.models.safetensors_files import encode_metadata, write_safetensors_file
-from blockdrop.models.zoo import Variant, parse_model_name
+from blockdrop.models.backbone import Backbone
+from blockdrop.models.checkpoints.dialects import FORMAT, read_checkpoint
+from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
+from blockdrop.models.checkpoints.safetensors_files import encode_metadata, write_safetensors_file
+from blockdrop.models.policy_networks import build_policy_network
+from blockdrop.models.specs import Variant, parse_model_name
+from blockdrop.names import DEFAULT_THRESHOLD, PolicyNet, Shortcut
+from blockdrop.version import project_version
 
 Format = Literal["onnx", "aoti", "safetensors"]
 Runner = Callable[..., tuple[Tensor, ...]]

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agents.budget import BudgetPrice
-from agents.estimators import PATHWISE, Estimator, EstimatorName, PathwiseName, draw_gates, make_estimator
+from agents.estimators import Estimator, draw_gates, make_estimator
+from agents.names import PATHWISE, EstimatorName, PathwiseName
 from agents.policies import bound_keep_probs, entropy, map_policy, policy_information
 from agents.policy_network import PolicyNetwork
 from agents.rewards import Reward
@@ -32,7 +33,8 @@ from blockdrop.distillation.hinton import kl_divergence
 from blockdrop.errors import require
 from blockdrop.flops import count_flops
 from blockdrop.measure import executor
-from blockdrop.models.resnet import DroppableResNet, Execution, block_executions
+from blockdrop.models.resnet import DroppableResNet, block_executions
+from blockdrop.names import Execution
 from blockdrop.training.batchnorm import StaticDecider, recalibrate, rows_kept_whole
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import PolicyTrainingConfig, Recipe, RecipeName, check_estimator

@@ -15,13 +15,14 @@ from agents.curriculum import keep_undecided
 from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
 from agents.static_policies import StaticPolicy
-from blockdrop.console import progress
 from blockdrop.data import Images, Normalisation
 from blockdrop.errors import UserError
 from blockdrop.flops import count_flops
-from blockdrop.inference.executor import EngineName, Executor, compile
+from blockdrop.inference.executor import Executor, compile
 from blockdrop.models.backbone import Backbone
+from blockdrop.names import EngineName
 from blockdrop.policy_stats import Outcomes, losses_and_margins
+from blockdrop.progress import progress
 from blockdrop.training.compute import Compute
 
 Item = TypeVar("Item")

@@ -19,9 +19,8 @@ from blockdrop.console import run_command
 from blockdrop.data import Images, Normalisation, evenly_spaced
 from blockdrop.errors import UserError, require
 from blockdrop.flops import FlopTable, count_flops
-from blockdrop.inference.executor import EngineName
 from blockdrop.measure import evaluate_images, executor, predict_under
-from blockdrop.models.checkpoints import project_version
+from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_folder, write_bytes, write_text
 from blockdrop.policy_curves import (
     Curve,
@@ -32,9 +31,9 @@ from blockdrop.policy_curves import (
 )
 from blockdrop.policy_stats import Outcomes, PolicyStatistics, policy_statistics, statistics_lines
 from blockdrop.report.page import Report, ReportFigure, report_page
-from blockdrop.training.compute import Precision
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.setup import Setup, open_setup
+from blockdrop.version import project_version
 
 EVENTS_SUFFIX = ".visualize"
 THUMBNAIL = 64

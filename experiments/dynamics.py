@@ -11,8 +11,8 @@ from torch import Tensor
 from blockdrop.data import Images, Normalisation
 from blockdrop.flops import count_flops
 from blockdrop.inference.executor import Executor
-from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
 from blockdrop.measure import evaluate_images, executor, predict_under
+from blockdrop.names import DEFAULT_THRESHOLD
 from blockdrop.training.compute import Compute
 from blockdrop.training.setup import Setup
 

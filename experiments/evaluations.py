@@ -21,9 +21,10 @@ from torch import Tensor
 from agents.policies import map_policy
 from blockdrop.data import DataSource
 from blockdrop.errors import UserError, require
-from blockdrop.inference.executor import EngineName, Executor
+from blockdrop.inference.executor import Executor
 from blockdrop.measure import draw_static, executor, seconds_in_turns
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.specs import parse_model_name
+from blockdrop.names import EngineName
 from blockdrop.output import write_json
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from blockdrop import cl_train, distill, finetune, pretrain
 from blockdrop.console import run_command
 from blockdrop.errors import require
-from blockdrop.models.checkpoints import read_checkpoint
+from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.config import TrainingConfig
 from blockdrop.training.run_directory import read_metrics

@@ -22,8 +22,8 @@ import torch
 
 from blockdrop import cl_train, distill, evaluate, finetune, pretrain
 from blockdrop.errors import UserError, require
-from blockdrop.models.checkpoints import read_checkpoint
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.specs import parse_model_name
 from blockdrop.training.config import ModelConfig, RecipeName, TrainingConfig
 from blockdrop.training.run_directory import EITHER_WAY, check_same_run, digest, read_flags, read_metrics
 

@@ -21,7 +21,7 @@ from blockdrop.data import DATASETS, NORMALISATIONS, DataSource
 from blockdrop.errors import CheckpointError, require
 from blockdrop.flops import count_flops
 from blockdrop.measure import measure_passes
-from blockdrop.models.checkpoints import load_network
+from blockdrop.models.checkpoints.filling import load_network
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import SupervisedConfig

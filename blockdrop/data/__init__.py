@@ -5,12 +5,29 @@ from (seed, epoch), so a run sees the same pixels however often it is repeated, 
 and however many processes share it.
 """
 
-from blockdrop.data.batching import Augment, derived_seed, evenly_spaced, normalise, plan_batches, split_rows
-from blockdrop.data.files import UnreadableImageError, left_out, read_image
-from blockdrop.data.memory import MemoryImages, load_digits, random_crop
-from blockdrop.data.sets import DATASETS, NORMALISATIONS, DatasetInfo, Normalisation
-from blockdrop.data.source import LARGEST_IN_MEMORY, DataSource, Images
-from blockdrop.data.streamed import RESIZE_FACTOR, StreamedImages
+from typing import TYPE_CHECKING
+
+from blockdrop.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from blockdrop.data.batching import Augment, derived_seed, evenly_spaced, normalise, plan_batches, split_rows
+    from blockdrop.data.files import UnreadableImageError, left_out, read_image
+    from blockdrop.data.memory import MemoryImages, load_digits, random_crop
+    from blockdrop.data.sets import DATASETS, NORMALISATIONS, DatasetInfo, Normalisation
+    from blockdrop.data.source import LARGEST_IN_MEMORY, DataSource, Images
+    from blockdrop.data.streamed import RESIZE_FACTOR, StreamedImages
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "batching": ("Augment", "derived_seed", "evenly_spaced", "normalise", "plan_batches", "split_rows"),
+            "files": ("UnreadableImageError", "left_out", "read_image"),
+            "memory": ("MemoryImages", "load_digits", "random_crop"),
+            "sets": ("DATASETS", "NORMALISATIONS", "DatasetInfo", "Normalisation"),
+            "source": ("LARGEST_IN_MEMORY", "DataSource", "Images"),
+            "streamed": ("RESIZE_FACTOR", "StreamedImages"),
+        },
+    )
 
 __all__ = [
     "DATASETS",

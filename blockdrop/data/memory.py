@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from blockdrop.console import progress
 from blockdrop.data.batching import Augment, derived_seed, normalise, plan_batches
 from blockdrop.data.cache import Arrays, Cache, in_range
 from blockdrop.data.files import ImageFiles, UnreadableImageError, none_readable, resize_short_side
 from blockdrop.data.sets import Normalisation
 from blockdrop.errors import DataError
+from blockdrop.progress import progress
 
 SCHEMA = {"images": (np.uint8, 4), "labels": (np.int64, 1), "left_out": (np.int64, 1)}
 QUEUE = 4096

@@ -10,9 +10,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from blockdrop.flops import count_flops
-from blockdrop.inference.executor import EngineName
 from blockdrop.measure import evaluate_images, executor, measure_passes
 from blockdrop.models.backbone import Backbone
+from blockdrop.names import EngineName
 from blockdrop.training.compute import Compute
 from blockdrop.training.setup import Setup
 

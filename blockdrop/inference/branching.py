@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
 from blockdrop.models.backbone import Backbone
-from blockdrop.models.deciders import folded_policy_network
+from blockdrop.models.policy_networks import folded_policy_network
 
 
 class BranchingNetwork(nn.Module):

@@ -19,7 +19,7 @@ from agents.policy_network import PolicyNetwork
 from blockdrop.inference.plan import Range
 from blockdrop.inference.signal_stack import kept_signal_stack
 from blockdrop.models.backbone import Backbone, Branch, NoShortcut, PadShortcut
-from blockdrop.models.deciders import NoFeatures
+from blockdrop.models.policy_networks import NoFeatures
 from blockdrop.models.shift import Shift, ShiftBranch
 
 try:

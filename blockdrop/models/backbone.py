@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-Shortcut = Literal["pad_avgpool", "pad_stride", "projection"]
-SHORTCUTS: tuple[Shortcut, ...] = ("pad_avgpool", "pad_stride", "projection")
+from blockdrop.names import Shortcut
+
 AnyBackbone = TypeVar("AnyBackbone", bound="Backbone")
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 

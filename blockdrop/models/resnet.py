@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from blockdrop.models.backbone import (
     Branch,
     BranchMaker,
     PadShortcut,
-    Shortcut,
     backbone_parts,
     basic_branch,
     bottleneck_branch,
@@ -28,8 +27,7 @@ from blockdrop.models.backbone import (
     initialise,
     is_channels_last,
 )
-
-Execution = Literal["sparse", "masked"]
+from blockdrop.names import Execution, Shortcut
 
 
 class BlockStep(NamedTuple):

@@ -13,7 +13,8 @@ from torch.optim.swa_utils import update_bn
 from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
 from agents.static_policies import StaticPolicy
-from blockdrop.models.resnet import DroppableResNet, Execution
+from blockdrop.models.resnet import DroppableResNet
+from blockdrop.names import Execution
 
 
 def recalibrate(

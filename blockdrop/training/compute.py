@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from blockdrop.errors import UserError
-from blockdrop.training.processes import ALONE, Processes, current_processes
+from blockdrop.names import Precision
+from blockdrop.processes import ALONE, Processes, current_processes
 
-Precision = Literal["auto", "float32", "bfloat16"]
 Module = TypeVar("Module", bound=nn.Module)
 
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from agents.estimators import make_estimator
-from agents.rewards import RewardName
+from agents.names import RewardName
 from blockdrop.errors import UserError, require
-from blockdrop.models.backbone import Shortcut
-from blockdrop.models.compact import ReductionMode
-from blockdrop.models.deciders import PolicyNet
-from blockdrop.models.zoo import Variant, parse_model_name
-from blockdrop.training.compute import Compute, Precision, choose_compute
+from blockdrop.models.specs import Variant, parse_model_name
+from blockdrop.names import PolicyNet, Precision, ReductionMode, Shortcut
+from blockdrop.training.compute import Compute, choose_compute
 
 
 @dataclass(kw_only=True)
@@ -76,7 +74,7 @@ class ModelConfig:
         """Architecture and data set: --model, or --arch on --model's data set."""
         return self.model if self.arch is None else f"{self.arch}_{parse_model_name(self.model).dataset}"
 
-    def variant(self, recorded: Variant = Variant()) -> Variant:  # noqa: B008
+    def variant(self, recorded: Variant = Variant()) -> Variant:
         """The widths that the flags ask for, or where they don't, the recorded ones."""
         return recorded.overridden_by(Variant(self.expansion, self.reduction, self.reduction_mode))
 

@@ -17,8 +17,9 @@ from agents.policy_network import PolicyNetwork
 from agents.static_policies import StaticPolicy, make_static_policy
 from blockdrop.errors import UserError
 from blockdrop.flops import FlopTable
-from blockdrop.inference.operating_point import DEFAULT_THRESHOLD, threshold_for_budget
-from blockdrop.models.checkpoints import check_operating_point
+from blockdrop.inference.operating_point import threshold_for_budget
+from blockdrop.models.checkpoints.operating_points import check_operating_point
+from blockdrop.names import DEFAULT_THRESHOLD
 from blockdrop.training.compute import Compute
 
 if TYPE_CHECKING:

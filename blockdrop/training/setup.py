@@ -13,27 +13,23 @@ from torch import Tensor
 
 from agents.policy_network import PolicyNetwork
 from agents.static_policies import StaticPolicy
-from blockdrop.console import progress
 from blockdrop.data import DATASETS, NORMALISATIONS, Augment, DataSource, Normalisation, left_out, split_rows
 from blockdrop.errors import CheckpointError, require
 from blockdrop.flops import count_flops
-from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
 from blockdrop.models.backbone import Backbone
-from blockdrop.models.checkpoints import (
-    Checkpoint,
-    load_checkpoint,
-    load_policy_trunk,
-    network_from,
-    read_checkpoint,
-    save_checkpoint,
-    torchvision_checkpoint,
-)
-from blockdrop.models.deciders import build_policy_network
-from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, parse_model_name
+from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint
+from blockdrop.models.checkpoints.filling import load_checkpoint, load_policy_trunk, network_from
+from blockdrop.models.checkpoints.published import torchvision_checkpoint
+from blockdrop.models.checkpoints.saving import save_checkpoint
+from blockdrop.models.policy_networks import build_policy_network
+from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
+from blockdrop.models.zoo import build_backbone
+from blockdrop.names import DEFAULT_THRESHOLD
+from blockdrop.processes import Processes, current_processes
+from blockdrop.progress import progress
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, TrainingConfig
 from blockdrop.training.policies import open_static_policy, policy_file
-from blockdrop.training.processes import Processes, current_processes
 from blockdrop.training.run_directory import RunDirectory, check_usable
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from agents.estimators import ESTIMATORS, PATHWISE
+from agents.names import ESTIMATORS, PATHWISE
 from blockdrop import build, cl_train, evaluate, finetune, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource
 from blockdrop.errors import UserError
 from blockdrop.finetune import FinetuneConfig, count_executions, learn_pathwise
 from blockdrop.flops import count_flops
 from blockdrop.measure import evaluate_images
-from blockdrop.models.checkpoints import read_checkpoint
+from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import ModelConfig

@@ -16,7 +16,7 @@ from blockdrop import load_checkpoint
 from blockdrop.distill import DistillConfig
 from blockdrop.errors import NumericalError, UserError
 from blockdrop.measure import evaluate_images
-from blockdrop.models.checkpoints import read_checkpoint
+from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.training.config import SupervisedConfig
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import open_setup

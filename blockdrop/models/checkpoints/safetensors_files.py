@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from blockdrop.errors import CheckpointError, UserError
-from blockdrop.models.tensor_pickle import STORAGES, one_line
+from blockdrop.models.checkpoints.tensor_pickle import STORAGES, one_line
 
 SUFFIX = ".safetensors"
 PARTS = {"resnet": "resnet", "policy_network": "agent"}
