@@ -1,7 +1,7 @@
 """A dataclass as a command line: flat flags, in boxes of --help that say what belongs together.
 
-A config class may name by `FIRST` the flags that a newcomer needs, and by `GROUPS` the boxes of the others. That is
-about the help alone: no flag has a prefix, and the object has all of them as its attributes.
+A config class may name by `FIRST` the flags that a newcomer needs, and by `GROUPS` the boxes of the others. That
+is about the help alone: no flag has a prefix, and the object has all of them as its attributes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType
@@ -42,9 +43,7 @@ def parse_flags(
         else:
             hints += own
     command_line = dataclasses.make_dataclass("CommandLine", hints, kw_only=True)
-    parsed = tyro.cli(
-        command_line, args=list(arguments), prog=prog, description=description, use_underscores=True
-    )
+    parsed = tyro.cli(command_line, args=list(arguments), prog=prog, description=description, use_underscores=True)
     values: dict[str, Any] = {}
     for name, value in vars(parsed).items():
         values |= {name: value} if name in flags else vars(value)
@@ -53,20 +52,22 @@ def parse_flags(
 
 def boxes(config_class: type) -> dict[str, list[str]]:
     """The flags in the order of --help, by the title of their box; "" is the first one's."""
-    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-    first = getattr(config_class, "FIRST", names)
-    found = {"": [name for name in first if name in names]}
-    for parent in config_class.__mro__:
-        for title, grouped in vars(parent).get("GROUPS", {}).items():
-            new = [name for name in grouped if name in names and name not in sum(found.values(), [])]
-            found.setdefault(title, []).extend(new)
-    rest = [name for name in names if name not in sum(found.values(), [])]
-    return {title: grouped for title, grouped in ({**found, "other": rest}).items() if grouped}
+    rest = [field.name for field in dataclasses.fields(config_class)]
+    found = {"": [name for name in getattr(config_class, "FIRST", rest) if name in rest]}
+    groups = [vars(parent).get("GROUPS", {}) for parent in config_class.__mro__]
+    for title in itertools.chain(*groups):  # a command's own boxes before those of all commands
+        members = [name for group in reversed(groups) for name in group.get(title, ())]
+        found.setdefault(
+            title, [name for name in dict.fromkeys(members) if name in rest and name not in found[""]]
+        )
+    shown = {name for names in found.values() for name in names}
+    found["other"] = [name for name in rest if name not in shown]
+    return {title: names for title, names in found.items() if names}
 
 
 def tyro_fields(config_class: type, arguments: Sequence[str]) -> dict[str, tuple[str, Any, Any]]:
     """By name what `make_dataclass` wants of a flag: its name, its type with what tyro is to show, its default."""
-    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
     recipes = getattr(config_class, "RECIPES", {})
     if recipes and (name := value_of("recipe", arguments)) is not None:
         defaults |= config_class.recipe_flags(name)  # type: ignore[attr-defined]
@@ -74,7 +75,7 @@ def tyro_fields(config_class: type, arguments: Sequence[str]) -> dict[str, tuple
     found = {}
     for name, default in defaults.items():
         text = texts.get(name, "")
-        ranges = [str(rule) for _, rule in rules.get(name, ([], False))[0] if isinstance(rule, Range) and str(rule)]
+        ranges = [str(rule) for rule in rules.get(name, ()) if isinstance(rule, Range) and str(rule)]
         shown = tyro.conf.arg(
             prefix_name=False,
             help=" ".join([text, *(f"Range: {words}." for words in ranges)]),
@@ -103,7 +104,7 @@ def help_texts(config_class: type) -> dict[str, str]:
             continue
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(parent))).body
         body = tree.body if isinstance(tree, ast.ClassDef) else []
-        for field, below in zip(body, body[1:], strict=False):
+        for field, below in itertools.pairwise(body):
             if (
                 isinstance(field, ast.AnnAssign)
                 and isinstance(field.target, ast.Name)
@@ -147,7 +148,8 @@ def choose_class(
     if name not in config_class:
         raise UserError(f"invalid choice {name!r} for argument '--{flag}'; choose {names}")
     words = [word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
-    refuse_flags_of_others(config_class, name, [flag for word in words for flag in (word, word.removeprefix("no_"))])
+    given = [form for word in words for form in (word, word.removeprefix("no_"))]
+    refuse_flags_of_others(config_class, name, given)
     return config_class[name], list(arguments)
 
 

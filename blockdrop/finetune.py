@@ -15,7 +15,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +37,18 @@ from blockdrop.models.resnet import DroppableResNet, block_executions
 from blockdrop.names import Execution
 from blockdrop.training.batchnorm import StaticDecider, recalibrate, rows_kept_whole
 from blockdrop.training.compute import Compute
-from blockdrop.training.config import PolicyTrainingConfig, Recipe, RecipeName, check_estimator
+from blockdrop.training.config import Groups, PolicyTrainingConfig, Recipe, check_estimator
 from blockdrop.training.policies import OperatingPoint
 from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
+from blockdrop.training.ranges import (
+    CheckpointName,
+    Count,
+    CountOrNone,
+    NotNegative,
+    Positive,
+    Probability,
+    Range,
+)
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup, open_training
 from blockdrop.training.update import Update
@@ -49,7 +58,7 @@ from blockdrop.training.update import Update
 class FinetuneConfig(PolicyTrainingConfig):
     """Flags of `python -m blockdrop.finetune`."""
 
-    RECIPES: ClassVar[dict[RecipeName, Recipe]] = {
+    RECIPES: ClassVar[dict[str, Recipe]] = {
         "reference": {},
         "fast": {
             "policy_net": "stem",
@@ -74,69 +83,82 @@ class FinetuneConfig(PolicyTrainingConfig):
         },
     }
 
-    pretrained: tuple[str, ...] = ()
-    """Checkpoints or run directories of curriculum training: policy network and backbone, in one or in two; with
-    --initial_keep a backbone is enough."""
-    load: tuple[str, ...] = ()
-    """Checkpoints of fine-tuning to go on from; they win over --pretrained."""
-    lr: float = 1e-4
-    """Learning rate (Adam)."""
-    bias_lr: float | None = None
-    """That of the bias of the policy network's logits, by which all images' policies move together; default:
-    --lr."""
-    max_epochs: int = 2000
-    """Epochs to train."""
-    epoch_step: int = 1600
-    """Multiply the learning rate by lr_decay_ratio every so many epochs."""
-    penalty: float = -5.0
-    """Reward of a wrong prediction: it sets the trade-off of accuracy and blocks."""
+    GROUPS: ClassVar[Groups] = {
+        "policy learning": ("temperature", "information", "initial_keep", "policy"),
+        "who learns when": ("freeze_epochs", "alternate", "settle", "rewind", "shuffle_policies"),
+        "teaching by the full network": ("distill", "settled_distill", "distill_temperature", "keep_full"),
+        "optimisation": ("bias_lr", "optimizer", "resnet_lr", "resnet_wd"),
+        "execution": ("execution", "recalibrate"),
+    }
+
+    pretrained: tuple[CheckpointName, ...] = ()
+    """Checkpoints or run directories of curriculum training: policy network and backbone, in one or in two. With
+    --initial_keep or --recipe fast a backbone is enough."""
+    load: tuple[CheckpointName, ...] = ()
+    """Checkpoints of fine-tuning to continue from. They win over --pretrained."""
+    lr: Positive = 1e-4
+    """Learning rate of Adam, which trains the policy network and, with --optimizer adam, the ResNet."""
+    bias_lr: Positive | None = None
+    """Learning rate of the bias of the policy network's logits, by which the policies of all images move together.
+    Default: --lr."""
+    max_epochs: Count = 2000
+    epoch_step: Count = 1600
+    penalty: Annotated[float, Range()] = -5.0
     execution: Execution = "sparse"
-    """sparse runs just the blocks that are kept; masked runs all and selects, as the reference does (slower)."""
+    """How blocks run in training: sparse runs only the blocks that are kept; masked runs all and selects, as the
+    reference does (slower)."""
     policy: str | None = None
-    """Learn no policy, but fine-tune the ResNet under this one: full, first_k:K, random_k:K, dist_k:K (K blocks
-    drawn by the loaded policy network's usage; dist_k:K:FILE: by that in a file of evaluate --json) or a file with
-    a line of 0 and 1. Flags about learning a policy then do nothing."""
+    """Policy under which the ResNet is fine-tuned while no policy is learned: full, first_k:K, random_k:K,
+    dist_k:K (K blocks drawn by the loaded policy network's usage; dist_k:K:FILE: by that in a file of evaluate
+    --json) or a file with a line of 0 and 1. Flags about learning a policy then do nothing. Default: policies are
+    learned."""
     estimator: EstimatorName | PathwiseName = "self_critical"
-    """How the policy network learns: from rewards as in cl_train, or pathwise, by the gradient of the loss itself
-    (straight_through, kept_straight_through, gumbel)."""
-    temperature: float = 1.0
-    """Of gumbel's relaxation."""
-    initial_keep: float | None = None
-    """Keep probability that a fresh policy network starts from, where no checkpoint holds one."""
-    information: float = 0.0
-    """Weight of a bonus for policies that tell images apart, nats of mutual information."""
-    distill: float = 0.0
+    """How the policy network learns: from the rewards of sampled policies, as in cl_train, or pathwise
+    (straight_through, kept_straight_through, gumbel), by the gradient of the loss itself."""
+    temperature: Positive = 1.0
+    """Temperature of the Gumbel relaxation, for --estimator gumbel."""
+    initial_keep: Probability | None = None
+    """Keep probability that a fresh policy network starts from, if no checkpoint holds one. Default: a checkpoint
+    must hold one."""
+    information: NotNegative = 0.0
+    """Weight of a bonus for policies that differ between images: their mutual information with the image, in
+    nats."""
+    distill: NotNegative = 0.0
     """Weight of the divergence from the logits of the full network as it was loaded (self-distillation)."""
-    settled_distill: float | None = None
-    """That weight once the policies have settled (--settle, --policy), when there is no price on computation that
-    has to keep up with it; default: --distill."""
-    distill_temperature: float = 2.0
-    """Softens both logits there; the term is multiplied by its square."""
-    keep_full: float = 0.0
+    settled_distill: NotNegative | None = None
+    """Weight of that divergence once the policies have settled (--settle, --policy) and no price on computation
+    has to keep up with it. Default: --distill."""
+    distill_temperature: Positive = 2.0
+    """Temperature that softens both networks' logits in that divergence, which is multiplied by its square."""
+    keep_full: Annotated[float, Range(least=0, below=1)] = 0.0
     """Share of each batch for which all blocks run, so that the full network keeps its accuracy."""
-    freeze_epochs: int = 0
-    """Epochs at the start in which the policy network learns alone."""
+    freeze_epochs: CountOrNone = 0
+    """Number of epochs at the start in which the policy network learns alone."""
     alternate: bool = False
-    """After them let the two networks take turns, step by step, instead of learning together."""
+    """After --freeze_epochs let the two networks learn in turns, step by step, instead of together."""
     shuffle_policies: bool = False
-    """Give each image the policy of another one: what policies are worth that know nothing of their image."""
-    settle: float = 0.0
-    """Share of the epochs, at the end, in which the ResNet learns alone, under the MAP policies it will have; the
-    first epoch at least is the policy network's too, unless it is 1."""
+    """Give each image the policy of another one, to measure what policies are worth that know nothing of their
+    image."""
+    settle: Annotated[float, Range(least=0, most=1)] = 0.0
+    """Share of the epochs, at the end, in which the ResNet learns alone, under the policies that it will have in
+    tests. The policy network learns in the first epoch at least, unless this is 1."""
     rewind: bool = False
-    """Where the policies settle, give the ResNet back the weights that it was loaded with and begin the learning
-    rate's schedule anew (rewinding, Renda et al. 2020, arXiv:2003.02389); what the policy network shares with the
+    """When the policies settle, give the ResNet back the weights that it was loaded with and start the learning
+    rate's schedule again (rewinding, Renda et al. 2020, arXiv:2003.02389). What the policy network shares with the
     ResNet doesn't learn."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    """adam for both networks; or sgd with Nesterov momentum for the ResNet (--resnet_lr, --resnet_wd)."""
-    resnet_lr: float = 0.02
-    """Learning rate of sgd."""
-    resnet_wd: float = 5e-4
-    """Weight decay of sgd."""
+    """Optimizer of the ResNet: adam (the same as the policy network's) or sgd with Nesterov momentum (--resnet_lr,
+    --resnet_wd)."""
+    resnet_lr: Positive = 0.02
+    """Learning rate of the ResNet with --optimizer sgd."""
+    resnet_wd: NotNegative = 5e-4
+    """Weight decay of the ResNet with --optimizer sgd."""
     schedule: Literal["step", "cosine"] = "step"
-    """Learning rates: step decay by epochs, or a cosine to zero over the run after a short rise."""
-    recalibrate: int = 0
-    """Training images on which BatchNorm's statistics are taken anew, under MAP policies, before each test."""
+    """Course of the learning rates: step (they fall every --epoch_step) or cosine (they rise for a short time,
+    then fall to zero along a cosine)."""
+    recalibrate: CountOrNone = 0
+    """Number of training images that BatchNorm's statistics are computed from again, under the policies of tests,
+    before each test."""
 
     def check(self) -> None:
         super().check()
@@ -157,30 +179,10 @@ class FinetuneConfig(PolicyTrainingConfig):
             self.penalty != 0 or not (pathwise and not target),
             "--penalty 0: leaves a pathwise estimator without a trade-off; pass another, or --target_flops",
         )
-        for flag in ("information", "distill", "settled_distill"):
-            value = getattr(self, flag)
-            fine = value is None or (value >= 0 and math.isfinite(value))
-            require(fine, f"--{flag} {value}: must be zero or positive")
-        for flag in ("temperature", "distill_temperature", "resnet_lr", "bias_lr"):
-            value = getattr(self, flag)
-            fine = value is None or (value > 0 and math.isfinite(value))
-            require(fine, f"--{flag} {value}: must be a positive number")
-        require(
-            self.resnet_wd >= 0 and math.isfinite(self.resnet_wd),
-            f"--resnet_wd {self.resnet_wd}: must be zero or positive",
-        )
-        require(0 <= self.keep_full < 1, f"--keep_full {self.keep_full}: must be at least 0 and below 1")
         require(
             self.keep_full == 0 or self.keep_full * self.batch_size >= 1,
             f"--keep_full {self.keep_full}: not even one image of --batch_size {self.batch_size}",
         )
-        require(
-            self.initial_keep is None or 0 < self.initial_keep < 1,
-            f"--initial_keep {self.initial_keep}: must be above 0 and below 1",
-        )
-        require(self.recalibrate >= 0, f"--recalibrate {self.recalibrate}: must be at least 0")
-        require(self.freeze_epochs >= 0, f"--freeze_epochs {self.freeze_epochs}: must be at least 0")
-        require(0 <= self.settle <= 1, f"--settle {self.settle}: must be from 0 to 1")
         require(
             self.policy is not None or self.freeze_epochs <= self.settled_from,
             f"--freeze_epochs {self.freeze_epochs} and --settle {self.settle}: more than the --max_epochs "

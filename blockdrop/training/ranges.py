@@ -1,8 +1,6 @@
 """Which values a flag may have: declared in its type, checked by one function.
 
-    lr: Positive = 1e-3
-    settle: Annotated[float, Range(least=0, most=1)] = 0.0
-    load: tuple[CheckpointName, ...] = ()
+`lr: Positive = 1e-3`, `settle: Annotated[float, Range(least=0, most=1)] = 0.0`, `load: tuple[CheckpointName, ...]`
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -89,42 +87,41 @@ Folder = Annotated[str, NonEmpty("a folder")]
 CheckpointName = Annotated[str, NonEmpty("a checkpoint")]
 
 
+Rule = Range | NonEmpty
+
+
 def check_ranges(config: Any) -> None:
-    """Raises `UserError` for the first field of a dataclass whose value lies outside of what its type declares."""
-    for flag, (rules, optional) in declared_rules(type(config)).items():
-        value = getattr(config, flag)
+    """Raises `UserError` for the first flag of a dataclass whose value lies outside of what its type declares."""
+    hints = get_type_hints(type(config))
+    for flag, rules in declared_rules(type(config)).items():
+        value, optional = getattr(config, flag), NoneType in get_args(hints[flag])
+        whole = int in (hints[flag], *get_args(hints[flag]))
         several = isinstance(value, tuple | list)
         for item in value if several else (value,):
-            for kind, rule in rules:
+            if item is None and optional:
+                continue
+            for rule in rules:
                 if isinstance(rule, NonEmpty):
                     if item == "":
                         raise UserError(f"--{flag}: {'an empty name' if several else 'empty'}; name {rule.what}")
-                elif item is not None or not optional:
-                    if item not in rule:
-                        raise UserError(f"--{flag} {item}: must be {rule.demand()}")
-                    if kind is int and not isinstance(item, int):
-                        raise UserError(f"--{flag} {item}: must be a whole number")
-
-
-Rule = tuple[type, Range | NonEmpty]
-"""The type that a rule stands at, and the rule."""
+                elif item not in rule:
+                    raise UserError(f"--{flag} {item}: must be {rule.demand()}")
+                elif whole and not isinstance(item, Integral):
+                    raise UserError(f"--{flag} {item}: must be a whole number")
 
 
 @functools.cache
-def declared_rules(config_class: type) -> dict[str, tuple[list[Rule], bool]]:
-    """By field: the rules that its type declares, and whether it may be None; fields without rules are left out."""
-    found = {}
-    for flag, hint in get_type_hints(config_class, include_extras=True).items():
-        if rules := list(_rules_of(hint)):
-            found[flag] = (rules, NoneType in get_args(hint))
-    return found
+def declared_rules(config_class: type) -> dict[str, list[Rule]]:
+    """The rules that the types of a dataclass declare, by flag; flags without any are left out."""
+    hints = get_type_hints(config_class, include_extras=True)
+    found = {flag: list(_rules_of(hint)) for flag, hint in hints.items()}
+    return {flag: rules for flag, rules in found.items() if rules}
 
 
 def _rules_of(hint: Any) -> Iterator[Rule]:
+    kinds = get_args(hint)
     if get_origin(hint) is Annotated:
-        kind, *notes = get_args(hint)
-        yield from ((kind, note) for note in notes if isinstance(note, Range | NonEmpty))
+        kinds, notes = kinds[:1], kinds[1:]
+        yield from (note for note in notes if isinstance(note, Rule))
+    for kind in kinds:
         yield from _rules_of(kind)
-    else:
-        for part in get_args(hint):
-            yield from _rules_of(part)
