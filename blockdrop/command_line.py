@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 import itertools
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -69,8 +69,9 @@ def tyro_fields(config_class: type, arguments: Sequence[str]) -> dict[str, tuple
     """By name what `make_dataclass` wants of a flag: its name, its type with what tyro is to show, its default."""
     defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
     recipes = getattr(config_class, "RECIPES", {})
-    if recipes and (name := value_of("recipe", arguments)) is not None:
-        defaults |= config_class.recipe_flags(name)  # type: ignore[attr-defined]
+    recipe = value_of("recipe", arguments) if recipes else None
+    of_recipe = {} if recipe is None else config_class.recipe_flags(recipe)  # type: ignore[attr-defined]
+    defaults |= of_recipe
     texts, hints, rules = help_texts(config_class), get_type_hints(config_class), declared_rules(config_class)
     found = {}
     for name, default in defaults.items():
@@ -80,11 +81,19 @@ def tyro_fields(config_class: type, arguments: Sequence[str]) -> dict[str, tuple
             prefix_name=False,
             help=" ".join([text, *(f"Range: {words}." for words in ranges)]),
             metavar=f"{{{','.join(recipes)}}}" if name == "recipe" else _metavar(hints[name]),
-            help_behavior_hint="" if default in (None, ()) else None,
+            help_behavior_hint=_default_of_recipe(recipe)
+            if name in of_recipe
+            else ""
+            if default in (None, ())
+            else None,
         )
         field = dataclasses.field() if default is dataclasses.MISSING else dataclasses.field(default=default)
         found[name] = (name, Annotated[hints[name], shown], field)
     return found
+
+
+def _default_of_recipe(recipe: str | None) -> Callable[[str], str]:
+    return lambda default: f"(default of {recipe}: {default})"
 
 
 def _metavar(hint: Any) -> str | None:

@@ -126,10 +126,11 @@ class FinetuneConfig(PolicyTrainingConfig):
     distill: NotNegative = 0.0
     """Weight of the divergence from the logits of the full network as it was loaded (self-distillation)."""
     settled_distill: NotNegative | None = None
-    """Weight of that divergence once the policies have settled (--settle, --policy) and no price on computation
-    has to keep up with it. Default: --distill."""
+    """Weight of the divergence of --distill once the policies have settled (--settle, --policy) and no price on
+    computation has to keep up with it. Default: --distill."""
     distill_temperature: Positive = 2.0
-    """Temperature that softens both networks' logits in that divergence, which is multiplied by its square."""
+    """Temperature that softens both networks' logits in the divergence of --distill, which is multiplied by its
+    square."""
     keep_full: Annotated[float, Range(least=0, below=1)] = 0.0
     """Share of each batch for which all blocks run, so that the full network keeps its accuracy."""
     freeze_epochs: CountOrNone = 0
