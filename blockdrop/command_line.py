@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 import itertools
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -26,24 +26,32 @@ METAVARS = {str: "STR", int: "INT", float: "FLOAT"}
 
 
 def parse_flags(
-    config_class: type[Config], arguments: Sequence[str], prog: str | None = None, description: str | None = None
+    config_class: type[Config],
+    arguments: Sequence[str],
+    prog: str | None = None,
+    description: str | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
 ) -> Config:
     """The config that a command line stands for.
 
+    Args:
+        choices: values that --help names for a flag whose type doesn't.
     Raises:
         SystemExit: --help was asked for and is printed, or tyro has said on stderr what is wrong.
         UserError: no config may have these flags.
     """
-    flags, hints = tyro_fields(config_class, arguments), []
+    flags = tyro_fields(config_class, arguments, choices or {})
+    shown: list[Any] = []
     for number, (title, names) in enumerate(boxes(config_class).items()):
         own = [flags[name] for name in names]
         if title:
             box = dataclasses.make_dataclass(f"Box{number}", own, kw_only=True)
-            hints.append((f"box{number}", Annotated[box, tyro.conf.arg(name=title)]))
-        else:
-            hints += own
-    command_line = dataclasses.make_dataclass("CommandLine", hints, kw_only=True)
-    parsed = tyro.cli(command_line, args=list(arguments), prog=prog, description=description, use_underscores=True)
+            own = [(f"box{number}", Annotated[box, tyro.conf.arg(name=title)], dataclasses.field())]
+        shown += own
+    command_line: type = dataclasses.make_dataclass("CommandLine", shown, kw_only=True)
+    parsed: Any = tyro.cli(
+        command_line, args=list(arguments), prog=prog, description=description, use_underscores=True
+    )
     values: dict[str, Any] = {}
     for name, value in vars(parsed).items():
         values |= {name: value} if name in flags else vars(value)
@@ -65,35 +73,32 @@ def boxes(config_class: type) -> dict[str, list[str]]:
     return {title: names for title, names in found.items() if names}
 
 
-def tyro_fields(config_class: type, arguments: Sequence[str]) -> dict[str, tuple[str, Any, Any]]:
+def tyro_fields(
+    config_class: type, arguments: Sequence[str], choices: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, Any, Any]]:
     """By name what `make_dataclass` wants of a flag: its name, its type with what tyro is to show, its default."""
-    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
-    recipes = getattr(config_class, "RECIPES", {})
-    recipe = value_of("recipe", arguments) if recipes else None
-    of_recipe = {} if recipe is None else config_class.recipe_flags(recipe)  # type: ignore[attr-defined]
-    defaults |= of_recipe
+    recipe, of_recipe = None, {}
+    if recipes := getattr(config_class, "RECIPES", None):
+        choices = {**choices, "recipe": [*recipes]}
+        recipe = value_of("recipe", arguments)
+        of_recipe = {} if recipe is None else config_class.recipe_flags(recipe)  # type: ignore[attr-defined]
     texts, hints, rules = help_texts(config_class), get_type_hints(config_class), declared_rules(config_class)
     found = {}
-    for name, default in defaults.items():
-        text = texts.get(name, "")
+    for flag in dataclasses.fields(config_class):
+        name, default = flag.name, of_recipe.get(flag.name, flag.default)
         ranges = [str(rule) for rule in rules.get(name, ()) if isinstance(rule, Range) and str(rule)]
-        shown = tyro.conf.arg(
+        value = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        shown = f"(default{f' of {recipe}' if name in of_recipe else ''}: {value})"
+        hidden = name not in of_recipe and (default in (None, ()) or name in choices)
+        how = tyro.conf.arg(
             prefix_name=False,
-            help=" ".join([text, *(f"Range: {words}." for words in ranges)]),
-            metavar=f"{{{','.join(recipes)}}}" if name == "recipe" else _metavar(hints[name]),
-            help_behavior_hint=_default_of_recipe(recipe)
-            if name in of_recipe
-            else ""
-            if default in (None, ())
-            else None,
+            help=" ".join([texts.get(name, ""), *(f"Range: {words}." for words in ranges)]),
+            metavar=f"{{{','.join(choices[name])}}}" if name in choices else _metavar(hints[name]),
+            help_behavior_hint=None if default is dataclasses.MISSING else "" if hidden else shown,
         )
         field = dataclasses.field() if default is dataclasses.MISSING else dataclasses.field(default=default)
-        found[name] = (name, Annotated[hints[name], shown], field)
+        found[name] = (name, Annotated[hints[name], how], field)
     return found
-
-
-def _default_of_recipe(recipe: str | None) -> Callable[[str], str]:
-    return lambda default: f"(default of {recipe}: {default})"
 
 
 def _metavar(hint: Any) -> str | None:

@@ -62,7 +62,11 @@ def _parse(
     try:
         with contextlib.redirect_stderr(complaint):
             chosen, arguments = choose_class(config_class, sys.argv[1:], choice)
-            return parse_flags(chosen, arguments, prog, description)
+            choices = {choice: [*config_class]} if isinstance(config_class, Mapping) else {}
+            return parse_flags(chosen, arguments, prog, description, choices)
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except UserError as error:
         sys.exit(_fail(f"{error}; --help lists the flags", error.exit_code))
     except SystemExit as stop:

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Integral, Real
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -33,7 +31,7 @@ class Range:
     """What the number is, for messages: "a fraction of the full network's FLOPs"."""
 
     def __contains__(self, value: object) -> bool:
-        if isinstance(value, bool) or not isinstance(value, Real):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         if isinstance(value, float) and not math.isfinite(value):
             return False
@@ -52,8 +50,8 @@ class Range:
 
     def demand(self) -> str:
         """The end of "must be …"."""
-        bounds = (self.least, self.most, self.above, self.below)
-        words = {(None, None, 0, None): "a positive number", (None,) * 4: "a finite number"}.get(bounds, str(self))
+        words = str(self) or "a finite number"
+        words = "a positive number" if words == "above 0" else words
         return f"{words}, {self.meaning}" if self.meaning else words
 
 
@@ -106,11 +104,10 @@ def check_ranges(config: Any) -> None:
                         raise UserError(f"--{flag}: {'an empty name' if several else 'empty'}; name {rule.what}")
                 elif item not in rule:
                     raise UserError(f"--{flag} {item}: must be {rule.demand()}")
-                elif whole and not isinstance(item, Integral):
+                elif whole and not isinstance(item, int):
                     raise UserError(f"--{flag} {item}: must be a whole number")
 
 
-@functools.cache
 def declared_rules(config_class: type) -> dict[str, list[Rule]]:
     """The rules that the types of a dataclass declare, by flag; flags without any are left out."""
     hints = get_type_hints(config_class, include_extras=True)

@@ -123,7 +123,7 @@ class Setup:
         names = hashlib.sha256("\n".join(self.data.classes).encode("utf-8", "surrogatepass")).hexdigest()
         return {"training": len(self.data.train), "test": len(self.data.test), "classes": names[:16]}
 
-    def check_shares(self, config: TrainingConfig, processes: Processes) -> None:
+    def check_shares(self, config: ModelConfig, processes: Processes) -> None:
         """Reads the data; raises `UserError` if a process would get nothing of a batch."""
         batches = split_rows(torch.arange(len(self.data.train)), config.batch_size, keep_single=False)
         require(

@@ -147,18 +147,22 @@ class TestAndSave:
         run: RunDirectory,
         network: Callable[[], Backbone],
     ):
-        self.config, self.setup, self.run, self.network = config, setup, run, network
-        self.compute = replace(compute, dtype=torch.float32)
+        self.config, self.setup, self.compute, self.run, self.network = config, setup, compute, run, network
 
     def __call__(self, epoch: int, last: bool) -> str:
         """Returns the end of the epoch's line."""
         if epoch % self.config.test_every and not last:
             return ""
-        setup, network = self.setup, self.network()
-        outcomes = evaluate_images(
-            network, None, setup.data.test, setup.normalisation, self.compute, image_size=setup.image_size
-        )
-        metrics = {"accuracy": outcomes.accuracy}
-        self.run.log(epoch, "test", metrics)
-        replace(setup, resnet=network).save(self.run, epoch, metrics)
-        return f", test accuracy {outcomes.accuracy:.4f}"
+        return test_and_save(self.network(), self.setup, self.compute, self.run, epoch)
+
+
+def test_and_save(network: Backbone, setup: Setup, compute: Compute, run: RunDirectory, epoch: int) -> str:
+    """Tests a network in float32, logs and saves it; returns what there is to say."""
+    compute = replace(compute, dtype=torch.float32)
+    outcomes = evaluate_images(
+        network, None, setup.data.test, setup.normalisation, compute, image_size=setup.image_size
+    )
+    metrics = {"accuracy": outcomes.accuracy}
+    run.log(epoch, "test", metrics)
+    replace(setup, resnet=network).save(run, epoch, metrics)
+    return f", test accuracy {outcomes.accuracy:.4f}"
