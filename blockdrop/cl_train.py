@@ -7,36 +7,26 @@ reference's recipe is the default; --estimator, --reward and --target_flops choo
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from agents.budget import BudgetPrice
-from agents.curriculum import decide_last, num_decided
-from agents.deciders import LastDecided, Learned
-from agents.estimators import make_estimator, values_for
 from agents.names import EstimatorName
-from agents.policies import bound_keep_probs, entropy
 from blockdrop.console import run_command
-from blockdrop.data import Data, derived_seed
-from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import require
-from blockdrop.measure import executor, look_through
-from blockdrop.training.config import PolicyTrainingConfig, Recipe, RecipeName, check_estimator
-from blockdrop.training.opening import open_training
-from blockdrop.training.policies import OperatingPoint
-from blockdrop.training.policy_epoch import SampledEpoch, Test, finish_epoch, gathered, make_reward
-from blockdrop.training.session import Session
-from blockdrop.training.update import Update
+from blockdrop.training.config import Groups, PolicyTrainingConfig, Recipe, check_estimator
+from blockdrop.training.ranges import CheckpointName, Count, NotNegative, Positive
+
+if TYPE_CHECKING:
+    from blockdrop.data import Data
+    from blockdrop.dynamic import DynamicNetwork
+    from blockdrop.training.session import Session
 
 
 @dataclass(kw_only=True)
 class CurriculumConfig(PolicyTrainingConfig):
     """Flags of `python -m blockdrop.cl_train`."""
 
-    RECIPES: ClassVar[dict[RecipeName, Recipe]] = {
+    RECIPES: ClassVar[dict[str, Recipe]] = {
         "reference": {},
         "fast": {
             "policy_net": "stem",
@@ -47,32 +37,33 @@ class CurriculumConfig(PolicyTrainingConfig):
             "test_every": 5,
         },
     }
+    GROUPS: ClassVar[Groups] = {"policy learning": ("policy_init", "beta"), "who learns when": ("cl_step",)}
 
-    load: tuple[str, ...] = ()
-    """Checkpoints or run directories: the trained backbone and, to go on training it, a policy network."""
-    policy_init: str | None = None
-    """Backbone to start the policy network's trunk from (for 224 px the reference takes a ResNet-18)."""
-    lr: float = 1e-3
-    """Learning rate (Adam)."""
-    max_epochs: int = 10000
-    """Epochs to train."""
+    load: tuple[CheckpointName, ...] = ()
+    """Checkpoints or run directories: the trained backbone and, to continue its training, a policy network."""
+    policy_init: CheckpointName | None = None
+    """Checkpoint of a backbone whose first blocks start the policy network's (for 224 px the reference takes a
+    ResNet-18). Default: fresh weights."""
+    lr: Positive = 1e-3
+    """Learning rate of Adam."""
+    max_epochs: Count = 10000
     estimator: EstimatorName = "self_critical"
-    """How rewards become a gradient: self_critical, leave_one_out, antithetic, value_baseline or block_credit."""
-    beta: float = 0.1
-    """Weight of the exploration bonus."""
-    cl_step: int = 1
-    """Blocks that each epoch adds to those decided, from the last one on."""
+    """Estimator that turns the rewards of sampled policies into a gradient."""
+    beta: NotNegative = 0.1
+    """Weight of the exploration bonus, the entropy of the keep probabilities."""
+    cl_step: Count = 1
+    """Number of blocks that each epoch adds to those that the policy network decides, from the last one on."""
 
     def check(self) -> None:
         super().check()
         check_estimator(self.estimator, self.samples)
         require(len(self.load) > 0, "--load: name a trained backbone (python -m blockdrop.pretrain makes one)")
-        require(self.beta >= 0 and math.isfinite(self.beta), f"--beta {self.beta}: must be zero or positive")
-        require(self.cl_step >= 1, f"--cl_step {self.cl_step}: must be at least 1")
 
 
 def main(config: CurriculumConfig) -> dict[str, float]:
     """Opens networks, data and run directory, and trains; returns the last test's metrics."""
+    from blockdrop.training.opening import open_training  # torch, which --help does without
+
     config.check()
     opened, session = open_training(
         config, "cl_train", config.load, needs_backbone=True, policy_init=config.policy_init
@@ -84,6 +75,19 @@ def main(config: CurriculumConfig) -> dict[str, float]:
 
 def train(dynamic: DynamicNetwork, data: Data, session: Session[CurriculumConfig]) -> dict[str, float]:
     """The training loop: teaches the policy network, the network stays; returns the last test's metrics."""
+    import torch
+
+    from agents.budget import BudgetPrice
+    from agents.curriculum import decide_last, num_decided
+    from agents.deciders import LastDecided, Learned
+    from agents.estimators import make_estimator, values_for
+    from agents.policies import bound_keep_probs, entropy
+    from blockdrop.data import derived_seed
+    from blockdrop.measure import executor, look_through
+    from blockdrop.training.policies import OperatingPoint
+    from blockdrop.training.policy_epoch import SampledEpoch, Test, finish_epoch, gathered, make_reward
+    from blockdrop.training.update import Update
+
     config, compute, processes = session.config, session.compute, session.processes
     assert dynamic.policy_network is not None
     compute.place(dynamic.network)

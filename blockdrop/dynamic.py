@@ -3,7 +3,6 @@ know of themselves: operating point, image size, preprocessing, class names."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,11 +172,22 @@ class DynamicNetwork(nn.Module):
                 f"images (N, 3, {side}, {side}), as .transform makes them"
             )
 
-    def with_network(self, network: Network) -> DynamicNetwork:
-        """The same with another network of the same shape in its place; it shares the rest."""
-        other = copy.copy(self)
-        other._modules = {**self._modules, "network": network}
-        return other
+    def with_network(
+        self, network: Network, model: str | None = None, variant: Variant | None = None
+    ) -> DynamicNetwork:
+        """The same facts about another network, which has no policy network.
+
+        Args:
+            model, variant: what that network is built from; default: what this one's is.
+        """
+        return DynamicNetwork(
+            network,
+            model=model or self.model,
+            variant=self.variant if variant is None else variant,
+            preprocessing=self.preprocessing,
+            classes=self.classes,
+            origin=self.origin,
+        )
 
     # ---- files
 

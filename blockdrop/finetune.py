@@ -8,60 +8,30 @@ backbone.
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import functools
-import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-
-from agents.budget import BudgetPrice
-from agents.deciders import Decider, Learned, Look, Shuffled, Static
-from agents.estimators import make_estimator
 from agents.names import PATHWISE, EstimatorName, PathwiseName
-from agents.policy_network import PolicyNetwork
-from agents.rewards import Reward
-from agents.static_policies import StaticPolicy
 from blockdrop.console import run_command
-from blockdrop.data import Augment, Data, derived_seed
-from blockdrop.distillation.hinton import kl_divergence
-from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import require
-from blockdrop.measure import executor, look_through
-from blockdrop.models.resnet import DroppableResNet
 from blockdrop.names import Execution
-from blockdrop.training.batchnorm import recalibrate
-from blockdrop.training.compute import Compute
-from blockdrop.training.config import PolicyTrainingConfig, Recipe, RecipeName, check_estimator
-from blockdrop.training.joint import (
-    JOINT,
-    POLICIES_ALONE,
-    SETTLED,
-    BlockRunner,
-    JointBatch,
-    Learner,
-    PathwiseLearner,
-    Phase,
-    RewardLearner,
-    SettledLearner,
-)
-from blockdrop.training.opening import open_training
-from blockdrop.training.policies import OperatingPoint
-from blockdrop.training.policy_epoch import SampledEpoch, Test, finish_epoch, gathered, make_reward
-from blockdrop.training.session import Session
-from blockdrop.training.update import Update
+from blockdrop.training.config import Groups, PolicyTrainingConfig, Recipe, check_estimator
+from blockdrop.training.phases import JOINT, POLICIES_ALONE, SETTLED, Phase
+from blockdrop.training.ranges import CheckpointName, Count, CountOrNone, NotNegative, Positive, Probability, Range
+
+if TYPE_CHECKING:
+    from agents.static_policies import StaticPolicy
+    from blockdrop.data import Data
+    from blockdrop.dynamic import DynamicNetwork
+    from blockdrop.training.session import Session
 
 
 @dataclass(kw_only=True)
 class FinetuneConfig(PolicyTrainingConfig):
     """Flags of `python -m blockdrop.finetune`."""
 
-    RECIPES: ClassVar[dict[RecipeName, Recipe]] = {
+    RECIPES: ClassVar[dict[str, Recipe]] = {
         "reference": {},
         "fast": {
             "policy_net": "stem",
@@ -86,69 +56,83 @@ class FinetuneConfig(PolicyTrainingConfig):
         },
     }
 
-    pretrained: tuple[str, ...] = ()
-    """Checkpoints or run directories of curriculum training: policy network and backbone, in one or in two; with
-    --initial_keep a backbone is enough."""
-    load: tuple[str, ...] = ()
-    """Checkpoints of fine-tuning to go on from; they win over --pretrained."""
-    lr: float = 1e-4
-    """Learning rate (Adam)."""
-    bias_lr: float | None = None
-    """That of the bias of the policy network's logits, by which all images' policies move together; default:
-    --lr."""
-    max_epochs: int = 2000
-    """Epochs to train."""
-    epoch_step: int = 1600
-    """Multiply the learning rate by lr_decay_ratio every so many epochs."""
-    penalty: float = -5.0
-    """Reward of a wrong prediction: it sets the trade-off of accuracy and blocks."""
+    GROUPS: ClassVar[Groups] = {
+        "policy learning": ("temperature", "information", "initial_keep", "policy"),
+        "who learns when": ("freeze_epochs", "alternate", "settle", "rewind", "shuffle_policies"),
+        "teaching by the full network": ("distill", "settled_distill", "distill_temperature", "keep_full"),
+        "optimisation": ("bias_lr", "optimizer", "resnet_lr", "resnet_wd"),
+        "execution": ("execution", "recalibrate"),
+    }
+
+    pretrained: tuple[CheckpointName, ...] = ()
+    """Checkpoints or run directories of curriculum training: policy network and backbone, in one or in two. With
+    --initial_keep or --recipe fast a backbone is enough."""
+    load: tuple[CheckpointName, ...] = ()
+    """Checkpoints of fine-tuning to continue from. They win over --pretrained."""
+    lr: Positive = 1e-4
+    """Learning rate of Adam, which trains the policy network and, with --optimizer adam, the ResNet."""
+    bias_lr: Positive | None = None
+    """Learning rate of the bias of the policy network's logits, by which the policies of all images move together.
+    Default: --lr."""
+    max_epochs: Count = 2000
+    epoch_step: Count = 1600
+    penalty: Annotated[float, Range()] = -5.0
     execution: Execution = "sparse"
-    """sparse runs just the blocks that are kept; masked runs all and selects, as the reference does (slower)."""
+    """How blocks run in training: sparse runs only the blocks that are kept; masked runs all and selects, as the
+    reference does (slower)."""
     policy: str | None = None
-    """Learn no policy, but fine-tune the ResNet under this one: full, first_k:K, random_k:K, dist_k:K (K blocks
-    drawn by the loaded policy network's usage; dist_k:K:FILE: by that in a file of evaluate --json) or a file with
-    a line of 0 and 1. Flags about learning a policy then do nothing."""
+    """Policy under which the ResNet is fine-tuned while no policy is learned: full, first_k:K, random_k:K,
+    dist_k:K (K blocks drawn by the loaded policy network's usage; dist_k:K:FILE: by that in a file of evaluate
+    --json) or a file with a line of 0 and 1. Flags about learning a policy then do nothing. Default: policies are
+    learned."""
     estimator: EstimatorName | PathwiseName = "self_critical"
-    """How the policy network learns: from rewards as in cl_train, or pathwise, by the gradient of the loss itself
-    (straight_through, kept_straight_through, gumbel)."""
-    temperature: float = 1.0
-    """Of gumbel's relaxation."""
-    initial_keep: float | None = None
-    """Keep probability that a fresh policy network starts from, where no checkpoint holds one."""
-    information: float = 0.0
-    """Weight of a bonus for policies that tell images apart, nats of mutual information."""
-    distill: float = 0.0
+    """How the policy network learns: from the rewards of sampled policies, as in cl_train, or pathwise
+    (straight_through, kept_straight_through, gumbel), by the gradient of the loss itself."""
+    temperature: Positive = 1.0
+    """Temperature of the Gumbel relaxation, for --estimator gumbel."""
+    initial_keep: Probability | None = None
+    """Keep probability that a fresh policy network starts from, if no checkpoint holds one. Default: a checkpoint
+    must hold one."""
+    information: NotNegative = 0.0
+    """Weight of a bonus for policies that differ between images: their mutual information with the image, in
+    nats."""
+    distill: NotNegative = 0.0
     """Weight of the divergence from the logits of the full network as it was loaded (self-distillation)."""
-    settled_distill: float | None = None
-    """That weight once the policies have settled (--settle, --policy), when there is no price on computation that
-    has to keep up with it; default: --distill."""
-    distill_temperature: float = 2.0
-    """Softens both logits there; the term is multiplied by its square."""
-    keep_full: float = 0.0
+    settled_distill: NotNegative | None = None
+    """Weight of the divergence of --distill once the policies have settled (--settle, --policy) and no price on
+    computation has to keep up with it. Default: --distill."""
+    distill_temperature: Positive = 2.0
+    """Temperature that softens both networks' logits in the divergence of --distill, which is multiplied by its
+    square."""
+    keep_full: Annotated[float, Range(least=0, below=1)] = 0.0
     """Share of each batch for which all blocks run, so that the full network keeps its accuracy."""
-    freeze_epochs: int = 0
-    """Epochs at the start in which the policy network learns alone."""
+    freeze_epochs: CountOrNone = 0
+    """Number of epochs at the start in which the policy network learns alone."""
     alternate: bool = False
-    """After them let the two networks take turns, step by step, instead of learning together."""
+    """After --freeze_epochs let the two networks learn in turns, step by step, instead of together."""
     shuffle_policies: bool = False
-    """Give each image the policy of another one: what policies are worth that know nothing of their image."""
-    settle: float = 0.0
-    """Share of the epochs, at the end, in which the ResNet learns alone, under the MAP policies it will have; the
-    first epoch at least is the policy network's too, unless it is 1."""
+    """Give each image the policy of another one, to measure what policies are worth that know nothing of their
+    image."""
+    settle: Annotated[float, Range(least=0, most=1)] = 0.0
+    """Share of the epochs, at the end, in which the ResNet learns alone, under the policies that it will have in
+    tests. The policy network learns in the first epoch at least, unless this is 1."""
     rewind: bool = False
-    """Where the policies settle, give the ResNet back the weights that it was loaded with and begin the learning
-    rate's schedule anew (rewinding, Renda et al. 2020, arXiv:2003.02389); what the policy network shares with the
+    """When the policies settle, give the ResNet back the weights that it was loaded with and start the learning
+    rate's schedule again (rewinding, Renda et al. 2020, arXiv:2003.02389). What the policy network shares with the
     ResNet doesn't learn."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    """adam for both networks; or sgd with Nesterov momentum for the ResNet (--resnet_lr, --resnet_wd)."""
-    resnet_lr: float = 0.02
-    """Learning rate of sgd."""
-    resnet_wd: float = 5e-4
-    """Weight decay of sgd."""
+    """Optimizer of the ResNet: adam (the same as the policy network's) or sgd with Nesterov momentum (--resnet_lr,
+    --resnet_wd)."""
+    resnet_lr: Positive = 0.02
+    """Learning rate of the ResNet with --optimizer sgd."""
+    resnet_wd: NotNegative = 5e-4
+    """Weight decay of the ResNet with --optimizer sgd."""
     schedule: Literal["step", "cosine"] = "step"
-    """Learning rates: step decay by epochs, or a cosine to zero over the run after a short rise."""
-    recalibrate: int = 0
-    """Training images on which BatchNorm's statistics are taken anew, under MAP policies, before each test."""
+    """Course of the learning rates: step (they fall every --epoch_step) or cosine (they rise for a short time,
+    then fall to zero along a cosine)."""
+    recalibrate: CountOrNone = 0
+    """Number of training images that BatchNorm's statistics are computed from again, under the policies of tests,
+    before each test."""
 
     def check(self) -> None:
         super().check()
@@ -169,30 +153,10 @@ class FinetuneConfig(PolicyTrainingConfig):
             self.penalty != 0 or not (pathwise and not target),
             "--penalty 0: leaves a pathwise estimator without a trade-off; pass another, or --target_flops",
         )
-        for flag in ("information", "distill", "settled_distill"):
-            value = getattr(self, flag)
-            fine = value is None or (value >= 0 and math.isfinite(value))
-            require(fine, f"--{flag} {value}: must be zero or positive")
-        for flag in ("temperature", "distill_temperature", "resnet_lr", "bias_lr"):
-            value = getattr(self, flag)
-            fine = value is None or (value > 0 and math.isfinite(value))
-            require(fine, f"--{flag} {value}: must be a positive number")
-        require(
-            self.resnet_wd >= 0 and math.isfinite(self.resnet_wd),
-            f"--resnet_wd {self.resnet_wd}: must be zero or positive",
-        )
-        require(0 <= self.keep_full < 1, f"--keep_full {self.keep_full}: must be at least 0 and below 1")
         require(
             self.keep_full == 0 or self.keep_full * self.batch_size >= 1,
             f"--keep_full {self.keep_full}: not even one image of --batch_size {self.batch_size}",
         )
-        require(
-            self.initial_keep is None or 0 < self.initial_keep < 1,
-            f"--initial_keep {self.initial_keep}: must be above 0 and below 1",
-        )
-        require(self.recalibrate >= 0, f"--recalibrate {self.recalibrate}: must be at least 0")
-        require(self.freeze_epochs >= 0, f"--freeze_epochs {self.freeze_epochs}: must be at least 0")
-        require(0 <= self.settle <= 1, f"--settle {self.settle}: must be from 0 to 1")
         require(
             self.policy is not None or self.freeze_epochs <= self.settled_from,
             f"--freeze_epochs {self.freeze_epochs} and --settle {self.settle}: more than the --max_epochs "
@@ -258,6 +222,8 @@ WARM_UP = 0.05
 
 def main(config: FinetuneConfig) -> dict[str, float]:
     """Opens networks, data and run directory, and trains; returns the last test's metrics."""
+    from blockdrop.training.opening import open_training  # torch, which --help does without
+
     config.check()
     opened, session = open_training(
         config,
@@ -281,19 +247,45 @@ def train(
     Args:
         static: decides in place of a policy network; then only the ResNet learns.
     """
+    import contextlib
+    import copy
+    import functools
+
+    import torch
+
+    from agents.budget import BudgetPrice
+    from blockdrop.data import derived_seed
+    from blockdrop.distillation.hinton import kl_divergence
+    from blockdrop.measure import executor
+    from blockdrop.models.droppable import Droppable
+    from blockdrop.training.batchnorm import recalibrate
+    from blockdrop.training.joint import BlockRunner, JointBatch, SettledLearner, make_learner, make_optimizers
+    from blockdrop.training.joint_policies import JointPolicies
+    from blockdrop.training.policies import OperatingPoint
+    from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch, make_reward
+    from blockdrop.training.update import Update
+
     config, compute, processes = session.config, session.compute, session.processes
     if static is None and config.settle:
         rewound = ", the ResNet from the weights as loaded" if config.rewinds else ""
         learned, rest = config.settled_from, config.max_epochs - config.settled_from
         print(f"policies: learned for {learned} epochs, then settled for {rest}{rewound}")
     resnet = compute.place(dynamic.network)
-    assert isinstance(resnet, DroppableResNet), "checked with the flags"
-    policies = Policies(config, dynamic, session, static)
+    assert isinstance(resnet, Droppable), "checked with the flags"
+    policies = JointPolicies(dynamic, compute, static, config.shuffle_policies)
     flops = dynamic.flop_table()
     reward = make_reward(config, flops)
-    learn, settled = make_learners(config, resnet, compute, reward)
+    blocks = BlockRunner(resnet, compute, config.execution, config.keep_full)
+    learn = make_learner(
+        blocks, config.estimator, reward, samples=config.samples, alpha=config.alpha,
+        temperature=config.temperature, information=config.information,
+    )  # fmt: skip
+    settled = SettledLearner(blocks)
     teacher = executor(copy.deepcopy(resnet), None, compute, engine="torch") if config.distills else None
-    optimizers = make_optimizers(config, resnet, dynamic.policy_network)
+    optimizers = make_optimizers(
+        resnet, dynamic.policy_network, optimizer=config.optimizer, lr=config.lr, wd=config.wd,
+        bias_lr=config.bias_lr, resnet_lr=config.resnet_lr, resnet_wd=config.resnet_wd,
+    )  # fmt: skip
     rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
     target = config.target_flops if static is None else None
     budget = None if target is None else BudgetPrice(target, config.price_rate)
@@ -356,7 +348,7 @@ def train(
                 state.counts["block_executions"] += recalibrate(
                     resnet,
                     policies.in_recalibration(),
-                    recalibration_images(dynamic, data, session),
+                    session.some_batches(data.train, dynamic.normalisation, config.recalibrate),
                     borrowed=policies.borrowed,
                     keep_full=config.keep_full,
                     execution=config.execution,
@@ -372,137 +364,6 @@ def train(
                 optimizer.state.clear()
     resnet.requires_grad_(True)
     return session.run.finish_with_test()
-
-
-class Policies:
-    """Who decides in training, in recalibration and in tests: the policy network, or a static policy.
-
-    Attributes:
-        point: threshold of the policy network's MAP policies.
-        borrowed: modules of the ResNet that the policy network looks through.
-    """
-
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        dynamic: DynamicNetwork,
-        session: Session[FinetuneConfig],
-        static: StaticPolicy | None,
-    ):
-        self.config, self.dynamic, self.compute, self.static = config, dynamic, session.compute, static
-        self.point = OperatingPoint()
-        self.borrowed: tuple[nn.Module, ...] = ()
-        if dynamic.policy_network is not None:
-            self.compute.place(dynamic.policy_network)
-            self.borrowed = dynamic.policy_network.borrowed
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """What is trained beside the ResNet, by its name in messages."""
-        network = self.dynamic.policy_network
-        return {} if network is None else {"policy network": network}
-
-    def train(self, learns: bool) -> None:
-        """Puts the policy network into the mode of a batch."""
-        if self.dynamic.policy_network is not None:
-            self.dynamic.policy_network.train(learns)
-
-    def in_training(self, draws: torch.Generator, static_draws: torch.Generator) -> Decider:
-        """For an epoch's batches.
-
-        Args:
-            draws: of shuffled policies.
-            static_draws: of a static policy.
-        """
-        if self.static is not None:
-            return Static(self.static, static_draws)
-        assert self.dynamic.policy_network is not None
-        return self._of(gathered(self.dynamic.policy_network, self.compute.processes), draws)
-
-    def in_recalibration(self) -> Decider:
-        """For BatchNorm's statistics: the policy network is a copy, which stays as it is meanwhile."""
-        if self.static is not None:
-            return Static(self.static)
-        policy_network = copy.deepcopy(self.dynamic.policy_network)
-        assert policy_network is not None
-        return self._of(policy_network.eval())
-
-    def test(self) -> Test:
-        """For the test after an epoch."""
-        run = executor(self.dynamic.network, self.dynamic.policy_network, self.compute.in_float32())
-        decider: Decider
-        if self.static is not None:
-            decider = Static(self.static)
-        else:
-            decider = self._of(look_through(run, self.compute.processes))
-        return Test(run, decider, self.point, {})
-
-    def _of(self, look: Look, draws: torch.Generator | None = None) -> Decider:
-        learned = Learned(look, self.dynamic.num_blocks, self.point.threshold)
-        return Shuffled(learned, draws) if self.config.shuffle_policies else learned
-
-
-def make_learners(
-    config: FinetuneConfig, resnet: DroppableResNet, compute: Compute, reward: Reward
-) -> tuple[Learner, Learner]:
-    """The way of learning policies that the flags ask for, and that of settled ones."""
-    blocks = BlockRunner(resnet, compute, config.execution, config.keep_full)
-    learn: Learner
-    if config.estimator in PATHWISE:
-        assert reward.costs is not None
-        learn = PathwiseLearner(
-            blocks,
-            config.estimator,
-            reward.costs.to(compute.device),
-            config.alpha,
-            config.penalty,
-            config.temperature,
-            config.information,
-        )
-    else:
-        estimator = make_estimator(config.estimator, config.samples)
-        learn = RewardLearner(blocks, estimator, reward, config.alpha, config.information)
-    return learn, SettledLearner(blocks)
-
-
-def make_optimizers(
-    config: FinetuneConfig, resnet: DroppableResNet, policy_network: PolicyNetwork | None
-) -> dict[str, torch.optim.Optimizer]:
-    """One Adam for both networks, or SGD for the ResNet and Adam for the policy network; by their names."""
-    groups: list[dict[str, Any]] = []
-    if policy_network is not None:
-        own, bias = policy_network.own_parameters(), policy_network.logit.bias
-        if config.bias_lr is None:
-            groups = [{"params": own}]
-        else:
-            rest = [parameter for parameter in own if parameter is not bias]
-            groups = [{"params": rest}, {"params": [bias], "lr": config.bias_lr}]
-    if config.optimizer == "adam":
-        first = groups[0]["params"] if groups else []
-        groups = [{"params": [*resnet.parameters(), *first]}, *groups[1:]]
-    adam = torch.optim.Adam(groups, config.lr, weight_decay=config.wd) if groups else None
-    optimizers: dict[str, torch.optim.Optimizer] = {} if adam is None else {"adam": adam}
-    if config.optimizer == "sgd":
-        optimizers["sgd"] = torch.optim.SGD(
-            resnet.parameters(), config.resnet_lr, momentum=0.9, nesterov=True, weight_decay=config.resnet_wd
-        )
-    return optimizers
-
-
-def recalibration_images(
-    dynamic: DynamicNetwork, data: Data, session: Session[FinetuneConfig]
-) -> Iterator[Tensor]:
-    """Batches (N, 3, H, W) of --recalibrate training images, augmented as in training."""
-    config, compute = session.config, session.compute
-    batches = data.train.batches(
-        config.batch_size,
-        dynamic.normalisation,
-        compute.device,
-        Augment(config.seed, config.max_epochs),
-        compute.channels_last,
-    )
-    count = min(config.recalibrate, len(data.train))
-    return (batch[:count] for batch, _ in itertools.islice(batches, max(1, count // config.batch_size)))
 
 
 if __name__ == "__main__":

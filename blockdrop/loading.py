@@ -21,8 +21,8 @@ from blockdrop.models.conversion.by_parts import Part
 from blockdrop.models.parts import Residual
 from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.sources import Source, open_source
-from blockdrop.models.specs import ForeignSpec, Variant, parse_model_name, parse_name
-from blockdrop.names import PolicyNet
+from blockdrop.models.specs import DEFAULT_MODEL, ForeignSpec, Variant, parse_model_name, parse_name
+from blockdrop.names import PolicyNet, Shortcut
 
 INITIAL_KEEP = 0.9
 """Keep probability of every block for every image before policies are learned: all blocks run."""
@@ -98,6 +98,58 @@ def assemble(
     )
 
 
+def name_of_network(model: str | None, checkpoints: Sequence[Checkpoint]) -> str:
+    """The network that is meant: the one that is named, else what the last checkpoint of a network says, else what
+    that of a policy network says, else the reference's.
+
+    Raises:
+        UserError: a function of a user's own builds it, which is never called because a file says so.
+    """
+    recorded = [c for c in checkpoints if c.resnet is None] + [c for c in checkpoints if c.resnet is not None]
+    named = [c for c in recorded if c.model is not None]
+    if model is not None or not named:
+        return model or DEFAULT_MODEL
+    last = named[-1]
+    assert last.model is not None
+    spec = parse_name(last.model) if ":" in last.model else None
+    if last.origin is not None and (not isinstance(spec, ForeignSpec) or spec.is_function):
+        raise UserError(
+            f"{last.path}: holds the weights of a {last.model}, which only code of its owner's builds; pass --model"
+        )
+    return last.model
+
+
+def open_files(
+    paths: Sequence[str],
+    model: str | None = None,
+    *,
+    shortcut: Shortcut | None = None,
+    policy_net: PolicyNet | None = None,
+) -> tuple[DynamicNetwork, list[Checkpoint]]:
+    """The dynamic network of some checkpoints, in eval mode, without any data; and the checkpoints.
+
+    Args:
+        paths: files of any dialect, or run directories; backbone and policy network in one or in two. Later ones
+            win.
+        model, shortcut, policy_net: override what the checkpoints say.
+    Raises:
+        BlockdropError: no network in them; anything damaged, or not fitting together.
+    """
+    checkpoints = [read_checkpoint(path) for path in paths]
+    if not any(c.resnet is not None for c in checkpoints):
+        files = " ".join(paths)
+        raise UserError(f"--load {files}: a policy network without its backbone; name that checkpoint too")
+    spec = parse_name(name_of_network(model, checkpoints))
+    source = open_source(spec, shortcut=shortcut, image_size=recorded_size(checkpoints))
+    return assemble(source, checkpoints, policy_net=policy_net).eval(), checkpoints
+
+
+def recorded_size(checkpoints: Sequence[Checkpoint]) -> int | None:
+    """Image size of a network that isn't the zoo's, as a checkpoint of it says."""
+    sizes = [c.preprocessing.image_size for c in checkpoints if c.preprocessing and c.origin is not None]
+    return sizes[-1] if sizes else None
+
+
 def load(path: str | Path, model: nn.Module | str | None = None) -> DynamicNetwork:
     """The dynamic network that a file or a run directory holds, in eval mode: networks, operating point, image
     size, preprocessing and class names, as `DynamicNetwork.save` and the commands write them.
@@ -125,13 +177,8 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> DynamicNetwo
         spec = parse_name(name) if ":" in name else None
         if not isinstance(spec, ForeignSpec) or spec.is_function:
             raise CheckpointError(f"{checkpoint.path}: holds the weights of a {name}; pass one as model=")
-    source = open_source(parse_name(name), image_size=_recorded_size(checkpoint))
+    source = open_source(parse_name(name), image_size=recorded_size([checkpoint]))
     return assemble(source, [checkpoint]).eval()
-
-
-def _recorded_size(checkpoint: Checkpoint) -> int | None:
-    known = checkpoint.preprocessing
-    return None if known is None or checkpoint.origin is None else known.image_size
 
 
 def _load_into(checkpoint: Checkpoint, model: nn.Module) -> DynamicNetwork:
@@ -155,9 +202,7 @@ def _load_into(checkpoint: Checkpoint, model: nn.Module) -> DynamicNetwork:
     policy_network = None
     if checkpoint.policy_network is not None:
         large = checkpoint.preprocessing.image_size > LARGEST_IN_MEMORY
-        policy_network = build_policy_network(
-            network.num_blocks, large, checkpoint.policy_net, backbone=network
-        )
+        policy_network = build_policy_network(network.num_blocks, large, checkpoint.policy_net, backbone=network)
         load_checkpoint(checkpoint, policy_network=policy_network)
     return DynamicNetwork(
         network,

@@ -116,6 +116,8 @@ class ModelSpec:
 
 
 LIBRARIES = ("timm", "torchvision")
+DEFAULT_MODEL = "R110_C10"
+"""The reference's."""
 
 
 @dataclass(frozen=True)

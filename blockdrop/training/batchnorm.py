@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from agents.deciders import Decider
-from blockdrop.models.resnet import DroppableResNet
+from blockdrop.models.droppable import Droppable
 from blockdrop.names import Execution
 
 
 def recalibrate(
-    resnet: DroppableResNet,
+    resnet: Droppable,
     decider: Decider,
     batches: Iterable[Tensor],
     *,
@@ -61,7 +61,7 @@ def rows_kept_whole(keep_full: float, policy: Tensor) -> int:
 class _UnderPolicies(nn.Module):
     """The ResNet as a function of images alone."""
 
-    def __init__(self, resnet: DroppableResNet, decider: Decider, keep_full: float, execution: Execution):
+    def __init__(self, resnet: Droppable, decider: Decider, keep_full: float, execution: Execution):
         super().__init__()
         self.resnet, self.decider = resnet, decider
         self.keep_full, self.execution = keep_full, execution

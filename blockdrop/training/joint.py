@@ -1,4 +1,5 @@
-"""The steps of joint fine-tuning: what a batch teaches the policy network and the ResNet in each phase.
+"""The steps of joint fine-tuning: what a batch teaches the policy network and the ResNet in each phase (see
+`phases`).
 
 - from rewards: REINFORCE for the policy network, cross-entropy of the sampled policies for both (Wu et al. 2018,
   BlockDrop, arXiv:1711.08393, section 3.4);
@@ -11,32 +12,22 @@ The first two also serve while the policy network learns alone, with the ResNet 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.deciders import Decision
-from agents.estimators import Estimator, draw_gates, values_for
-from agents.names import PathwiseName
+from agents.estimators import Estimator, draw_gates, make_estimator, values_for
+from agents.names import PATHWISE, EstimatorName, PathwiseName
 from agents.policies import bound_keep_probs, entropy, policy_information
+from agents.policy_network import PolicyNetwork
 from agents.rewards import Reward
-from blockdrop.models.droppable import block_executions
-from blockdrop.models.resnet import DroppableResNet
+from blockdrop.models.droppable import Droppable, block_executions
 from blockdrop.names import Execution
 from blockdrop.training.batchnorm import rows_kept_whole
 from blockdrop.training.compute import Compute
-
-
-class Phase(NamedTuple):
-    """Who learns from a batch."""
-
-    resnet: bool
-    policy: bool
-
-
-POLICIES_ALONE, JOINT, SETTLED = Phase(False, True), Phase(True, True), Phase(True, False)
 
 
 class JointBatch(NamedTuple):
@@ -79,7 +70,7 @@ class Learner(Protocol):
 class BlockRunner:
     """Runs the ResNet under policies, as the flags say."""
 
-    resnet: DroppableResNet
+    resnet: Droppable
     compute: Compute
     execution: Execution = "sparse"
     keep_full: float = 0.0
@@ -202,3 +193,66 @@ class SettledLearner:
         cross_entropy = F.cross_entropy(logits.float(), batch.labels)
         parts = {"cross_entropy": cross_entropy}
         return JointStep(cross_entropy, policy, logits, parts, 3 * self.blocks.executions(policy))
+
+
+def make_learner(
+    blocks: BlockRunner,
+    name: EstimatorName | PathwiseName,
+    reward: Reward,
+    *,
+    samples: int,
+    alpha: float,
+    temperature: float,
+    information: float,
+) -> Learner:
+    """The way of learning policies by the name of an estimator.
+
+    Args:
+        reward: with each block's costs; of pathwise estimators its penalty and the costs alone matter.
+        samples: of estimators from rewards; see `make_estimator`.
+        alpha, temperature, information: see `RewardLearner` and `PathwiseLearner`.
+    """
+    if name not in PATHWISE:
+        return RewardLearner(blocks, make_estimator(name, samples), reward, alpha, information)
+    assert reward.costs is not None
+    costs = reward.costs.to(blocks.compute.device)
+    return PathwiseLearner(blocks, name, costs, alpha, reward.penalty, temperature, information)
+
+
+def make_optimizers(
+    resnet: nn.Module,
+    policy_network: PolicyNetwork | None,
+    *,
+    optimizer: Literal["adam", "sgd"],
+    lr: float,
+    wd: float,
+    bias_lr: float | None,
+    resnet_lr: float,
+    resnet_wd: float,
+) -> dict[str, torch.optim.Optimizer]:
+    """One Adam for both networks, or SGD for the ResNet and Adam for the policy network; by their names.
+
+    Args:
+        lr, wd: learning rate and weight decay of Adam.
+        bias_lr: learning rate of the bias of the policy network's logits; None: `lr`.
+        resnet_lr, resnet_wd: of SGD.
+    """
+    groups: list[dict[str, Any]] = []
+    if policy_network is not None:
+        own, bias = policy_network.own_parameters(), policy_network.logit.bias
+        if bias_lr is None:
+            groups = [{"params": own}]
+        else:
+            rest = [parameter for parameter in own if parameter is not bias]
+            groups = [{"params": rest}, {"params": [bias], "lr": bias_lr}]
+    if optimizer == "adam":
+        first = groups[0]["params"] if groups else []
+        groups = [{"params": [*resnet.parameters(), *first]}, *groups[1:]]
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    if groups:
+        optimizers["adam"] = torch.optim.Adam(groups, lr, weight_decay=wd)
+    if optimizer == "sgd":
+        optimizers["sgd"] = torch.optim.SGD(
+            resnet.parameters(), resnet_lr, momentum=0.9, nesterov=True, weight_decay=resnet_wd
+        )
+    return optimizers

@@ -11,16 +11,16 @@ import torch
 from agents.static_policies import StaticPolicy
 from blockdrop.data import NORMALISATIONS, Data, DataSource, identify
 from blockdrop.dynamic import DynamicNetwork
-from blockdrop.errors import CheckpointError, UserError, require
-from blockdrop.loading import WhichPolicy, assemble
+from blockdrop.errors import CheckpointError, require
+from blockdrop.loading import WhichPolicy, assemble, name_of_network, recorded_size
 from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint
 from blockdrop.models.checkpoints.filling import load_policy_trunk
 from blockdrop.models.checkpoints.published import torchvision_checkpoint
 from blockdrop.models.sources import Source, open_source
-from blockdrop.models.specs import ForeignSpec, Variant, parse_model_name, parse_name
+from blockdrop.models.specs import Variant, parse_model_name, parse_name
 from blockdrop.processes import Processes, current_processes
 from blockdrop.training.compute import Compute
-from blockdrop.training.config import DEFAULT_MODEL, ModelConfig, PolicyTrainingConfig, TrainingConfig
+from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, TrainingConfig
 from blockdrop.training.policies import open_static_policy, policy_file
 from blockdrop.training.run_directory import RunDirectory, check_usable
 from blockdrop.training.session import Session
@@ -79,15 +79,15 @@ def open_networks(
         BlockdropError: anything missing, damaged or not fitting together.
     """
     checkpoints = [read_checkpoint(path) for path in paths if path != "torchvision"]
-    name = name_of_network(config, checkpoints)
+    name = config.with_arch(name_of_network(config.model, checkpoints))
     if "torchvision" in paths:
-        found = torchvision_checkpoint(parse_model_name(name))
-        checkpoints = [found if path == "torchvision" else read_checkpoint(path) for path in paths]
+        published = torchvision_checkpoint(parse_model_name(name))
+        checkpoints.insert(paths.index("torchvision"), published)
     source = open_source(
         parse_name(name),
         shortcut=config.shortcut,
         variant=Variant(config.expansion, config.reduction, config.reduction_mode),
-        image_size=config.image_size or _recorded_size(checkpoints),
+        image_size=config.image_size or recorded_size(checkpoints),
     )
     data = _open_data(config, source)
     backbones = [c for c in checkpoints if c.resnet is not None]
@@ -106,25 +106,6 @@ def open_networks(
         classes=data.classes,
     )
     return Opened(dynamic, data, checkpoints)
-
-
-def name_of_network(config: ModelConfig, checkpoints: Sequence[Checkpoint]) -> str:
-    """The network that flags and checkpoints mean: --model, else what the last checkpoint of a network says, else
-    the reference's R110_C10; and --arch on its data set."""
-    recorded = [c.model for c in checkpoints if c.resnet is not None and c.model is not None]
-    recorded += [c.model for c in checkpoints if c.resnet is None and c.model is not None]
-    name = config.model or (recorded[-1] if recorded else DEFAULT_MODEL)
-    if config.model is None:
-        spec = parse_name(name) if ":" in name else None
-        brought = any(c.origin is not None and c.model == name for c in checkpoints)
-        if brought and (not isinstance(spec, ForeignSpec) or spec.is_function):
-            raise UserError(f"the weights are of a {name}, which only its owner's code can build; pass --model")
-    return name if config.arch is None else f"{config.arch}_{parse_name(name).dataset}"
-
-
-def _recorded_size(checkpoints: Sequence[Checkpoint]) -> int | None:
-    sizes = [c.preprocessing.image_size for c in checkpoints if c.preprocessing and c.origin is not None]
-    return sizes[-1] if sizes else None
 
 
 def _open_data(config: ModelConfig, source: Source) -> DataSource:

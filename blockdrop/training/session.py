@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -49,6 +50,19 @@ class Session(Generic[Config]):
             compute.processes.share,
         )
         return progress(batches, f"epoch {epoch}", self.count_batches(images), start=start)
+
+    def some_batches(self, images: Images, normalisation: Normalisation, count: int) -> Iterator[Tensor]:
+        """Batches (N, 3, H, W) of `count` training images, augmented as in training, always the same."""
+        config, compute = self.config, self.compute
+        batches = images.batches(
+            config.batch_size,
+            normalisation,
+            compute.device,
+            Augment(config.seed, config.max_epochs),
+            compute.channels_last,
+        )
+        count = min(count, len(images))
+        return (batch[:count] for batch, _ in itertools.islice(batches, max(1, count // config.batch_size)))
 
     def count_batches(self, images: Images) -> int:
         """Training batches of an epoch."""

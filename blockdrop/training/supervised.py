@@ -149,15 +149,22 @@ class TestAndSave:
         network: Callable[[], Backbone] | None = None,
     ):
         self.session, self.dynamic, self.data, self.network = session, dynamic, data, network
-        self.compute = session.compute.in_float32()
 
     def __call__(self, epoch: int, last: bool) -> str:
         """Returns the end of the epoch's line."""
         if epoch % self.session.config.test_every and not last:
             return ""
         dynamic = self.dynamic if self.network is None else self.dynamic.with_network(self.network())
-        outcomes = evaluate_images(dynamic, self.data.test, self.compute)
-        metrics = {"accuracy": outcomes.accuracy}
-        self.session.run.log(epoch, "test", metrics)
-        self.session.save(dynamic, epoch, metrics)
-        return f", test accuracy {outcomes.accuracy:.4f}"
+        return test_and_save(dynamic, self.data, self.session, epoch)
+
+
+def test_and_save(dynamic: DynamicNetwork, data: Data, session: Session[Any], epoch: int) -> str:
+    """Tests a network in float32, logs and saves it; returns what there is to say."""
+    outcomes = evaluate_images(dynamic, data.test, session.compute.in_float32())
+    metrics = {"accuracy": outcomes.accuracy}
+    session.run.log(epoch, "test", metrics)
+    session.save(dynamic, epoch, metrics)
+    return f", test accuracy {outcomes.accuracy:.4f}"
+
+
+test_and_save.__test__ = False  # type: ignore[attr-defined]  # no test

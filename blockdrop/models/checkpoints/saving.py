@@ -86,11 +86,7 @@ def save_checkpoint(
     if operating_point is not None:
         content["operating_point"] = check_operating_point(operating_point)
     if preprocessing is not None:
-        content["preprocessing"] = {
-            "image_size": preprocessing.image_size,
-            "resize": preprocessing.resize,
-            "interpolation": preprocessing.interpolation,
-        }
+        content["preprocessing"] = preprocessing_record(preprocessing)
     if origin is not None:
         content["origin"] = check_origin(origin)
     try:
@@ -100,6 +96,15 @@ def save_checkpoint(
             write_whole(path, lambda file: torch.save(content, file))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise CheckpointError(f"{path}: can't write the checkpoint ({str(error).splitlines()[0]})") from None
+
+
+def preprocessing_record(preprocessing: Preprocessing) -> dict[str, Any]:
+    """As files hold it, beside the normalisation."""
+    return {
+        "image_size": preprocessing.image_size,
+        "resize": preprocessing.resize,
+        "interpolation": preprocessing.interpolation,
+    }
 
 
 def _save_safetensors(path: Path, content: Mapping[str, Any]) -> None:
