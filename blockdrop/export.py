@@ -33,8 +33,8 @@ class ExportConfig:
     )  # fmt: skip
 
     model: str | None = None
-    """Name of the network: R<depth>_<dataset>, timm:<name>, torchvision:<name> or <module>:<function>. Default: what
-    the checkpoint says, else R110_C10."""
+    """Name of the network: R<depth>_<dataset>, timm:<name>, torchvision:<name> or <module>:<function>. Default:
+    what the checkpoint says, else R110_C10."""
     load: tuple[CheckpointName, ...] = ()
     """Checkpoints of any dialect, or run directories: backbone and policy network, in one or in two, or a backbone
     alone."""

@@ -57,11 +57,8 @@ def assemble(
     """
     backbones = [c for c in checkpoints if c.resnet is not None]
     policies = [c for c in checkpoints if c.policy_network is not None and policy != "none"]
-    if backbones:
-        network = source.filled(backbones[-1], num_classes, new_head)
-    else:
-        network = source.fresh(num_classes)
     recorded = backbones[-1] if backbones else None
+    network = source.filled(recorded, num_classes, new_head) if recorded else source.fresh(num_classes)
     preprocessing = source.preprocessing(normalisation or (recorded.normalisation if recorded else None))
     if recorded is not None and recorded.preprocessing is not None and normalisation is None:
         preprocessing = recorded.preprocessing
@@ -114,7 +111,7 @@ def name_of_network(model: str | None, checkpoints: Sequence[Checkpoint]) -> str
     spec = parse_name(last.model) if ":" in last.model else None
     if last.origin is not None and (not isinstance(spec, ForeignSpec) or spec.is_function):
         raise UserError(
-            f"{last.path}: holds the weights of a {last.model}, which only code of its owner's builds; pass --model"
+            f"{last.path}: holds the weights of a {last.model}, which only its owner's code builds; pass --model"
         )
     return last.model
 
@@ -185,8 +182,8 @@ def _load_into(checkpoint: Checkpoint, model: nn.Module) -> DynamicNetwork:
     """The checkpoint's dynamic network, its network a model's like that which it was made of."""
     if checkpoint.origin is None or checkpoint.preprocessing is None:
         raise CheckpointError(
-            f"{checkpoint.path}: holds {checkpoint.model or 'a network of another dialect'}, which is made by its name; "
-            "leave model out, or pass a name"
+            f"{checkpoint.path}: holds {checkpoint.model or 'a network of another dialect'}, which is made by its "
+            "name; leave model out, or pass a name"
         )
     made_of = model.network if isinstance(model, DynamicNetwork) else model
     try:

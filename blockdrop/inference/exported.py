@@ -303,7 +303,7 @@ def _check_weights(networks: Networks, path: Path) -> None:
     print(f"check: {len(read_back)} tensors read back, all equal")
 
 
-def _state(resnet: Backbone, policy_network: PolicyNetwork | None) -> dict[str, Tensor]:
+def _state(resnet: Network, policy_network: PolicyNetwork | None) -> dict[str, Tensor]:
     parts = {"resnet": resnet, "policy_network": policy_network}
     return {
         f"{part}.{key}": value.clone(memory_format=torch.contiguous_format)  # safetensors refuses what is shared

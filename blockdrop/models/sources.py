@@ -142,9 +142,9 @@ class BroughtSource(Source):
         return network
 
     def _convert(self, module: nn.Module) -> Network:
+        network: Network
         try:
-            network: Network
-        network, self.origin = convert(module, image_size=self.preprocessing().image_size)
+            network, self.origin = convert(module, image_size=self.preprocessing().image_size)
         except UserError as error:
             raise UserError(f"{self.spec.name}: {error}") from None
         return network
