@@ -1,7 +1,7 @@
-"""Data sets by name or folder: small ones live in memory as uint8 tensors, big ones stream from disk. And users' own
-`Dataset`s and `DataLoader`s.
+"""Data sets by name or folder: small ones live in memory as uint8 tensors, big ones stream from disk; and the
+`Dataset`s and `DataLoader`s of users.
 
-All hand out normalised float batches through `batches` (`Images`); what is drawn at random comes from (seed, epoch)
+All hand out normalised float batches through `batches` (`Images`). What is drawn at random comes from seed, epoch
 and the image, so a run sees the same pixels however often it is repeated, wherever in an epoch it goes on, and
 however many processes share it.
 """
