@@ -28,6 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "flops": {"models"},
     "inference": {"models", "flops"},
     "policy_stats": set(),
+    "report.table": {"policy_stats"},
     "policy_curves": {"data", "flops", "inference"},
     "figures": {"data", "policy_stats", "policy_curves"},
     "report": {"flops", "policy_curves", "figures"},

@@ -1,8 +1,9 @@
-"""Data sets by name or folder: small ones live in memory as uint8 tensors, big ones stream from disk.
+"""Data sets by name or folder: small ones live in memory as uint8 tensors, big ones stream from disk; and the
+`Dataset`s and `DataLoader`s of users.
 
-Both kinds hand out normalised float batches through `batches`; random crops and flips are drawn per image
-from (seed, epoch), so a run sees the same pixels however often it is repeated, wherever in an epoch it goes on,
-and however many processes share it.
+All hand out normalised float batches through `batches` (`Images`). What is drawn at random comes from seed, epoch
+and the image, so a run sees the same pixels however often it is repeated, wherever in an epoch it goes on, and
+however many processes share it.
 """
 
 from typing import TYPE_CHECKING
