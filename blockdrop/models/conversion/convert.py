@@ -266,9 +266,9 @@ def _compare(bench: _Bench, network: Droppable, images: Tensor) -> int:
     return logits.shape[1]
 
 
-def _logits(name: str, network: nn.Module, images: Tensor) -> Tensor:
+def _logits(name: str, network: nn.Module, images: Tensor, *policy: Tensor | str) -> Tensor:
     try:
-        logits = network(images)
+        logits = network(images, *policy)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{name} fails on images of shape {tuple(images.shape)}: {reason}") from error
@@ -303,9 +303,9 @@ def _stir(model: nn.Module) -> None:
 def _check_rows(name: str, network: Droppable, images: Tensor) -> None:
     """An image's logits may depend on its own policy alone."""
     policy = torch.arange(network.num_blocks) % 2 == torch.arange(2)[:, None]  # the images share no block
-    expected = network(images, policy, execution="masked")
-    alone = [network(image[None], kept[None]) for image, kept in zip(images, policy, strict=True)]
+    expected = _logits(name, network, images, policy, "masked")
+    alone = [_logits(name, network, image[None], kept[None]) for image, kept in zip(images, policy, strict=True)]
     limit = ROWS_TOLERANCE * max(1.0, expected.abs().max().item())
-    for found in (network(images, policy), torch.cat(alone)):
+    for found in (_logits(name, network, images, policy), torch.cat(alone)):
         if not bool((found - expected).abs().max() <= limit) and bool(expected.isfinite().all()):
             raise UserError(f"{name}: an image's logits depend on the other images of its batch")
