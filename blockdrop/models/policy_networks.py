@@ -6,12 +6,8 @@ import contextlib
 import copy
 import math
 import warnings
-<<<<<<< HEAD:blockdrop/models/policy_networks.py
-from typing import Self
-=======
 from collections.abc import Iterator
-from typing import Literal, Self, get_args
->>>>>>> convert:blockdrop/models/deciders.py
+from typing import Self
 
 import torch
 import torch.nn.functional as F
