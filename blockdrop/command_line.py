@@ -77,7 +77,8 @@ def tyro_fields(
     config_class: type, arguments: Sequence[str], choices: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, Any, Any]]:
     """By name what `make_dataclass` wants of a flag: its name, its type with what tyro is to show, its default."""
-    recipe, of_recipe = None, {}
+    recipe: str | None = None
+    of_recipe: dict[str, Any] = {}
     if recipes := getattr(config_class, "RECIPES", None):
         choices = {**choices, "recipe": [*recipes]}
         recipe = value_of("recipe", arguments)

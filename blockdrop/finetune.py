@@ -348,7 +348,7 @@ def train(
                 state.counts["block_executions"] += recalibrate(
                     resnet,
                     policies.in_recalibration(),
-                    session.some_batches(data.train, dynamic.normalisation, config.recalibrate),
+                    session.some_batches(data.train, dynamic.normalisation, config.recalibrate, config.max_epochs),
                     borrowed=policies.borrowed,
                     keep_full=config.keep_full,
                     execution=config.execution,
@@ -363,6 +363,8 @@ def train(
             for optimizer in optimizers.values():
                 optimizer.state.clear()
     resnet.requires_grad_(True)
+    if static is None:
+        dynamic.operating_point = policies.point.recorded()
     return session.run.finish_with_test()
 
 
