@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from blockdrop.errors import UserError, require
+from blockdrop.models.specs import parse_name
 from blockdrop.typed_json import Range, check_field, read_json, typed
 
 Share = Annotated[float, Range(0, 1)]
@@ -122,7 +123,7 @@ class Evaluation:
     """A network on the test images, beside the full one; FLOPs are per image, policy network included."""
 
     model: str
-    """`<architecture>_<dataset>`."""
+    """As --model names it."""
     variant: dict[str, Any]
     """Widths that aren't the architecture's own: expansion, reduction, reduction_mode."""
     parameters: Count
@@ -206,10 +207,8 @@ class Evaluation:
 
     def _check(self) -> None:
         """What no single field's type says."""
-        from blockdrop.models.zoo import parse_model_name  # as importing it takes seconds
-
         try:
-            parse_model_name(self.model)
+            parse_name(self.model)
         except UserError as error:
             check_field(False, "model", self.model, str(error))
         blocks, lengths = self.num_blocks, f"must be {self.num_blocks} numbers, one for each block"

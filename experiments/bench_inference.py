@@ -25,12 +25,13 @@ from torch import Tensor
 
 import blockdrop
 from agents.policy_network import PolicyNetwork
-from blockdrop.console import progress, run_command
+from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.inference.plan import plan_batch
 from blockdrop.models.resnet import DroppableResNet
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.specs import parse_model_name
+from blockdrop.progress import progress
 from blockdrop.training.compute import has_fast_bfloat16
 from experiments.bench_inference_contenders import (
     DTYPES,

@@ -13,12 +13,12 @@ from torch import Tensor
 
 import blockdrop
 from agents.policy_network import PolicyNetwork
-from blockdrop.console import progress
 from blockdrop.data import DATASETS, DataSource
 from blockdrop.flops import count_flops
 from blockdrop.inference.openvino_engine import is_installed as openvino_is_installed
 from blockdrop.models.resnet import DroppableResNet
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.specs import parse_model_name
+from blockdrop.progress import progress
 from experiments.bench_inference_contenders import DTYPES, engines, flops_ratio, openvino_network
 
 MODEL = "R110_C10"

@@ -16,18 +16,19 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from agents.deciders import keep_all
 from blockdrop import pretrain
 from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.figures import check_figure, write_figure
-from blockdrop.flops import count_flops
+from blockdrop.measure import evaluate_images
 from blockdrop.output import check_writable, write_json
 from blockdrop.studies.jobs import make_job, run_jobs, tell_failures
-from blockdrop.studies.networks import OpenedNetworks, open_networks
 from blockdrop.studies.runs import finished_metrics, train, what_computes
 from blockdrop.studies.worth_of_looking import worth_of_looking
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import ModelConfig, TrainingConfig
+from blockdrop.training.opening import Opened, open_networks
 from blockdrop.training.run_directory import check_same_run, read_flags
 from experiments import methods
 from experiments.learning_curve_chart import figure
@@ -254,9 +255,10 @@ def collect(
     """
     if any(plans.values()):
         compute, start = choose_compute(precision="float32"), open_backbone_or_run(config, config.backbone)
-        data, flops = start.data, count_flops(start.network, None, start.image_size)
-        full = start.full_outcomes(data.test, compute)
-        loaded = {"accuracy": full.accuracy, "flops": flops.full, "blocks": start.network.num_blocks}
+        data, dynamic = start.data, start.dynamic
+        full = evaluate_images(dynamic, data.test, compute, decider=keep_all(dynamic.num_blocks))
+        full_flops = dynamic.flop_table().full
+        loaded = {"accuracy": full.accuracy, "flops": full_flops, "blocks": dynamic.num_blocks}
         require(
             backbone is None or all(abs(value - backbone[name]) < SAME for name, value in loaded.items()),
             f"--reports {' '.join(config.reports)}: started from a full network of {backbone}, not of {loaded}",
@@ -268,12 +270,12 @@ def collect(
             runs.append(known[arm, seed])
             continue
         folders = [Path(step.cv_dir) for step in steps]
-        tests = read_tests(folders, len(data.train), flops.full)
+        tests = read_tests(folders, len(data.train), full_flops)
         if tests is None:
             print(f"left out: {arm}, seed {seed} is not finished")
             continue
         print(f"evaluating {arm}, seed {seed}")
-        worth = worth_of_looking(open_backbone_or_run(config, str(folders[-1])), data.test, compute)
+        worth = worth_of_looking(open_backbone_or_run(config, str(folders[-1])).dynamic, data.test, compute)
         end = {**dataclasses.asdict(worth), "change": worth.full_accuracy - full.accuracy}
         flags = [what_computes(step) for step in steps]
         runs.append({"arm": arm, "seed": seed, "flags": flags, "tests": tests, "end": end})
@@ -289,7 +291,7 @@ def collect(
     }
 
 
-def open_backbone_or_run(config: LearningCurveConfig, checkpoint: str) -> OpenedNetworks:
+def open_backbone_or_run(config: LearningCurveConfig, checkpoint: str) -> Opened:
     """A checkpoint's networks, and the data."""
     flags = ModelConfig(model=config.model, data_dir=config.data_dir, cv_dir=config.cv_dir)
     return open_networks(flags, (checkpoint,))

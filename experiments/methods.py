@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from blockdrop.cl_train import CurriculumConfig
-from blockdrop.distill import DistillConfig
+from blockdrop.distill import make_config
 from blockdrop.errors import require
 from blockdrop.finetune import FinetuneConfig
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.specs import parse_model_name
 from blockdrop.pretrain import PretrainConfig
-from blockdrop.training.config import RecipeName, TrainingConfig
+from blockdrop.training.config import TrainingConfig
 
 Kind = Literal["full", "dynamic", "static policy", "plain", "distilled", "shift", "reduced", "variant"]
 """What a method is among the others. full: all blocks of the network that a policy network decides on. dynamic: a
@@ -37,7 +37,7 @@ class Step:
 
     command: Command
     stage: Stage
-    recipe: RecipeName = "reference"
+    recipe: str = "reference"
     flags: Mapping[str, Any] = field(default_factory=dict)
     run: str = ""
     """Name of its run, which methods may share; default: the method's."""
@@ -198,7 +198,9 @@ def _config(step: Step, start: tuple[str, ...], flags: Mapping[str, Any]) -> Tra
         case "pretrain":
             return PretrainConfig(init=start, **flags)
         case "distill":
-            return DistillConfig(load=start, **flags)
+            config = make_config(load=start, **flags)
+            assert isinstance(config, TrainingConfig)
+            return config
         case "cl_train":
             return CurriculumConfig.of_recipe(step.recipe, load=start, **flags)
     return FinetuneConfig.of_recipe(step.recipe, pretrained=start, **flags)

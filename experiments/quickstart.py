@@ -14,10 +14,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from blockdrop import cl_train, evaluate, finetune, pretrain
+from blockdrop import cl_train, finetune, pretrain
 from blockdrop.console import run_command
 from blockdrop.data import MemoryImages
 from blockdrop.errors import UserError, require
+from blockdrop.evaluate import EvaluateConfig, Evaluated
+from blockdrop.evaluate import main as evaluate
 from blockdrop.evaluation import Evaluation
 from blockdrop.figures import draw_images, draw_usage_per_block, rank_by_blocks
 
@@ -132,7 +134,7 @@ def free_folder(wanted: str | None) -> Path:
     return folder
 
 
-def main(config: QuickstartConfig) -> evaluate.Evaluated:
+def main(config: QuickstartConfig) -> Evaluated:
     """Runs everything; returns the evaluation."""
     config.check()
     start = time.perf_counter()
@@ -184,13 +186,13 @@ def main(config: QuickstartConfig) -> evaluate.Evaluated:
         )
     )
     headline("4/4 evaluate: test images that neither network has seen")
-    found = evaluate.main(
-        evaluate.EvaluateConfig(
+    found = evaluate(
+        EvaluateConfig(
             model=model, seed=seed, load=(f"{folder}/finetune",), json=f"{folder}/evaluation.json", overwrite=True
         )
     )
 
-    test = found.setup.data.test
+    test = found.opened.data.test
     assert isinstance(test, MemoryImages)
     assert found.outcomes.keep_probs is not None
     figure = figure_of_digits(

@@ -19,8 +19,8 @@ from blockdrop.data import DATASETS, NORMALISATIONS, DataSource
 from blockdrop.errors import CheckpointError, require
 from blockdrop.flops import count_flops
 from blockdrop.measure import measure_passes
-from blockdrop.models.checkpoints import load_network
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.checkpoints.filling import load_network
+from blockdrop.models.specs import parse_model_name
 from blockdrop.output import check_writable, write_json
 from blockdrop.studies.runs import finished_metrics, train
 from blockdrop.tables import table
@@ -153,8 +153,9 @@ def collect(config: RivalsConfig) -> list[dict[str, Any]]:
     if networks:
         compute = choose_compute("cpu", "float32")
         passes = measure_passes(
-            networks, source.test, normalisation, compute, BATCH_SIZE, config.engines, config.timed_images
-        )
+            networks, source.test, normalisation, compute,
+            batch_size=BATCH_SIZE, engines=config.engines, timed_images=config.timed_images,
+        )  # fmt: skip
         for row, seconds in zip(rows, passes, strict=True):
             row["seconds"] = seconds
     return rows

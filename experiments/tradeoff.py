@@ -23,9 +23,9 @@ from blockdrop.errors import UserError, require
 from blockdrop.evaluate import EvaluateConfig
 from blockdrop.evaluation import recorded_checkpoints
 from blockdrop.figures import check_figure, write_figure
-from blockdrop.inference.executor import EngineName
-from blockdrop.models.checkpoints import read_checkpoint
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.specs import parse_model_name
+from blockdrop.names import EngineName
 from blockdrop.output import check_writable, write_json
 from blockdrop.studies.clock import Clock, valid_times
 from blockdrop.studies.evaluations import Folder, read_folder

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from blockdrop.errors import require
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.specs import ModelSpec, parse_name
 from blockdrop.studies.clock import valid_times
 from blockdrop.studies.comparison import (
     PairedTest,
@@ -94,8 +94,9 @@ def row_of(
     for method in METHODS:
         listed = (method.policy or "").split(":")
         if method.name == name and listed[0] == policy[0] and len(listed) <= len(policy):
-            spec = parse_model_name(found.model)
-            network = f"ResNet-{spec.depth}" if spec.family == "R" else spec.architecture
+            spec = parse_name(found.model)
+            is_resnet = isinstance(spec, ModelSpec) and spec.family == "R"
+            network = f"ResNet-{spec.depth}" if is_resnet else spec.architecture
             title = method.title.format(k=policy[1] if len(policy) > 1 else "", network=network)
             kind = method.kind
     timed = [seconds[run.name] for run in runs if run.name in seconds]
@@ -129,7 +130,7 @@ def curve_of(run: Result, timed: NetworkTimes | None) -> list[dict[str, Any]]:
 
 def kind_of(result: Result, full_flops: float) -> Kind:
     """What a file that isn't of the list is about, by its content."""
-    found, spec = result.evaluation, parse_model_name(result.evaluation.model)
+    found, spec = result.evaluation, parse_name(result.evaluation.model)
     if found.policy is not None:
         return "static policy"
     if result.decides:

@@ -15,26 +15,28 @@ import operator
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.names import DEFAULT_THRESHOLD
 from agents.policy_network import PolicyNetwork
 from blockdrop.errors import UserError
 from blockdrop.inference import openvino_engine
 from blockdrop.inference.cache import ProgramCache
 from blockdrop.inference.openvino_engine import OpenVINOEngine, Program, UnsupportedLayerError
 from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, plan_batch
-from blockdrop.inference.torch_engine import TorchEngine
+from blockdrop.inference.torch_engine import TorchEngine, make_engine
 from blockdrop.inference.workers import Workers
-from blockdrop.models.backbone import Backbone
-from blockdrop.models.deciders import folded_policy_network
-from blockdrop.models.resnet import take_rows
+from blockdrop.models.backbone import Backbone, Network, known_image_size
+from blockdrop.models.droppable import take_rows
+from blockdrop.models.parts import DroppableParts
+from blockdrop.models.policy_networks import folded_policy_network
+from blockdrop.names import EngineName
 
-EngineName = Literal["auto", "torch", "openvino"]
 ROWS_AT_ONCE = 4
 """Rows that a program takes at once: enough to keep the arithmetic busy, few enough to stay in cache. The rest of
 a group goes row by row, through a program for one."""
@@ -67,11 +69,11 @@ class _Piece(NamedTuple):
 
 
 def compile(
-    resnet: Backbone,
+    resnet: Network,
     policy_network: PolicyNetwork | None = None,
     *,
     dtype: torch.dtype = torch.float32,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     engine: EngineName = "auto",
     device: torch.device | None = None,
     cache_bytes: int = CACHE_BYTES,
@@ -80,10 +82,10 @@ def compile(
     """The fast executor of a trained network, dynamic or static, for inference.
 
     Args:
-        resnet, policy_network: left as they are; any network of the zoo. Without a policy network every block runs
-            unless a call brings a policy, which a plain net refuses if it drops blocks.
+        resnet, policy_network: left as they are; any network of the zoo, or a converted one. Without a policy
+            network every block runs unless a call brings a policy, which a plain net refuses if it drops blocks.
         dtype: torch.float32, or torch.bfloat16 where the processor has it.
-        threshold: run a block where its keep probability is at least this.
+        threshold: run a block where its keep probability is at least this; default: the policy network's own.
         engine: "openvino" compiles a program for each frequent sub-policy (CPUs, `pip install
             blockdrop[openvino]`); "torch" needs nothing else; "auto" takes openvino where it is installed and
             knows every layer of the network.
@@ -101,7 +103,18 @@ def compile(
     >>> logits.shape, policy.shape, policy.dtype
     (torch.Size([4, 10]), torch.Size([4, 3]), torch.bool)
     """
-    return Executor(resnet, policy_network, dtype, threshold, engine, device, cache_bytes, compile_after)
+    if threshold is None:
+        threshold = DEFAULT_THRESHOLD if policy_network is None else policy_network.threshold
+    return Executor(
+        resnet,
+        policy_network,
+        dtype,
+        threshold,
+        engine=engine,
+        device=device,
+        cache_bytes=cache_bytes,
+        compile_after=compile_after,
+    )
 
 
 class Executor:
@@ -115,10 +128,11 @@ class Executor:
 
     def __init__(
         self,
-        resnet: Backbone,
+        resnet: Network,
         policy_network: PolicyNetwork | None,
         dtype: torch.dtype,
         threshold: float,
+        *,
         engine: EngineName,
         device: torch.device | None,
         cache_bytes: int,
@@ -199,15 +213,16 @@ class Executor:
         with self._lock, _plain_tensors():
             self._refresh()
 
-    def warm(self, policy: Tensor, image_size: int = 32, batch_size: int = 256) -> None:
+    def warm(self, policy: Tensor, image_size: int | None = None, batch_size: int = 256) -> None:
         """Compiles the programs of the given policies ahead of time, most used ones first.
 
         Args:
             policy: bool (N, K), each as often as it is expected (a validation set's policies, say).
-            image_size: side of the square images, in pixels.
+            image_size: side of the square images, in pixels; default: the network's.
             batch_size: images per batch in which they will come.
         """
         self.resnet.check_policy(policy, policy)  # as many rows as itself
+        image_size = known_image_size(self.resnet, image_size)
         if self._programs is None:
             return
         with self._lock, _plain_tensors():
@@ -249,14 +264,14 @@ class Executor:
         self.engine_name = "torch" if self._openvino is None else "openvino"
         channels_last = torch.channels_last
         packed = copy.deepcopy(net).to(self.dtype).to(memory_format=channels_last)
-        self._torch = TorchEngine(packed)
+        self._torch = make_engine(packed)
         self._policy_trunk = None
         if trunk is not None:
             self._policy_trunk = _PolicyRunner(trunk, self.dtype)
         self._policy_programs: dict[tuple[tuple[int, ...], int, bool], Program] = {}
         self._known_shapes: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
 
-    def _make_openvino(self, net: Backbone, trunk: PolicyNetwork | None) -> OpenVINOEngine | None:
+    def _make_openvino(self, net: Network, trunk: PolicyNetwork | None) -> OpenVINOEngine | None:
         wanted = self._wanted_engine
         if wanted not in ("auto", "torch", "openvino"):
             raise UserError(f"engine {wanted}: choose auto, torch or openvino")
@@ -487,6 +502,10 @@ class Executor:
             raise ValueError(
                 f"images: got {images.dtype} of shape {tuple(images.shape)}; expected float32 (N, 3, H, W)"
             )
+        side = self.resnet.image_size
+        if side is not None and images.shape[2:] != (side, side):
+            height, width = images.shape[2:]
+            raise ValueError(f"images: {height} × {width} pixels; the network is made for {side} × {side}")
         if images.device != self.device:
             raise ValueError(f"images: on {images.device}, the network is on {self.device}")
 
@@ -524,8 +543,10 @@ def _plain_tensors() -> Iterator[None]:
         yield
 
 
-def _segments(resnet: Backbone) -> list[Range]:
-    """A stage each, cut behind the stage's first block, where maps have become small."""
+def _segments(resnet: Network) -> list[Range]:
+    """A stage each, cut behind its first block, where maps have become small; of a network by parts the whole."""
+    if not isinstance(resnet, Backbone):
+        return [(0, resnet.num_blocks)]
     starts = np.cumsum([0, *resnet.stage_sizes]).tolist()
     cuts = [0, *(start + 1 for start in starts[1:-1]), starts[-1]]
     return [(first, last) for first, last in itertools.pairwise(cuts) if first < last]
@@ -550,6 +571,9 @@ def _sentinels(network: nn.Module) -> list[Tensor]:
     parts: list[nn.Module] = [network]
     if isinstance(network, Backbone):
         parts = [network.conv1, network.bn1, network.fc, *network.ds]
+        parts += [cast(nn.ModuleList, stage)[-1] for stage in network.blocks]
+    elif isinstance(network, DroppableParts):
+        parts = [network.stem_part, network.head_part, *network.transitions]
         parts += [cast(nn.ModuleList, stage)[-1] for stage in network.blocks]
     elif isinstance(network, PolicyNetwork) and isinstance(network.features, Backbone):
         return [*_what_changes(network.logit), *_sentinels(network.features)]

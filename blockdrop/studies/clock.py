@@ -13,18 +13,21 @@ import torch
 from torch import Tensor
 
 from agents.policies import map_policy
-from blockdrop.data import DataSource
+from blockdrop.data import Data, Normalisation
 from blockdrop.errors import require
-from blockdrop.inference.executor import EngineName, Executor
-from blockdrop.measure import draw_static, seconds_in_turns
+from blockdrop.inference.executor import Executor
+from blockdrop.measure import executor, seconds_in_turns
+from blockdrop.models.specs import ForeignSpec, parse_name
+from blockdrop.names import EngineName
 from blockdrop.output import write_json
 from blockdrop.studies.evaluations import Result
-from blockdrop.studies.networks import OpenedNetworks, open_networks
 from blockdrop.studies.times import TIMES_FILE, NetworkTimes, Times
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig
+from blockdrop.training.opening import Opened, open_networks
+from blockdrop.training.policies import open_static_policy
 
-MODEL_FLAGS = ("shortcut", "normalisation", "policy_net", "skip_bad_images")
+MODEL_FLAGS = ("shortcut", "normalisation", "policy_net", "image_size", "skip_bad_images")
 """What a file's `config` adds to its `model` and `variant`, to open its networks again."""
 Batches = Sequence[tuple[Tensor, Tensor]]
 """Row numbers (N,) among the test images, and images (N, 3, H, W), normalised."""
@@ -72,18 +75,19 @@ class Clock:
         """
         points: list[tuple[str, float, Callable[[int], object]]] = []
         batches: dict[Any, Batches] = {}
-        sources: dict[Any, DataSource] = {}
+        sources: dict[Any, Data] = {}
         failed: dict[str, str] = {}
         engines = []
         timed = to_be_timed(results)
         for result in timed:
             try:
                 opened = self.open(result)
-                source = sources.setdefault((opened.data.name, opened.image_size), opened.data)
-                key = (opened.data.name, opened.image_size, opened.normalisation)
+                dynamic = opened.dynamic
+                source = sources.setdefault((opened.data.name, dynamic.image_size), opened.data)
+                key = (opened.data.name, dynamic.image_size, dynamic.normalisation)
                 if key not in batches:
-                    batches[key] = self.batches(source, opened)
-                run = opened.executor(self.compute, self.engine)
+                    batches[key] = self.batches(source, dynamic.normalisation)
+                run = executor(dynamic.network, dynamic.policy_network, self.compute, self.engine)
                 calls = list(self.calls(result, opened, run, batches[key], len(source.test)))
             except (LookupError, TypeError, ValueError) as error:  # whatever a file may ask for
                 failed[result.file.name] = f"not timed: {error}"
@@ -113,9 +117,19 @@ class Clock:
         write_json("--results", folder / TIMES_FILE, times.to_json())
         return times, failed
 
-    def open(self, result: Result) -> OpenedNetworks:
-        """The networks of a file."""
+    def open(self, result: Result) -> Opened:
+        """The networks of a file.
+
+        Raises:
+            UserError: they can't be opened; or a function of somebody's own builds them, which is never called
+                because a file says so.
+        """
         found = result.evaluation
+        spec = parse_name(found.model)
+        require(
+            not (isinstance(spec, ForeignSpec) and spec.is_function),
+            f"its network {found.model} is built by a function, which isn't called because a file says so",
+        )
         known = {one.name for one in dataclasses.fields(ModelConfig)}
         flags = {flag: found.config[flag] for flag in MODEL_FLAGS if flag in found.config}
         flags |= {flag: value for flag, value in found.variant.items() if flag in known}
@@ -125,20 +139,24 @@ class Clock:
         config.check()
         for path in found.checkpoints:
             require(Path(path).is_file(), f"{path}: no such checkpoint file")
-        return open_networks(config, tuple(found.checkpoints), self.compute, found.policy)
+        opened = open_networks(config, found.checkpoints)
+        if found.policy is not None:
+            opened.static = open_static_policy(found.policy, opened.dynamic, opened.data, self.compute)
+            opened.dynamic.policy_network = None
+        return opened
 
-    def batches(self, source: DataSource, opened: OpenedNetworks) -> Batches:
+    def batches(self, source: Data, normalisation: Normalisation) -> Batches:
         """Whole ones, if there are so many images."""
         count = min(max(self.images // self.batch_size, 1) * self.batch_size, len(source.test))
         rows = torch.randperm(len(source.test), generator=torch.Generator().manual_seed(0))[:count]
         made = source.test.subset(rows).batches(
-            self.batch_size, opened.normalisation, self.compute.device, channels_last=self.compute.channels_last
+            self.batch_size, normalisation, self.compute.device, channels_last=self.compute.channels_last
         )
         parts = zip(rows.split(self.batch_size), made, strict=False)
         return [(some[: len(batch)], batch) for some, (batch, _) in parts]
 
     def calls(
-        self, result: Result, opened: OpenedNetworks, run: Executor, batches: Batches, images: int
+        self, result: Result, opened: Opened, run: Executor, batches: Batches, images: int
     ) -> Iterator[tuple[float, Callable[[int], object]]]:
         """By threshold a pass over the batch of a number, programs compiled: the result's, and all of its curve.
 
@@ -146,9 +164,10 @@ class Clock:
             images: size of the test set.
         """
         pixels = batches[0][1].shape[-1]
-        if opened.policy_network is None:
-            everything = torch.ones(images, opened.network.num_blocks, dtype=torch.bool)
-            policy = everything if opened.static is None else draw_static(opened.static, images)
+        if opened.dynamic.policy_network is None:
+            everything = torch.ones(images, opened.dynamic.num_blocks, dtype=torch.bool)
+            generator = torch.Generator().manual_seed(0)
+            policy = everything if opened.static is None else opened.static.draw(images, generator)
             given = [policy[rows] for rows, _ in batches]
             for one in given:
                 run.warm(one, pixels, self.batch_size)

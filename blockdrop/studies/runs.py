@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from blockdrop import cl_train, distill, evaluate, finetune, pretrain
+from blockdrop.cl_train import CurriculumConfig
+from blockdrop.distill import METHODS
 from blockdrop.errors import UserError, require
-from blockdrop.models.checkpoints import read_checkpoint
+from blockdrop.evaluate import EvaluateConfig
+from blockdrop.finetune import FinetuneConfig
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.pretrain import PretrainConfig
 from blockdrop.training.config import ModelConfig, TrainingConfig
 from blockdrop.training.run_directory import EITHER_WAY, check_same_run, digest, read_flags, read_metrics
 
-COMMANDS: dict[type[ModelConfig], ModuleType] = {
-    pretrain.PretrainConfig: pretrain,
-    cl_train.CurriculumConfig: cl_train,
-    finetune.FinetuneConfig: finetune,
-    distill.DistillConfig: distill,
-    evaluate.EvaluateConfig: evaluate,
+COMMANDS: dict[type[ModelConfig], str] = {
+    PretrainConfig: "blockdrop.pretrain",
+    CurriculumConfig: "blockdrop.cl_train",
+    FinetuneConfig: "blockdrop.finetune",
+    **dict.fromkeys(METHODS.values(), "blockdrop.distill"),
+    EvaluateConfig: "blockdrop.evaluate",
 }
+"""The module of each command, by its flags."""
 STARTS = ("init", "load", "pretrained")
 """Flags that name the checkpoints or run directories that a command starts from."""
 FOR_LOOKING = ("test_every",)
@@ -100,13 +105,13 @@ def train(config: TrainingConfig) -> None:
     if finished_metrics(Path(config.cv_dir)) is not None:
         return
     print(f"\n=== {config.cv_dir}")
-    COMMANDS[type(config)].main(config)
+    importlib.import_module(COMMANDS[type(config)]).main(config)
 
 
 def command_line(config: ModelConfig) -> list[str]:
     """The arguments after `python` by which somebody at a terminal would start this very command.
 
-    >>> config = finetune.FinetuneConfig.of_recipe("fast", model="R8_Digits", pretrained=("a", "b"), resume=True)
+    >>> config = FinetuneConfig.of_recipe("fast", model="R8_Digits", pretrained=("a", "b"), resume=True)
     >>> " ".join(command_line(config))
     '-m blockdrop.finetune --model R8_Digits --resume --recipe fast --pretrained a b'
     """
@@ -123,4 +128,4 @@ def command_line(config: ModelConfig) -> list[str]:
         else:
             values = value if isinstance(value, tuple) else (value,)
             flags += [f"--{one.name}", *map(str, values)]
-    return ["-m", COMMANDS[type(config)].__name__, *flags]
+    return ["-m", COMMANDS[type(config)], *flags]

@@ -8,13 +8,13 @@ from statistics import mean
 import torch
 from torch import Tensor
 
+from agents.deciders import keep_all
 from blockdrop.data import Images, Normalisation
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.evaluation import Amount, AtLeastOne, Share
-from blockdrop.flops import count_flops
 from blockdrop.inference.executor import Executor
-from blockdrop.measure import predict_under
+from blockdrop.measure import evaluate_images, executor, predict_under
 from blockdrop.policy_stats import policy_text
-from blockdrop.studies.networks import OpenedNetworks
 from blockdrop.training.compute import Compute
 
 DEALS = 5
@@ -45,27 +45,27 @@ class WorthOfLooking:
 
 
 @torch.no_grad()
-def worth_of_looking(opened: OpenedNetworks, images: Images, compute: Compute) -> WorthOfLooking:
+def worth_of_looking(dynamic: DynamicNetwork, images: Images, compute: Compute) -> WorthOfLooking:
     """What the networks do with all blocks, under their own policies, and what looking at the image is worth.
 
     Policies are dealt out anew `DEALS` times: the same blocks run, as often, but not by what is in the image. And
     the most frequent policy goes to all images: alone, and with all blocks for those that it is least sure of, as
     many as cost what the own policies do. No decider can know that before the blocks have run.
     """
-    full = opened.full_outcomes(images, compute)
-    run = opened.executor(compute)
-    own = opened.outcomes(images, compute, run)
+    full = evaluate_images(dynamic, images, compute, decider=keep_all(dynamic.num_blocks))
+    run = executor(dynamic.network, dynamic.policy_network, compute)
+    own = evaluate_images(dynamic, images, compute, run=run)
     generator = torch.Generator().manual_seed(0)
     dealt = [own.policy[torch.randperm(len(own.policy), generator=generator)] for _ in range(DEALS)]
     predictions = predict_under(  # (DEALS, N)
-        run, torch.stack(dealt), images, opened.normalisation, compute, title="dealing"
+        run, torch.stack(dealt), images, dynamic.normalisation, compute, title="dealing"
     )
     others = (predictions == own.labels).double().mean(1).tolist()
 
     policies, counts = own.policy.unique(dim=0, return_counts=True)
     frequent = policies[counts.argmax()]  # (K,)
-    alone, certainty = predict_with_certainty(run, frequent, images, opened.normalisation, compute)
-    flops = count_flops(opened.network, None, opened.image_size)
+    alone, certainty = predict_with_certainty(run, frequent, images, dynamic.normalisation, compute)
+    flops = dynamic.flop_table(looks=False)
     cost = flops.per_image(frequent[None]).item()
     share = affordable_share(own.flops_per_image[0], cost, flops.full)
     routed = reroute_unsure(alone, certainty, full.predictions, share)

@@ -29,21 +29,24 @@ from torch import Tensor, nn
 
 from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
-from blockdrop.console import progress, run_command
+from blockdrop.console import run_command
 from blockdrop.data import Augment, Images, split_rows
+from blockdrop.data.sets import LARGEST_IN_MEMORY
 from blockdrop.errors import require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.operating_point import threshold_for_budget
 from blockdrop.measure import MAPS_PER_IMAGE, TIMED_BYTES, executor, predict_under
-from blockdrop.models.deciders import POLICY_NETS, build_policy_network
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.policy_networks import build_policy_network
+from blockdrop.names import POLICY_NETS
 from blockdrop.output import check_writable, write_json
-from blockdrop.studies.networks import OpenedNetworks, open_networks
+from blockdrop.progress import progress
 from blockdrop.studies.worth_of_looking import DEALS
 from blockdrop.tables import table
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig
+from blockdrop.training.opening import Opened, open_networks
+from blockdrop.training.policies import training_keep_probs
 
 DECIDERS = tuple(name for name in POLICY_NETS if name != "constant")
 LAST = "last features"
@@ -93,7 +96,7 @@ def main(config: BlockWorthConfig) -> dict[str, Any]:
     files = " ".join(config.load)
     require(opened.has_backbone, f"--load {files}: a policy network without its backbone; name that too")
     require(
-        opened.policy_network is not None,
+        opened.has_policy,
         f"--load {files}: no policy network in it; run blockdrop.finetune --recipe fast first",
     )
     study = Study(opened, compute, config)
@@ -124,11 +127,11 @@ class Study:
         opened: a backbone and its policy network; both are left as they are.
     """
 
-    def __init__(self, opened: OpenedNetworks, compute: Compute, config: BlockWorthConfig):
+    def __init__(self, opened: Opened, compute: Compute, config: BlockWorthConfig):
         self.opened, self.compute, self.config = opened, compute, config
-        self.resnet = compute.place(opened.network).eval()
+        self.resnet = compute.place(opened.dynamic.network).eval()
         self.run = executor(self.resnet, None, compute)
-        self.flops = count_flops(opened.network, None, opened.image_size)
+        self.flops = count_flops(opened.dynamic.network, None, opened.dynamic.image_size)
         self.base = most_frequent_policy(opened, compute)  # (K,)
         generator = torch.Generator().manual_seed(config.seed)
         order = torch.randperm(len(opened.data.train), generator=generator)
@@ -148,7 +151,7 @@ class Study:
         """Normalised images and labels, in order without `augment`."""
         yield from images.batches(
             self.config.batch_size,
-            self.opened.normalisation,
+            self.opened.dynamic.normalisation,
             self.compute.device,
             augment,
             self.compute.channels_last,
@@ -172,7 +175,7 @@ class Study:
     def accuracy(self, policies: Tensor, images: Images) -> Tensor:
         """Shares of right predictions under policies (S, N, K): float64 (S,)."""
         found = predict_under(
-            self.run, policies, images, self.opened.normalisation, self.compute, self.config.batch_size
+            self.run, policies, images, self.opened.dynamic.normalisation, self.compute, self.config.batch_size
         )
         return (found == images.labels).double().mean(1)
 
@@ -207,6 +210,7 @@ class Study:
         """What a linear model of the network's own last features tells, under the one policy."""
         body = copy.deepcopy(self.resnet)
         head, body.fc = body.fc, nn.Identity()
+        assert isinstance(head, nn.Module)
 
         def look(images: Tensor) -> Tensor:
             return body(images, self.base.expand(len(images), -1).to(images.device))
@@ -216,7 +220,7 @@ class Study:
     def decider_rows(self, name: str) -> Iterator[dict[str, Any]]:
         """What a decider tells when it learns from the worths alone, and when it has learned the classes first."""
         network = self.build(name)
-        flops = count_flops(self.opened.network, network, self.opened.image_size).policy_network
+        flops = count_flops(self.opened.dynamic.network, network, self.opened.dynamic.image_size).policy_network
         self.learn_worths(name, network)
         held_out, test = (
             self.deviation * self.collect(lambda images: network.logits(images)[0], of)
@@ -235,7 +239,7 @@ class Study:
     def build(self, name: str) -> PolicyNetwork:
         """A decider with fresh weights."""
         torch.manual_seed(self.config.seed)
-        large_images = parse_model_name(self.opened.model).large_images
+        large_images = self.opened.dynamic.image_size > LARGEST_IN_MEMORY
         network = build_policy_network(self.resnet.num_blocks, large_images, name, backbone=self.resnet)
         return self.compute.place(network)
 
@@ -329,10 +333,13 @@ class Study:
         return first, second
 
 
-def most_frequent_policy(opened: OpenedNetworks, compute: Compute) -> Tensor:
+def most_frequent_policy(opened: Opened, compute: Compute) -> Tensor:
     """Of some training images, at the checkpoint's threshold: bool (K,)."""
-    keep_probs = opened.training_keep_probs(compute)
-    policies, counts = map_policy(keep_probs, opened.threshold).unique(dim=0, return_counts=True)
+    dynamic = opened.dynamic
+    assert dynamic.policy_network is not None
+    compute.place(dynamic.policy_network)
+    keep_probs = training_keep_probs(dynamic, opened.data.train, compute)
+    policies, counts = map_policy(keep_probs, dynamic.threshold).unique(dim=0, return_counts=True)
     return policies[counts.argmax()]
 
 

@@ -21,17 +21,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.estimators import ESTIMATORS, Estimator, EstimatorName, make_estimator
+from agents.estimators import Estimator, make_estimator
+from agents.names import ESTIMATORS, EstimatorName, RewardName
 from agents.policies import bound_keep_probs, map_policy
-from agents.rewards import Reward, RewardName, blockdrop_reward
-from blockdrop.console import progress, run_command
+from agents.rewards import Reward, blockdrop_reward
+from blockdrop.console import run_command
 from blockdrop.errors import require
-from blockdrop.flops import count_flops
-from blockdrop.models.resnet import block_executions
+from blockdrop.measure import executor
+from blockdrop.models.droppable import block_executions
+from blockdrop.names import Precision
 from blockdrop.output import check_writable, write_json
-from blockdrop.studies.networks import OpenedNetworks, open_networks
-from blockdrop.training.compute import Precision
+from blockdrop.progress import progress
 from blockdrop.training.config import ModelConfig
+from blockdrop.training.opening import Opened, open_networks
+from blockdrop.training.session import undecided_note
 
 LARGEST_ENUMERATION = 16  # bits of a draw
 
@@ -123,7 +126,7 @@ def main(config: EstimatorVarianceConfig) -> dict[str, Any]:
         files = " ".join(config.load)
         require(opened.has_backbone, f"--load {files}: a policy network without its backbone; name that too")
         require(
-            opened.policy_network is not None,
+            opened.has_policy,
             f"--load {files}: no policy network in it; run blockdrop.cl_train first",
         )
     for num_blocks in config.blocks:
@@ -131,11 +134,13 @@ def main(config: EstimatorVarianceConfig) -> dict[str, Any]:
         print_table(f"exact, {num_blocks} blocks, {config.tables} tables of rewards", rows)
         numbers["exact"] += rows
     if opened is not None:
-        if opened.undecided:
-            print(opened.undecided)
+        if note := undecided_note(opened.dynamic):
+            print(note)
         count = min(config.images, len(opened.data.test))
         for name, rows in measured_rows(config, opened, count).items():
-            print_table(f"{opened.model}, reward {name}, {count} test images, {config.repeats} draws each", rows)
+            print_table(
+                f"{opened.dynamic.model}, reward {name}, {count} test images, {config.repeats} draws each", rows
+            )
             numbers["measured"] += rows
     if config.json is not None:
         write_json("--json", config.json, numbers)
@@ -244,12 +249,13 @@ def _executions(numbers: tuple[int, ...], num_blocks: int) -> int:
 
 
 def measured_rows(
-    config: EstimatorVarianceConfig, opened: OpenedNetworks, count: int
+    config: EstimatorVarianceConfig, opened: Opened, count: int
 ) -> dict[RewardName, list[dict[str, Any]]]:
     """For each reward a row per estimator, over repeated draws for `count` test images."""
     compute = config.compute()
-    classifier = opened.executor(compute, engine="torch")
-    costs = torch.tensor(count_flops(opened.network, opened.policy_network, opened.image_size).blocks)
+    dynamic = opened.dynamic
+    classifier = executor(dynamic.network, dynamic.policy_network, compute, engine="torch")
+    costs = torch.tensor(dynamic.flop_table().blocks)
     rewards: dict[RewardName, Reward] = {
         name: Reward(name, config.penalty, costs) for name in ("blockdrop", "log_likelihood")
     }
@@ -258,7 +264,7 @@ def measured_rows(
     executed = torch.zeros(len(names), dtype=torch.float64)
     chosen = torch.randperm(len(opened.data.test), generator=torch.Generator().manual_seed(config.seed))[:count]
     batches = opened.data.test.subset(chosen).batches(
-        config.batch_size, opened.normalisation, compute.device, channels_last=compute.channels_last
+        config.batch_size, opened.dynamic.normalisation, compute.device, channels_last=compute.channels_last
     )
     draws = torch.Generator(compute.device).manual_seed(config.seed)
     for images, labels in progress(batches, "drawing", -(-count // config.batch_size)):

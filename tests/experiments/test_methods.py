@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from blockdrop.distill import DistillConfig
+from blockdrop.distillation.stagewise import StagewiseConfig
 from blockdrop.errors import UserError
 from blockdrop.pretrain import PretrainConfig
 from experiments import learning_curve, methods, static_rivals, tradeoff
@@ -39,7 +39,7 @@ def test_each_study_takes_its_own() -> None:
 
 def test_methods_start_from_what_they_say() -> None:
     (stagewise,) = plan(find("stagewise"), ["cv/s"], conditions(r20="cv/r20"), seed=1)
-    assert isinstance(stagewise, DistillConfig)
+    assert isinstance(stagewise, StagewiseConfig)
     assert (stagewise.model, stagewise.load, stagewise.cv_dir) == ("R20_C10", ("cv/r20",), "cv/s")
     assert (stagewise.max_epochs, stagewise.seed) == (3, 1)
     scratch, tuned = (plan(find("r20"), ["cv/r20"], conditions(weights=weights))[0] for weights in (None, "w"))

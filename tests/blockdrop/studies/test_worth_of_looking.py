@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from blockdrop import Variant, build
+from blockdrop import build
 from blockdrop.data import NORMALISATIONS, MemoryImages
+from blockdrop.data.sets import Preprocessing
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.flops import count_flops
-from blockdrop.studies.networks import OpenedNetworks
 from blockdrop.studies.worth_of_looking import affordable_share, reroute_unsure, worth_of_looking
 from blockdrop.training.compute import choose_compute
-from blockdrop.training.setup import Setup
 
 
 def test_images_that_are_dealt_others_policies_lose_what_theirs_knew() -> None:
@@ -35,13 +33,11 @@ def test_images_that_are_dealt_others_policies_lose_what_theirs_knew() -> None:
         resnet.fc = head
         assert resnet(images, own).argmax(-1).tolist() == [1, 1]
         assert resnet(images, ~own).argmax(-1).tolist() == [0, 0]
-    data: Any = None
-    setup = Setup(
-        "R8_Digits", Variant(), resnet, policy_network, "reference", NORMALISATIONS["none"], data, 32, True, True,
-        [], {},
-    )  # fmt: skip
+    dynamic = DynamicNetwork(
+        resnet, policy_network, model="R8_Digits", preprocessing=Preprocessing.usual(32, NORMALISATIONS["none"])
+    )
     crowd = MemoryImages(pixels.repeat_interleave(torch.tensor([60, 40]), 0), torch.ones(100, dtype=torch.int64))
-    end = worth_of_looking(OpenedNetworks(setup), crowd, choose_compute("cpu", "float32"))
+    end = worth_of_looking(dynamic, crowd, choose_compute("cpu", "float32"))
     assert end.accuracy == 1
     assert end.unique_policies == 2
     assert all(0.3 < accuracy < 0.7 for accuracy in end.dealt_accuracies), "half of them keep their kind"

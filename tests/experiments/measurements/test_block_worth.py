@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from blockdrop import build, save_checkpoint
 from blockdrop.data import NORMALISATIONS, Images
 from blockdrop.flops import FlopTable
-from blockdrop.studies.networks import open_networks
+from blockdrop.training.opening import open_networks
 from experiments.measurements import block_worth
 from experiments.measurements.block_worth import (
     CLASSES_FIRST,
