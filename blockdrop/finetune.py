@@ -136,9 +136,6 @@ class FinetuneConfig(PolicyTrainingConfig):
 
     def check(self) -> None:
         super().check()
-        backbone_will_do = self.initial_keep is not None or self.policy is not None
-        start = "that has a trained backbone" if backbone_will_do else "of curriculum training"
-        require(bool(self.pretrained or self.load), f"--pretrained: name a checkpoint {start}")
         if self.estimator not in PATHWISE:
             check_estimator(self.estimator, self.samples)
         pathwise, target = self.estimator in PATHWISE, self.target_flops is not None
@@ -225,6 +222,9 @@ def main(config: FinetuneConfig) -> dict[str, float]:
     from blockdrop.training.opening import open_training  # torch, which --help does without
 
     config.check()
+    backbone_will_do = config.initial_keep is not None or config.policy is not None
+    start = "that has a trained backbone" if backbone_will_do else "of curriculum training"
+    require(bool(config.pretrained or config.load), f"--pretrained: name a checkpoint {start}")
     opened, session = open_training(
         config,
         "finetune",
