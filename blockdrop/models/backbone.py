@@ -260,6 +260,7 @@ class Backbone(Network):
         blocks: Sequence[Sequence[nn.Module]],
         ds: Sequence[nn.Module],
         fc: nn.Module,
+        *,
         shortcut: Shortcut | None,
         avgpool: nn.Module | None = None,
         relu_after_sum: bool = True,
