@@ -13,17 +13,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from agents.deciders import Decision
+from agents.names import ESTIMATORS, PATHWISE, PathwiseName
 from agents.policies import log_prob, map_policy, sample_policy
-
-EstimatorName = Literal["self_critical", "leave_one_out", "antithetic", "value_baseline", "block_credit"]
-PathwiseName = Literal["straight_through", "kept_straight_through", "gumbel"]
-ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
-PATHWISE: tuple[PathwiseName, ...] = get_args(PathwiseName)
 
 
 @dataclass(frozen=True)
@@ -74,6 +70,19 @@ def make_estimator(name: str, samples: int = 2) -> Estimator:
         draw = functools.partial(draw_independent, samples=samples)
         return Estimator(draw, value_baseline_loss, samples, wants_values=True)
     return Estimator(functools.partial(draw_with_flips, flips=samples), block_credit_loss, samples=1)
+
+
+def values_for(estimator: Estimator, decision: Decision, rows: slice = slice(None)) -> tuple[Tensor, ...]:
+    """What an estimator's loss takes beside the rewards: the value estimates (N,) of these rows, or nothing.
+
+    Raises:
+        ValueError: it wants estimates, and the decider makes none.
+    """
+    if not estimator.wants_values:
+        return ()
+    if decision.values is None:
+        raise ValueError("the estimator wants values, and the decider estimates none")
+    return (decision.values.float().squeeze(1)[rows],)
 
 
 # ---- draws

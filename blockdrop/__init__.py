@@ -1,19 +1,47 @@
 """Dynamic-inference residual networks: a policy network decides, image by image, which blocks to run."""
 
-from blockdrop.flops import flops_per_image
-from blockdrop.inference.executor import compile
-from blockdrop.models.checkpoints import load_checkpoint, load_network, save_checkpoint
-from blockdrop.models.conversion import from_torchvision
-from blockdrop.models.plain import remove_shortcuts
-from blockdrop.models.resnet import DroppableResNet
-from blockdrop.models.zoo import Variant, build, build_static
+from typing import TYPE_CHECKING
+
+from blockdrop.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from blockdrop import data
+    from blockdrop.flops import flops_per_image
+    from blockdrop.inference.executor import compile
+    from blockdrop.models.checkpoints.filling import load_checkpoint, load_network
+    from blockdrop.models.checkpoints.saving import save_checkpoint
+    from blockdrop.models.conversion import from_torchvision
+    from blockdrop.models.plain import remove_shortcuts
+    from blockdrop.models.resnet import DroppableResNet
+    from blockdrop.models.specs import Variant
+    from blockdrop.models.zoo import build, build_static
+    from blockdrop.version import __version__
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "data": (),
+            "flops": ("flops_per_image",),
+            "inference.executor": ("compile",),
+            "models.checkpoints.filling": ("load_checkpoint", "load_network"),
+            "models.checkpoints.saving": ("save_checkpoint",),
+            "models.plain": ("remove_shortcuts",),
+            "models.conversion": ("from_torchvision",),
+            "models.resnet": ("DroppableResNet",),
+            "models.specs": ("Variant",),
+            "models.zoo": ("build", "build_static"),
+            "version": ("__version__",),
+        },
+    )
 
 __all__ = [
     "DroppableResNet",
     "Variant",
+    "__version__",
     "build",
     "build_static",
     "compile",
+    "data",
     "flops_per_image",
     "from_torchvision",
     "load_checkpoint",

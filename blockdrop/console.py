@@ -1,43 +1,40 @@
-"""What every command shares with its terminal: flags from a dataclass, one-line errors, progress bars."""
+"""What every command shares with its terminal: flags from a dataclass, one-line errors."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-import torch.distributed as dist
-import tyro
-from tqdm import tqdm
-
+from blockdrop.command_line import choose_class, parse_flags
 from blockdrop.errors import Interrupted, UserError
-from blockdrop.training.processes import current_processes, joined
 
 Config = TypeVar("Config")
-Item = TypeVar("Item")
 
 
-def run_command(main: Callable[[Config], object], config_class: type[Config], description: str | None) -> None:
-    """Parses the flags, runs `main`, and turns a `UserError` into one line on stderr and its exit code."""
+def run_command(
+    main: Callable[[Config], object],
+    config_class: type[Config] | Mapping[str, type[Config]],
+    description: str | None,
+    choice: str = "method",
+) -> None:
+    """Parses the flags, runs `main`, and turns a `UserError` into one line on stderr and its exit code.
+
+    Args:
+        config_class: the command's flags; or, of a command that has several sets of them, by the values of
+            --`choice`.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # keeps lines in order with the progress bar's
-    module = getattr(sys.modules["__main__"].__spec__, "name", None)
-    prog = f"python -m {module}" if module else None
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            default = _recipe_defaults(config_class)
-            how: dict[str, Any] = {} if default is None else {"default": default}
-            config = tyro.cli(config_class, prog=prog, description=description, use_underscores=True, **how)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        sys.exit(_fail(_unboxed(complaint.getvalue()), 2))
+    config = _parse(config_class, description, choice)
+    import torch.distributed as dist  # not before the flags are understood: --help needn't wait for torch
+
+    from blockdrop.processes import joined
+
     try:
         with joined(getattr(config, "device", "auto")) as processes, _heard(processes.first):
             main(config)
@@ -56,20 +53,32 @@ def run_command(main: Callable[[Config], object], config_class: type[Config], de
         sys.exit(_fail(f"process {os.environ.get('RANK', '0')}: another process has ended ({line})", 1))
 
 
+def _parse(
+    config_class: type[Config] | Mapping[str, type[Config]], description: str | None, choice: str
+) -> Config:
+    started = sys.modules["__main__"]
+    module = getattr(started.__spec__, "name", None)
+    prog = getattr(started, "PROGRAM", module and f"python -m {module}")  # PROGRAM: of `blockdrop.__main__`
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            chosen, arguments = choose_class(config_class, sys.argv[1:], choice)
+            choices = {choice: [*config_class]} if isinstance(config_class, Mapping) else {}
+            return parse_flags(chosen, arguments, prog, description, choices)
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except UserError as error:
+        sys.exit(_fail(f"{error}; --help lists the flags", error.exit_code))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        sys.exit(_fail(_unboxed(complaint.getvalue()), 2))
+
+
 def _heard(whether: bool) -> contextlib.AbstractContextManager[object]:
     """Of several processes one speaks for all."""
     return contextlib.nullcontext() if whether else contextlib.redirect_stdout(io.StringIO())
-
-
-def _recipe_defaults(config_class: type[Config]) -> Config | None:
-    """The flags of the `--recipe` asked for, which the others then change; None where there are no recipes."""
-    recipes = getattr(config_class, "RECIPES", None)
-    if recipes is None:
-        return None
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", nargs="?")
-    wanted = parser.parse_known_args()[0].recipe
-    return config_class(recipe=wanted, **recipes[wanted]) if wanted in recipes else None  # type: ignore[call-arg]
 
 
 def _unboxed(text: str) -> str:
@@ -86,15 +95,3 @@ def _unboxed(text: str) -> str:
 def _fail(message: str, exit_code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return exit_code
-
-
-def progress(
-    items: Iterable[Item], description: str, total: int, unit: str = "batches", start: int = 0
-) -> Iterable[Item]:
-    """A progress bar with rate and time left on stderr, `start` of `total` done; in a log file, a line every 30
-    seconds."""
-    interval = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(
-        items, description, total, unit=f" {unit}", mininterval=interval, leave=False, dynamic_ncols=True,
-        initial=start, disable=not current_processes().first,
-    )  # fmt: skip

@@ -7,58 +7,68 @@ is the ResNet of its depth and kind of shortcuts.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from blockdrop.console import run_command
 from blockdrop.errors import require
-from blockdrop.flops import LayerCount, count_flops, count_layers, reference_stem_surplus
-from blockdrop.models.backbone import Backbone, Shortcut
-from blockdrop.models.checkpoints import Checkpoint, load_checkpoint, network_from, read_checkpoint
-from blockdrop.models.compact import ReductionMode
-from blockdrop.models.deciders import build_policy_network
-from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, parse_model_name
+from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
+from blockdrop.names import ReductionMode, Shortcut
 from blockdrop.output import check_writable, write_json
+from blockdrop.training.config import Groups
+from blockdrop.training.ranges import CheckpointName, Range, Width, check_ranges
+
+if TYPE_CHECKING:
+    from blockdrop.flops import LayerCount
+    from blockdrop.models.backbone import Backbone
+    from blockdrop.models.checkpoints.dialects import Checkpoint
 
 
 @dataclass(kw_only=True)
 class CountConfig:
     """Flags of `python -m blockdrop.count`."""
 
+    FIRST: ClassVar[tuple[str, ...]] = ("model", "arch", "load", "layers", "json", "overwrite")
+    GROUPS: ClassVar[Groups] = {
+        "network": ("expansion", "reduction", "reduction_mode", "shortcut", "num_classes", "image_size"),
+        "counting": ("convention",),
+    }
+
     model: str | None = None
-    """<architecture>_<dataset>: R110_C10, plain20_C100, …; default: the checkpoint's, else R110_C10."""
+    """Name of the network and its data set, <architecture>_<dataset>: R110_C10, plain20_C100, …. Default: the
+    checkpoint's, else R110_C10."""
     arch: str | None = None
-    """Architecture in place of --model's, on the same data set: shiftresnet20, resnet20, plain20, …."""
-    expansion: float | None = None
-    """Of shift nets: inner channels of a block / its output channels; default: 1."""
-    reduction: float | None = None
-    """Of ResNets and plain nets: by how much widths shrink; default: 1."""
+    """Architecture that takes the place of --model's, on the same data set: shiftresnet20, resnet20, plain20,
+    …."""
+    expansion: Width | None = None
+    """Inner channels of a shift net's blocks, as a multiple of their output channels. Default: the checkpoint's,
+    else 1."""
+    reduction: Width | None = None
+    """Factor by which the widths of a ResNet or a plain net shrink. Default: the checkpoint's, else 1."""
     reduction_mode: ReductionMode | None = None
-    """block (inner widths / reduction), net (all widths / √reduction) or depthwise; default: block."""
+    """What --reduction shrinks: block (inner widths / reduction), net (all widths / √reduction) or depthwise
+    (inner convolutions become depthwise). Default: the checkpoint's, else block."""
     shortcut: Shortcut | None = None
-    """pad_avgpool, pad_stride or projection; default: the checkpoint's, else the architecture's."""
-    num_classes: int | None = None
-    """Default: the checkpoint's, else the data set's."""
-    image_size: int | None = None
-    """Side of the square images in pixels; default: the data set's."""
-    load: str | None = None
-    """Count this checkpoint's network (and its policy network) instead of fresh ones."""
+    """Kind of the ResNet's downsampling shortcuts. Default: the checkpoint's, else that of the architecture."""
+    num_classes: Annotated[int, Range(least=1, most=100_000)] | None = None
+    """Number of classes. Default: the checkpoint's, else the data set's."""
+    image_size: Annotated[int, Range(least=1, most=100_000)] | None = None
+    """Side of the square images in pixels. Default: the data set's."""
+    load: CheckpointName | None = None
+    """Checkpoint whose network (and policy network) is counted. Default: a fresh network."""
     convention: Literal["true", "reference"] = "true"
-    """reference: MACs as published with ShiftResNet, with the first convolution miscounted."""
+    """How MACs are counted: true, or reference (as published with ShiftResNet, with the first convolution
+    miscounted)."""
     layers: bool = False
     """Also print a table of all layers."""
     json: str | None = None
-    """Write all numbers to this file."""
+    """File to write all numbers to. Default: none is written."""
     overwrite: bool = False
-    """Replace the file of --json if there is one."""
+    """Replace the file of --json if it exists."""
 
     def check(self) -> None:
         """Raises `UserError` for a value out of range."""
+        check_ranges(self)
         Variant(self.expansion, self.reduction, self.reduction_mode)
-        for name in ("num_classes", "image_size"):
-            value = getattr(self, name)
-            require(value is None or 1 <= value <= 100_000, f"--{name} {value}: must be between 1 and 100,000")
         if self.json is not None:
             check_writable("--json", self.json, self.overwrite)
 
@@ -66,6 +76,11 @@ class CountConfig:
 def main(config: CountConfig) -> dict[str, Any]:
     """Prints the counts; returns what `--json` writes."""
     config.check()
+    from blockdrop.flops import count_flops, count_layers  # torch, which --help does without
+    from blockdrop.models.checkpoints.dialects import read_checkpoint
+    from blockdrop.models.checkpoints.filling import load_checkpoint
+    from blockdrop.models.policy_networks import build_policy_network
+
     checkpoint = None if config.load is None else read_checkpoint(config.load)
     require(
         checkpoint is None or checkpoint.resnet is not None, f"--load {config.load}: holds no backbone to count"
@@ -108,6 +123,11 @@ def open_networks(
     config: CountConfig, spec: ModelSpec, checkpoint: Checkpoint | None
 ) -> tuple[Backbone, Backbone]:
     """The network asked for, with the checkpoint's weights if there is one, and its original."""
+    from torch import nn  # here, as --help does without
+
+    from blockdrop.models.checkpoints.filling import network_from
+    from blockdrop.models.zoo import build_backbone
+
     recorded = Variant() if checkpoint is None else checkpoint.variant
     variant = recorded.overridden_by(Variant(config.expansion, config.reduction, config.reduction_mode))
     if checkpoint is None:
@@ -122,6 +142,8 @@ def open_networks(
 
 def count_macs(net: Backbone, image_size: int, reference: bool) -> int:
     """Multiply-accumulates for one image; by the reference's convention if `reference`."""
+    from blockdrop.flops import count_flops, reference_stem_surplus
+
     macs = count_flops(net, None, image_size).full // 2
     return macs + reference_stem_surplus(net, image_size) if reference else macs
 

@@ -5,67 +5,29 @@ Without flags only the machine is looked at. Exit code 1 if something asked abou
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import platform
-import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from filelock import FileLock, Timeout
 
 from blockdrop.console import run_command
-from blockdrop.data import DataSource, UnreadableImageError
-from blockdrop.data.files import ImageFiles
-from blockdrop.data.shards import find_shards
-from blockdrop.errors import DataError, UserError, require
-from blockdrop.models.checkpoints import (
-    Checkpoint,
-    describe_depth,
-    load_checkpoint,
-    network_from,
-    project_version,
-    read_checkpoint,
-    stage_sizes,
-)
-from blockdrop.models.deciders import build_policy_network
-from blockdrop.models.tensor_pickle import one_line
-from blockdrop.models.zoo import parse_model_name
-from blockdrop.training.compute import has_fast_bfloat16
-from blockdrop.training.run_directory import LOCK_FILE, check_usable, own_files, read_flags, read_metrics
-from blockdrop.training.state import read_state
-
-GIB = 1 << 30
-Fact = tuple[str, str]
-"""What it is about, and what there is to say."""
-LONGEST = 2000
-"""So many letters of a fact are shown."""
-TRIED = 32
-"""So many images of a part are read."""
-CIFAR_FOLDERS = {"cifar-10-batches-py": "C10", "cifar-100-python": "C100"}
-"""As torchvision unpacks them."""
+from blockdrop.models.specs import parse_model_name
+from blockdrop.training.ranges import CheckpointName, Folder, check_ranges
 
 
 @dataclass(kw_only=True)
 class DoctorConfig:
     """Flags of `python -m blockdrop.doctor`."""
 
-    model: str | None = None
-    """R<depth>_<dataset>: whose data set --data_dir holds and whose weights --load; default: a folder of any
-    classes, and what the checkpoint says of itself."""
-    data_dir: str | None = None
+    data_dir: Folder | None = None
     """Data folder to look at."""
-    cv_dir: str | None = None
+    cv_dir: Folder | None = None
     """Run directory to look at."""
-    load: str | None = None
-    """Checkpoint (or run directory, for its newest) to look at."""
+    load: CheckpointName | None = None
+    """Checkpoint to look at, or run directory, for its newest one."""
+    model: str | None = None
+    """Name of the network and its data set, R<depth>_<dataset>, that the data and the checkpoint are for. Default:
+    a folder of any classes, and what the checkpoint says of itself."""
 
 
 def main(config: DoctorConfig) -> bool:
@@ -74,225 +36,22 @@ def main(config: DoctorConfig) -> bool:
     Raises:
         SystemExit: with exit code 1 where it isn't.
     """
+    check_ranges(config)
     if config.model is not None:
         parse_model_name(config.model)
-    parts: dict[str, Callable[[], Iterator[Fact]]] = {"machine": machine}
+    from blockdrop import diagnosis  # torch, which --help does without
+
+    parts: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {"machine": diagnosis.machine}
     if config.data_dir is not None:
-        parts["data"] = lambda: data_folder(str(config.data_dir), config.model)
+        parts["data"] = lambda: diagnosis.data_folder(str(config.data_dir), config.model)
     if config.cv_dir is not None:
-        parts["run"] = lambda: run_directory(Path(str(config.cv_dir)))
+        parts["run"] = lambda: diagnosis.run_directory(Path(str(config.cv_dir)))
     if config.load is not None:
-        parts["checkpoint"] = lambda: checkpoint_file(str(config.load), config.model)
-    well = [show(title, find) for title, find in parts.items()]
+        parts["checkpoint"] = lambda: diagnosis.checkpoint_file(str(config.load), config.model)
+    well = [diagnosis.show(title, find) for title, find in parts.items()]
     if not all(well):
         sys.exit(1)
     return True
-
-
-def show(title: str, find: Callable[[], Iterator[Fact]]) -> bool:
-    """Prints a part; returns whether it is in order."""
-    print(title)
-    try:
-        for name, value in find():
-            print(f"  {name:<18} {one_line(value, LONGEST)}")  # names and flags may hold a terminal's commands
-    except UserError as error:
-        print(f"  {'PROBLEM':<18} {one_line(error, LONGEST)}")
-        return False
-    except OSError as error:
-        print(f"  {'PROBLEM':<18} {one_line(f'{error.filename}: {error.strerror or error}', LONGEST)}")
-        return False
-    return True
-
-
-def machine() -> Iterator[Fact]:
-    """Processor, memory, torch and what stands beside it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield "system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
-    yield "processor", f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}, {platform.machine()}"
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        yield "memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / GIB:.1f} GiB"
-    yield "blockdrop", project_version()
-    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"
-    fast = has_fast_bfloat16(torch.device("cpu"))
-    yield "bfloat16", "fast: --precision auto trains with it" if fast else "slow here: --precision auto is float32"
-    if torch.cuda.is_available():
-        for number in range(torch.cuda.device_count()):
-            device = torch.cuda.get_device_properties(number)
-            yield f"cuda:{number}", f"{device.name}, {device.total_memory / GIB:.0f} GiB"
-    else:
-        yield "GPU", "none that torch can use"
-    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    yield "torch.compile", f"C++ compiler {compiler}" if compiler else "no C++ compiler, so none on the CPU"
-    backends = [name for name in ("gloo", "nccl") if getattr(torch.distributed, f"is_{name}_available")()]
-    yield "torchrun", f"processes talk by {' or '.join(backends)}" if backends else "not in this torch"
-    for package, use in {"openvino": "the fastest inference on CPUs", "onnx": "export"}.items():
-        yield package, f"{installed(package)} ({use})"
-
-
-def installed(package: str) -> str:
-    """The version of a package, without importing it."""
-    if importlib.util.find_spec(package) is None:
-        return "not installed"
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "version unknown"
-
-
-def data_folder(folder: str, model: str | None) -> Iterator[Fact]:
-    """What `--data_dir` holds for a model's data set."""
-    yield "folder", folder
-    if Path(folder).name in CIFAR_FOLDERS and not os.path.isdir(Path(folder) / "train"):
-        raise DataError(f"{folder}: torchvision's CIFAR itself; --data_dir is the folder that it lies in")
-    for name in [model] if model else [f"R32_{dataset}" for dataset in data_sets(Path(folder))]:
-        yield from data_set(folder, name)
-
-
-def data_sets(folder: Path) -> list[str]:
-    """Names of the data sets that a folder seems to hold."""
-    if os.path.isdir(folder / "train") or find_shards(folder):
-        return ["Folder"]
-    return [name for part, name in CIFAR_FOLDERS.items() if os.path.isdir(folder / part)] or ["Folder"]
-
-
-def data_set(folder: str, model: str) -> Iterator[Fact]:
-    """What there is of a model's data set, by its labels and a few of its images; it isn't decoded whole.
-
-    Raises:
-        DataError: it is missing or damaged; some of those images can't be read.
-    """
-    spec = parse_model_name(model)
-    start = time.perf_counter()
-    source = DataSource(spec.dataset, folder, spec.image_size)
-    if source.cifar is not None:
-        yield "data set", f"torchvision's {'CIFAR-10' if spec.dataset == 'C10' else 'CIFAR-100'}, checksums right"
-    names = ", ".join(one_line(name, 40) for name in source.classes[:8])
-    yield "classes", f"{source.num_classes} ({names}{', …' if source.num_classes > 8 else ''})"
-    bad: list[UnreadableImageError] = []
-    tried = 0
-    for title, train in (("training images", True), ("test images", False)):
-        files = source.files(train)
-        labels = (source.train if train else source.test).labels.numpy() if files is None else files.labels
-        counts = np.bincount(labels, minlength=source.num_classes)
-        yield title, f"{len(labels):,}; {counts.min():,} to {counts.max():,} of a class"
-        if files is not None:
-            rows = np.unique(np.linspace(0, len(labels) - 1, TRIED).astype(int)).tolist()
-            tried += len(rows)
-            bad += filter(None, (fault(files, row) for row in rows))
-    yield "opened in", f"{time.perf_counter() - start:.1f} s"
-    if bad:
-        said = f"{len(bad)} of {tried} images tried can't be read, the first {bad[0].name} ({bad[0].reason})"
-        mend = "remove or replace them, or pass --skip_bad_images"
-        raise DataError(f"{said}; {mend if len(bad) < tried else 'see that the data are all there'}")
-    if tried:
-        yield "images tried", f"{tried}, all readable"
-
-
-def fault(files: ImageFiles, row: int) -> UnreadableImageError | None:
-    """What is wrong with an image."""
-    try:
-        files.read(row)
-    except UnreadableImageError as error:
-        return error
-    return None
-
-
-def run_directory(folder: Path) -> Iterator[Fact]:
-    """What a run directory holds, and whether `--resume` can go on with it."""
-    yield "folder", str(folder)
-    require(bool(own_files(folder)), f"{folder}: no run in it")
-    flags = read_flags(folder)
-    command = flags.get("command", "unknown: config.json is missing or damaged")
-    shown = (one_line(value, 60) for value in (command, flags.get("model", ""), flags.get("max_epochs", "?")))
-    yield "command", "{} {}, {} epochs".format(*shown)
-    yield "checkpoints", str(len(list(folder.glob("ckpt_E_*.t7"))))
-    yield "free on its disk", f"{shutil.disk_usage(folder).free / GIB:.1f} GiB"
-    check_usable(folder, overwrite=False, resume=True)
-    state, training = read_state(folder), in_use(folder)
-    sizes = {} if state is None else state["logs"]
-    for name, size in sizes.items():
-        long_enough = not (folder / name).exists() or (folder / name).stat().st_size >= size
-        require(long_enough, f"{folder / name}: shorter than it was; the run can't go on with it")
-    lines = read_metrics(folder, None if training else sizes.get("metrics.jsonl"))
-    tests = [line for line in lines if line["phase"] == "test"]
-    if tests:
-        accuracy = tests[-1].get("accuracy")
-        is_share = isinstance(accuracy, float) or accuracy in (0, 1)
-        known = f"accuracy {accuracy:.4f}" if is_share else "without an accuracy"
-        yield "last test", f"epoch {one_line(tests[-1]['epoch'], 40)}, {known}"
-    if training:
-        yield "resume", "a process trains there now"
-    elif state is None:
-        yield "resume", "nothing was done yet: --resume begins the run"
-    elif state["finished"]:
-        yield "resume", "the run is finished"
-    else:
-        yield "resume", f"the same command with --resume goes on at epoch {state['epoch']}, batch {state['batch']}"
-
-
-def in_use(folder: Path) -> bool:
-    """Whether a process holds the folder's lock.
-
-    Raises:
-        UserError: it can't be asked.
-    """
-    path = folder / LOCK_FILE
-    if not os.path.lexists(path):
-        return False
-    try:
-        with FileLock(path, blocking=False):
-            return False
-    except Timeout:
-        return True
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: can't be locked ({reason}), so no run can go on here; remove it") from None
-
-
-def checkpoint_file(path: str, model: str | None) -> Iterator[Fact]:
-    """What a checkpoint holds; raises `UserError` where it doesn't fit together."""
-    checkpoint = read_checkpoint(path)
-    yield "file", f"{checkpoint.path} ({os.path.getsize(checkpoint.path):,} bytes)"
-    kinds = {"blockdrop": f"ours, version {checkpoint.version}", "reference": "the BlockDrop reference's"}
-    yield "dialect", kinds.get(checkpoint.dialect, "torchvision's")
-    name = model or checkpoint.model
-    if checkpoint.resnet is not None:
-        depth = describe_depth(stage_sizes(checkpoint.resnet), "blocks.0.0.conv3.weight" in checkpoint.resnet)
-        yield "backbone", f"{name or depth}, {parameters(checkpoint.resnet)}, {checkpoint.num_classes} classes"
-        yield "shortcuts", str(checkpoint.shortcut)
-    if checkpoint.policy_network is not None:
-        yield "policy network", f"{checkpoint.policy_net}, {parameters(checkpoint.policy_network)}"
-    if checkpoint.operating_point is not None:
-        yield "operating point", operating_point(checkpoint.operating_point)
-    if checkpoint.metrics:
-        shown = (f"{key} {value:.4g}" for key, value in list(checkpoint.metrics.items())[:5])
-        yield "metrics", f"after epoch {checkpoint.epoch}: {', '.join(shown)}"
-    if name is None:
-        yield "fits", "not tried: the file doesn't say which model it is of; pass --model"
-    else:
-        build_from(checkpoint, name)
-        yield "fits", f"{name}: every tensor has its place"
-
-
-def operating_point(point: dict[str, Any]) -> str:
-    """The threshold that is stored, and what for."""
-    threshold, budget = f"threshold {point['threshold']:.4g}", point["budget"]
-    return threshold if budget is None else f"{threshold}, for {100 * budget:.4g} % of the full network's FLOPs"
-
-
-def build_from(checkpoint: Checkpoint, name: str) -> None:
-    """Raises `UserError` unless the checkpoint fills the networks that it holds."""
-    spec = parse_model_name(name)
-    network = None if checkpoint.resnet is None else network_from(checkpoint, spec)
-    if checkpoint.policy_network is not None:
-        blocks = len(checkpoint.policy_network["logit.weight"]) if network is None else network.num_blocks
-        decider = build_policy_network(blocks, spec.large_images, checkpoint.policy_net, backbone=network)
-        load_checkpoint(checkpoint, policy_network=decider)
-
-
-def parameters(state: dict[str, Any]) -> str:
-    """How many numbers a state dict holds, BatchNorm's statistics included."""
-    return f"{sum(tensor.numel() for tensor in state.values()):,} values"
 
 
 if __name__ == "__main__":

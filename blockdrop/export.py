@@ -8,83 +8,57 @@ compared with torch before it appears under its name.
 from __future__ import annotations
 
 import os
-import time
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from importlib import import_module
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from agents.policy_network import PolicyNetwork
 from blockdrop.console import run_command
-from blockdrop.data import DATASETS, Normalisation
-from blockdrop.errors import CheckpointError, UserError, require
-from blockdrop.inference.branching import BranchingNetwork
-from blockdrop.inference.operating_point import DEFAULT_THRESHOLD
-from blockdrop.models.backbone import Backbone, Shortcut
-from blockdrop.models.checkpoints import (
-    FORMAT,
-    load_checkpoint,
-    network_from,
-    project_version,
-    read_checkpoint,
-)
-from blockdrop.models.deciders import PolicyNet, build_policy_network
-from blockdrop.models.safetensors_files import encode_metadata, write_safetensors_file
-from blockdrop.models.zoo import Variant, parse_model_name
+from blockdrop.errors import UserError, require
+from blockdrop.inference.formats import PACKAGES, SUFFIXES, Format, optional_package
+from blockdrop.models.specs import parse_name
+from blockdrop.names import PolicyNet, Shortcut
+from blockdrop.training.ranges import CheckpointName, Probability, check_ranges
 
-Format = Literal["onnx", "aoti", "safetensors"]
-Runner = Callable[..., tuple[Tensor, ...]]
-"""image (1, 3, H, W) and threshold () to logits (1, classes), policy (1, K) and keep probabilities (1, K); without
-a policy network image to logits."""
-SUFFIXES = {"onnx": ".onnx", "aoti": ".pt2", "safetensors": ".safetensors"}
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "aoti": (), "safetensors": ("safetensors",)}
-INPUTS, OUTPUTS = ["image", "threshold"], ["logits", "policy", "keep_probs"]
-TOLERANCE = 1e-4
-"""Of keep probabilities, and of logits as a share of the largest logit where that is above 1."""
-CHECK_IMAGES = 3
-LATENCY_ROUNDS = 30
+if TYPE_CHECKING:
+    from blockdrop.inference.exported import Networks
 
 
 @dataclass(kw_only=True)
 class ExportConfig:
     """Flags of `python -m blockdrop.export`."""
 
-    model: str = "R110_C10"
-    """R<depth>_<dataset>: R20_Digits, R110_C10, R50_ImgNet, …; the README lists depths and data sets."""
-    load: tuple[str, ...] = ()
-    """Checkpoints of any dialect, or run directories: backbone and policy network in one file or in two, or a
-    backbone alone."""
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "model", "load", "format", "output", "threshold", "shortcut", "policy_net", "overwrite",
+    )  # fmt: skip
+
+    model: str | None = None
+    """Name of the network: R<depth>_<dataset>, timm:<name>, torchvision:<name> or <module>:<function>. Default:
+    what the checkpoint says, else R110_C10."""
+    load: tuple[CheckpointName, ...] = ()
+    """Checkpoints of any dialect, or run directories: backbone and policy network, in one or in two, or a backbone
+    alone."""
     format: Format
-    """onnx: a graph (an If per block that a policy may drop); aoti: compiled for this machine's kind of CPU;
-    safetensors: weights."""
+    """Format of the file: onnx (a graph with a condition for each block that a policy may drop), aoti (compiled
+    for this machine's kind of CPU) or safetensors (weights)."""
     output: str
-    """The file to write: *.onnx, *.pt2 (aoti) or *.safetensors."""
-    threshold: float | None = None
-    """Recorded in the file, and used to report latency; default: the checkpoint's operating point, else 0.5."""
+    """File to write: *.onnx, *.pt2 (aoti) or *.safetensors."""
+    threshold: Probability | None = None
+    """Threshold that is recorded in the file, and at which latency is measured. Default: the checkpoint's, else
+    0.5."""
     shortcut: Shortcut | None = None
-    """pad_avgpool, pad_stride or projection; default: the checkpoint's."""
+    """Kind of the ResNet's downsampling shortcuts. Default: the checkpoint's."""
     policy_net: PolicyNet | None = None
-    """Policy network: reference, pooled, pooled4, stem or constant; default: the checkpoint's."""
+    """Policy network that the checkpoint holds. Default: what the checkpoint says."""
     overwrite: bool = False
-    """Replace the output file if there is one."""
+    """Replace the output file if it exists."""
 
     def check(self) -> None:
         """Raises `UserError` for a value out of range, an output that can't be written, a missing package."""
-        parse_model_name(self.model)
+        check_ranges(self)
+        if self.model is not None:
+            parse_name(self.model)
         require(bool(self.load), "--load: name a checkpoint, or two: backbone and policy network")
-        require("" not in self.load, "--load: an empty name; name a checkpoint")
-        require(
-            self.threshold is None or 0 < self.threshold < 1,
-            f"--threshold {self.threshold}: must be above 0 and below 1",
-        )
         path, suffix = Path(self.output), SUFFIXES[self.format]
         require(
             path.suffix == suffix and len(path.name) < 240,
@@ -98,60 +72,33 @@ class ExportConfig:
         require(os.path.isdir(path.parent), f"--output {path}: no folder {path.parent}")
         require(os.access(path.parent, os.W_OK), f"--output {path}: {path.parent} is not writable")
         for package in PACKAGES[self.format]:
-            _optional(package)
-
-
-@dataclass(frozen=True)
-class Networks:
-    """What a checkpoint holds, ready to export."""
-
-    model: str
-    variant: Variant
-    resnet: Backbone
-    policy_network: PolicyNetwork | None
-    policy_net: str
-    normalisation: Normalisation
-    classes: list[str] | None
-    threshold: float
-
-    def metadata(self) -> dict[str, str]:
-        """What a file says of itself: plain text, or JSON."""
-        values: dict[str, Any] = {
-            "format": FORMAT,
-            "version": project_version(),
-            "model": self.model,
-            "variant": self.variant.numbers(),
-            "shortcut": self.resnet.shortcut or "none",
-            "normalisation": {"mean": self.normalisation.mean, "std": self.normalisation.std},
-            "classes": self.classes,
-        }
-        if self.policy_network is not None:
-            values |= {"policy_net": self.policy_net, "threshold": self.threshold}
-        return encode_metadata(values)
-
-    def random_images(self) -> list[Tensor]:
-        """Normal noise in place of normalised images, each (1, 3, H, W)."""
-        size = parse_model_name(self.model).image_size
-        return list(torch.randn(CHECK_IMAGES, 1, 3, size, size, generator=torch.Generator().manual_seed(0)))
+            optional_package(package)
 
 
 def main(config: ExportConfig) -> Path:
     """Writes the file, checks it, reports its latency, and returns its path."""
     config.check()
+    import torch  # here, as --help does without
+
+    from blockdrop.inference.exported import write_checked
+    from blockdrop.training.session import undecided_note
+
     networks = open_networks(config)
-    output = Path(config.output)
-    parts = "backbone" if networks.policy_network is None else f"backbone and {networks.policy_net} policy network"
+    dynamic, output = networks.dynamic, Path(config.output)
+    parts = "backbone" if dynamic.policy_network is None else f"backbone and {dynamic.policy_net} policy network"
     print(
-        f"export {config.model} ({parts}, {networks.resnet.num_blocks} blocks, {networks.resnet.shortcut or 'no'} "
+        f"export {dynamic.model} ({parts}, {dynamic.num_blocks} blocks, {dynamic.network.shortcut or 'no'} "
         f"shortcuts) to {config.format}"
     )
     print(f"weights from: {', '.join(config.load)}")
-    if networks.policy_network is None and networks.resnet.droppable:
+    if dynamic.policy_network is None and dynamic.network.droppable:
         print("note: no policy network, so every block runs; blockdrop.cl_train trains one")
+    if note := undecided_note(dynamic):
+        print(note)
     try:
         with TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
             temporary = Path(folder, output.name)
-            _write_checked(networks, config.format, temporary)
+            write_checked(networks, config.format, temporary)
             os.replace(temporary, output)
     except OSError as error:
         raise UserError(f"--output {output}: not writable ({error.strerror or error})") from None
@@ -162,291 +109,24 @@ def main(config: ExportConfig) -> Path:
     return output
 
 
-def _write_checked(networks: Networks, form: Format, path: Path) -> None:
-    if form == "safetensors":
-        write_safetensors(networks, path)
-        _check_weights(networks, path)
-        return
-    start = time.perf_counter()
-    write, open_file = {"onnx": (write_onnx, open_onnx), "aoti": (write_aoti, open_aoti)}[form]
-    write(networks, path)
-    print(f"exported in {time.perf_counter() - start:.0f} s")
-    run = open_file(path)
-    if networks.policy_network is None:
-        check_static_graph(run, networks)
-        report_latency({f"all {networks.resnet.num_blocks} blocks": run}, networks)
-    else:
-        check_graph(run, networks)
-        report_dynamic_latency(run, networks, open_full_onnx(networks) if form == "onnx" else None)
-
-
 def open_networks(config: ExportConfig) -> Networks:
-    """Builds the networks and fills them from the checkpoints; later ones win.
+    """The networks of the checkpoints; later ones win.
 
     Raises:
         UserError: no backbone, a flag for a policy network that isn't there; anything damaged or not fitting.
     """
-    files = " ".join(config.load)
-    checkpoints = [read_checkpoint(path) for path in config.load]
-    backbone = next((c for c in reversed(checkpoints) if c.resnet is not None), None)
-    policy = next((c for c in reversed(checkpoints) if c.policy_network is not None), None)
-    if backbone is None:
-        raise UserError(f"--load {files}: a policy network without its backbone; name that checkpoint too")
+    from blockdrop.inference.exported import Networks  # torch, which --help does without
+    from blockdrop.loading import open_files
+
+    dynamic, checkpoints = open_files(
+        config.load, config.model, shortcut=config.shortcut, policy_net=config.policy_net
+    )
     for flag in ("threshold", "policy_net"):
         require(
-            policy is not None or getattr(config, flag) is None,
-            f"--{flag}: --load {files} holds no policy network; name its checkpoint too",
+            any(c.policy_network is not None for c in checkpoints) or getattr(config, flag) is None,
+            f"--{flag}: --load {' '.join(config.load)} holds no policy network; name its checkpoint too",
         )
-    if backbone.num_classes is None:
-        raise CheckpointError(f"{backbone.path}: its head isn't a linear layer (fc.weight)")
-    policy_net = config.policy_net or (policy.policy_net if policy else "reference")
-    spec = parse_model_name(config.model)
-    resnet = network_from(backbone, spec, shortcut=config.shortcut)
-    if policy is not None and not spec.droppable:
-        raise UserError(f"{policy.path}: holds a policy network, but {spec.architecture} has no blocks to drop")
-    policy_network = None
-    if policy is not None:
-        policy_network = build_policy_network(
-            resnet.num_blocks, spec.large_images, policy_net, backbone=resnet
-        ).eval()
-        load_checkpoint(policy, policy_network=policy_network)
-        decided = policy.metrics.get("decided", resnet.num_blocks)
-        if decided < resnet.num_blocks:
-            print(f"note: the policy network's curriculum had reached {decided:.0f} of {resnet.num_blocks} blocks")
-    recorded = DEFAULT_THRESHOLD if policy is None else policy.threshold
-    return Networks(
-        config.model,
-        backbone.variant,
-        resnet.eval(),
-        policy_network,
-        policy_net,
-        backbone.normalisation or DATASETS[parse_model_name(config.model).dataset].normalisation,
-        backbone.classes,
-        recorded if config.threshold is None else config.threshold,
-    )
-
-
-def write_onnx(networks: Networks, path: Path) -> None:
-    """One graph with an `If` per block: image, threshold to logits, policy, keep_probs; see `BranchingNetwork`.
-    Without a policy network image to logits, and no `If`."""
-    static = networks.policy_network is None
-    names = (INPUTS[:1], OUTPUTS[:1]) if static else (INPUTS, OUTPUTS)
-    model = _onnx_model(*_graph(networks), *names)
-    conditions, expected = sum(node.op_type == "If" for node in model.graph.node), networks.resnet.num_blocks
-    if conditions != (0 if static else expected):
-        raise RuntimeError(f"{conditions} If nodes for {expected} blocks; update torch")
-    _move_weights_into_branches(model.graph)
-    _optional("onnx").helper.set_model_props(model, networks.metadata())
-    path.write_bytes(model.SerializeToString())
-
-
-def open_onnx(path: Path) -> Runner:
-    """The file in ONNX Runtime, on the CPU with as many threads as torch uses."""
-    session = _onnx_session(path.read_bytes())
-
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        found = session.run(None, {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=False)})
-        return tuple(torch.from_numpy(np.asarray(value)) for value in found)
-
-    return run
-
-
-def open_full_onnx(networks: Networks) -> Callable[[Tensor], object]:
-    """The full network, without policy network or branches, in ONNX Runtime: what the dynamic one must beat."""
-    model = _onnx_model(*_graph(replace(networks, policy_network=None)), INPUTS[:1], OUTPUTS[:1])
-    session = _onnx_session(model.SerializeToString())
-    return lambda image: session.run(OUTPUTS[:1], {"image": image.numpy()})
-
-
-def _onnx_model(network: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> Any:
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            network, example, dynamo=True, input_names=inputs, output_names=outputs, verbose=False
-        )
-    assert program is not None, "dynamo=True returns the program"
-    return program.model_proto
-
-
-def _move_weights_into_branches(graph: Any) -> None:
-    """ONNX Runtime packs weights and fuses convolutions only where both stand in one graph: R110 with 18 of 54
-    blocks kept takes 3.0 ms instead of 4.7 (1 thread, ONNX Runtime 1.31)."""
-    outer = {name for node in graph.node for name in node.input}
-    movable = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in outer}
-    for branch in (attribute.g for node in graph.node if node.op_type == "If" for attribute in node.attribute):
-        used = {name for node in branch.node for name in node.input} & movable.keys()
-        branch.initializer.extend(movable[name] for name in sorted(used))
-    stay = [tensor for tensor in graph.initializer if tensor.name in outer]
-    del graph.initializer[:]
-    graph.initializer.extend(stay)
-
-
-def _onnx_session(content: bytes) -> Any:
-    runtime = _optional("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-def write_aoti(networks: Networks, path: Path) -> None:
-    """The same graph compiled to a shared library in a .pt2 package, for CPUs with this one's instructions.
-
-    With a policy network about half as fast as ONNX Runtime: AOTInductor hands a branch its weights as arguments,
-    so it can't pack them ahead nor fuse the convolutions (torch 2.14; freezing packs only those outside of the
-    branches).
-    """
-    with torch.no_grad():
-        program = torch.export.export(*_graph(networks))
-        torch._inductor.aoti_compile_and_package(
-            program,
-            package_path=str(path),
-            inductor_configs={
-                # With its layouts free, the two branches of a condition return maps in different ones, and
-                # the rest of the graph reads both in the same: wrong logits (torch 2.14).
-                "layout_optimization": False,
-                "aot_inductor.metadata": networks.metadata(),
-            },
-        )
-
-
-def open_aoti(path: Path) -> Runner:
-    """The package loaded into this process."""
-    package = torch._inductor.aoti_load_package(str(path))
-
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        found = package(*inputs)
-        return (found,) if isinstance(found, Tensor) else tuple(found)
-
-    return run
-
-
-def write_safetensors(networks: Networks, path: Path) -> None:
-    """Weights under `resnet.` and `policy_network.`, BatchNorm not folded, with the metadata in the header; read
-    like any checkpoint."""
-    write_safetensors_file(path, _state(networks.resnet, networks.policy_network), networks.metadata())
-
-
-def check_graph(run: Runner, networks: Networks) -> None:
-    """Compares the file with torch on random images, at thresholds that keep some, all and no blocks.
-
-    Raises:
-        UserError: its policy isn't the one its keep probabilities give, or a difference above `TOLERANCE`.
-    """
-    assert networks.policy_network is not None
-    differences: dict[str, list[float]] = {"logits": [], "keep_probs": []}
-    kept = []
-    for image in networks.random_images():
-        with torch.inference_mode():
-            expected_probs, _ = networks.policy_network(image)
-        for threshold in (networks.threshold, float(expected_probs.median()), 0.0, 2.0):
-            at = torch.tensor(threshold)
-            logits, policy, keep_probs = run(image, at)
-            require(
-                policy.equal(keep_probs >= at),
-                f"the file's policy isn't keep_probs >= {threshold:g}; nothing written; try another version of "
-                "torch or of the runtime",
-            )
-            with torch.inference_mode():  # under the file's own policy: rounding may flip a close decision
-                expected = networks.resnet(image, policy)
-            differences["logits"].append(_difference(logits, expected))
-            differences["keep_probs"].append(float((keep_probs - expected_probs).abs().max()))
-            kept.append(int(policy.sum()))
-    largest = {name: float(np.max(values)) for name, values in differences.items()}  # NaN where there is one
-    print(
-        f"check: {len(kept)} runs that keep {min(kept)} to {max(kept)} blocks; largest difference from torch "
-        f"{largest['logits']:.1e} of the largest logit, {largest['keep_probs']:.1e} in keep probabilities"
-    )
-    for name, value in largest.items():
-        _require_close(name, value)
-
-
-def check_static_graph(run: Runner, networks: Networks) -> None:
-    """Compares the file of a network without policy network with torch on random images.
-
-    Raises:
-        UserError: a difference above `TOLERANCE`.
-    """
-    images = networks.random_images()
-    with torch.inference_mode():
-        largest = float(np.max([_difference(run(image)[0], networks.resnet(image)) for image in images]))
-    print(f"check: {len(images)} runs; largest difference from torch {largest:.1e} of the largest logit")
-    _require_close("logits", largest)
-
-
-def _difference(logits: Tensor, expected: Tensor) -> float:
-    return float((logits - expected).abs().max()) / max(1.0, float(expected.abs().max()))
-
-
-def _require_close(name: str, difference: float) -> None:
-    require(
-        difference <= TOLERANCE,
-        f"the file's {name} differ from torch's by {difference:.1e}, more than {TOLERANCE:.0e}; nothing written; "
-        "try another version of torch or of the runtime",
-    )
-
-
-def report_dynamic_latency(run: Runner, networks: Networks, run_full: Callable[[Tensor], object] | None) -> None:
-    """`report_latency` at the threshold, with all blocks kept, and of the full network alone."""
-    images = networks.random_images()
-    threshold, keep_all = torch.tensor(networks.threshold), torch.tensor(0.0)
-    kept = sum(int(run(image, threshold)[1].sum()) for image in images) / len(images)
-    graphs: dict[str, Callable[[Tensor], object]] = {
-        f"dynamic, {kept:.1f} of {networks.resnet.num_blocks} blocks kept": lambda image: run(image, threshold),
-        "dynamic, all blocks kept": lambda image: run(image, keep_all),
-    }
-    if run_full is not None:
-        graphs["full network alone"] = run_full
-    report_latency(graphs, networks, f" at threshold {networks.threshold:g}")
-
-
-def report_latency(graphs: dict[str, Callable[[Tensor], object]], networks: Networks, where: str = "") -> None:
-    """Prints medians over rounds in which all take their turn, one image at a time."""
-    images = networks.random_images()
-    seconds: dict[str, list[float]] = {name: [] for name in graphs}
-    for turn in range(-CHECK_IMAGES, LATENCY_ROUNDS):  # the first few warm up
-        for name, graph in graphs.items():
-            start = time.perf_counter()
-            graph(images[turn % CHECK_IMAGES])
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    print(f"latency on {torch.get_num_threads()} threads{where}, random images:")
-    for name, found in seconds.items():
-        print(f"    {name}: {1000 * median(found):.2f} ms")
-
-
-def _check_weights(networks: Networks, path: Path) -> None:
-    found = read_checkpoint(path)
-    parts = {"resnet": found.resnet or {}, "policy_network": found.policy_network or {}}
-    read_back = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
-    expected = _state(networks.resnet, networks.policy_network)
-    same = read_back.keys() == expected.keys() and all(read_back[key].equal(expected[key]) for key in expected)
-    require(same, f"{path}: read back, the weights aren't those written; nothing written")
-    print(f"check: {len(read_back)} tensors read back, all equal")
-
-
-def _state(resnet: Backbone, policy_network: PolicyNetwork | None) -> dict[str, Tensor]:
-    parts = {"resnet": resnet, "policy_network": policy_network}
-    return {
-        f"{part}.{key}": value.clone(memory_format=torch.contiguous_format)  # safetensors refuses what is shared
-        for part, network in parts.items()
-        if network is not None
-        for key, value in network.state_dict().items()
-    }
-
-
-def _graph(networks: Networks) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """What is exported, and an example of its inputs."""
-    image = networks.random_images()[0]
-    if networks.policy_network is None:
-        return networks.resnet.folded(), (image,)
-    return BranchingNetwork(networks.resnet, networks.policy_network), (image, torch.tensor(networks.threshold))
-
-
-def _optional(package: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise UserError(f"{package.split('.')[0]} is missing ({error}); pip install blockdrop[export]") from None
+    return Networks(dynamic, dynamic.threshold if config.threshold is None else config.threshold)
 
 
 if __name__ == "__main__":

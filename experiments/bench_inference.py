@@ -34,7 +34,7 @@ from torch import Tensor
 
 import blockdrop
 from agents.policy_network import PolicyNetwork
-from blockdrop.console import progress, run_command
+from blockdrop.console import run_command
 from blockdrop.data import DATASETS, DataSource
 from blockdrop.errors import require
 from blockdrop.flops import FlopTable, count_flops
@@ -43,6 +43,7 @@ from blockdrop.inference.openvino_engine import is_installed as openvino_is_inst
 from blockdrop.inference.plan import plan_batch
 from blockdrop.inference.signal_stack import kept_signal_stack
 from blockdrop.models.resnet import DroppableResNet
+from blockdrop.progress import progress
 from blockdrop.training.compute import has_fast_bfloat16
 
 Run = Callable[[], object]

@@ -24,19 +24,23 @@ from agents.estimators import draw_independent, make_estimator
 from agents.policies import bound_keep_probs, entropy
 from agents.policy_network import PolicyNetwork
 from agents.rewards import Reward
-from blockdrop.console import progress, run_command
+from blockdrop.console import run_command
 from blockdrop.data import DATASETS, DataSource, Normalisation
 from blockdrop.errors import require
-from blockdrop.inference.executor import EngineName, Executor
+from blockdrop.inference.executor import Executor
 from blockdrop.inference.openvino_engine import is_installed as openvino_is_installed
 from blockdrop.measure import executor
-from blockdrop.models.checkpoints import load_checkpoint, network_from, read_checkpoint
-from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
 from blockdrop.models.droppable import block_executions
+from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.resnet import DroppableResNet
-from blockdrop.models.zoo import build_backbone, parse_model_name
+from blockdrop.models.specs import parse_model_name
+from blockdrop.models.zoo import build_backbone
+from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_writable, write_json
-from blockdrop.training.compute import Compute, Precision, choose_compute, has_fast_bfloat16
+from blockdrop.progress import progress
+from blockdrop.training.compute import Compute, choose_compute, has_fast_bfloat16
 
 ALPHA, BETA, LR, PENALTY = 0.8, 0.1, 1e-3, -1.0
 """The reference's settings."""

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from blockdrop.training.setup import Setup, open_setup
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -29,20 +30,21 @@ from torch import Tensor, nn
 
 from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
-from blockdrop.console import progress, run_command
+from blockdrop.console import run_command
 from blockdrop.data import Augment, Images, split_rows
 from blockdrop.errors import require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.operating_point import threshold_for_budget
 from blockdrop.measure import MAPS_PER_IMAGE, TIMED_BYTES, executor, predict_under
-from blockdrop.models.deciders import POLICY_NETS, build_policy_network
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.policy_networks import build_policy_network
+from blockdrop.models.specs import parse_model_name
+from blockdrop.names import POLICY_NETS
 from blockdrop.output import check_writable, write_json
+from blockdrop.progress import progress
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.policies import training_keep_probs
-from blockdrop.training.setup import Setup, open_setup
 from experiments.dynamics import DEALS
 from experiments.tables import table
 

@@ -19,20 +19,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from blockdrop.training.setup import Setup, open_setup
 from torch import Tensor
 
-from agents.estimators import ESTIMATORS, Estimator, EstimatorName, make_estimator
+from agents.estimators import Estimator, make_estimator
+from agents.names import ESTIMATORS, EstimatorName, RewardName
 from agents.policies import bound_keep_probs, map_policy
-from agents.rewards import Reward, RewardName, blockdrop_reward
-from blockdrop.console import progress, run_command
+from agents.rewards import Reward, blockdrop_reward
+from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.flops import count_flops
 from blockdrop.measure import executor
 from blockdrop.models.droppable import block_executions
+from blockdrop.names import Precision
 from blockdrop.output import check_writable, write_json
-from blockdrop.training.compute import Precision
+from blockdrop.progress import progress
 from blockdrop.training.config import ModelConfig
-from blockdrop.training.setup import Setup, open_setup
 
 LARGEST_ENUMERATION = 16  # bits of a draw
 

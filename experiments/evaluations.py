@@ -16,19 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from blockdrop.training.setup import Setup, open_setup
 from torch import Tensor
 
 from agents.policies import map_policy
 from blockdrop.data import DataSource
 from blockdrop.errors import UserError, require
-from blockdrop.inference.executor import EngineName, Executor
+from blockdrop.inference.executor import Executor
 from blockdrop.measure import draw_static, executor, seconds_in_turns
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.specs import parse_model_name
+from blockdrop.names import EngineName
 from blockdrop.output import write_json
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.policies import open_static_policy
-from blockdrop.training.setup import Setup, open_setup
 from experiments.comparison import Right
 
 LARGEST_FILE = 256 << 20

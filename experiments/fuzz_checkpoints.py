@@ -24,13 +24,17 @@ from typing import Any
 
 import torch
 
-from blockdrop.console import progress, run_command
+from blockdrop.console import run_command
 from blockdrop.errors import UserError, require
-from blockdrop.models.checkpoints import load_checkpoint, network_from, project_version, read_checkpoint
-from blockdrop.models.deciders import build_policy_network
-from blockdrop.models.tensor_pickle import one_line
-from blockdrop.models.zoo import build_backbone, parse_model_name
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
+from blockdrop.models.checkpoints.tensor_pickle import one_line
+from blockdrop.models.policy_networks import build_policy_network
+from blockdrop.models.specs import parse_model_name
+from blockdrop.models.zoo import build_backbone
 from blockdrop.output import check_writable, write_json
+from blockdrop.progress import progress
+from blockdrop.version import project_version
 from experiments.mutants import (
     DIALECTS,
     MODEL,

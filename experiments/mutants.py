@@ -32,13 +32,15 @@ from torch import Tensor, nn
 from agents.policy_network import PolicyNetwork
 from blockdrop.data import NORMALISATIONS
 from blockdrop.models.backbone import Backbone
-from blockdrop.models.checkpoint_files import PRE_16_START, read_torch_file
-from blockdrop.models.checkpoints import FORMAT, save_checkpoint
-from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.checkpoints.dialects import FORMAT
+from blockdrop.models.checkpoints.safetensors_files import PARTS, encode_metadata, write_safetensors_file
+from blockdrop.models.checkpoints.saving import save_checkpoint
+from blockdrop.models.checkpoints.tensor_pickle import STORAGES
+from blockdrop.models.checkpoints.torch_files import PRE_16_START, read_torch_file
+from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.resnet import make_resnet
-from blockdrop.models.safetensors_files import PARTS, encode_metadata, write_safetensors_file
-from blockdrop.models.tensor_pickle import STORAGES
-from blockdrop.models.zoo import ModelSpec, Variant, build_backbone, parse_model_name
+from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
+from blockdrop.models.zoo import build_backbone
 
 MODEL = "R8_C10"
 SMALL = Variant(reduction=64, reduction_mode="net")  # widths of 2, 4 and 8: most of a file is structure

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from blockdrop import cl_train, distill, finetune, pretrain
 from blockdrop.console import run_command
 from blockdrop.errors import require
-from blockdrop.models.checkpoints import read_checkpoint
+from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.config import TrainingConfig
 from blockdrop.training.run_directory import read_metrics
@@ -44,16 +44,16 @@ RUNS: dict[str, Callable[[Path], TrainingConfig]] = {
     "finetune --recipe fast": lambda folder: finetune.FinetuneConfig.of_recipe(
         "fast", pretrained=(str(folder / "pretrain"),), **tiny(folder / "fast"), **{"max_epochs": 4}
     ),
-    "distill --method stagewise": lambda folder: distill.DistillConfig(
-        method="stagewise", load=(str(folder / "pretrain"),), max_epochs=5, stage_epochs=1,
+    "distill --method stagewise": lambda folder: distill.StagewiseConfig(
+        load=(str(folder / "pretrain"),), max_epochs=5, stage_epochs=1,
         **tiny(folder / "stagewise"),
     ),
-    "distill --method kd --with_baseline": lambda folder: distill.DistillConfig(
-        method="kd", student="R8", load=(str(folder / "pretrain"),), with_baseline=True, max_epochs=2,
+    "distill --method kd --with_baseline": lambda folder: distill.KdConfig(
+        student="R8", load=(str(folder / "pretrain"),), with_baseline=True, max_epochs=2,
         **tiny(folder / "kd"),
     ),
-    "distill --method jointrd": lambda folder: distill.DistillConfig(
-        method="jointrd", load=(str(folder / "pretrain"),), max_epochs=3, **tiny(folder / "jointrd")
+    "distill --method jointrd": lambda folder: distill.JointConfig(
+        load=(str(folder / "pretrain"),), max_epochs=3, **tiny(folder / "jointrd")
     ),
 }  # fmt: skip
 """By name, from the folder of all runs to a command's flags; each may start from what those before it left."""
@@ -174,7 +174,7 @@ def run_quietly(config: TrainingConfig) -> None:
         pretrain.PretrainConfig: pretrain.main,
         cl_train.CurriculumConfig: cl_train.main,
         finetune.FinetuneConfig: finetune.main,
-        distill.DistillConfig: distill.main,
+        **dict.fromkeys(distill.METHODS.values(), distill.main),
     }[type(config)]
     with (
         open(os.devnull, "w") as nowhere,

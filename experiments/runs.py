@@ -22,16 +22,16 @@ import torch
 
 from blockdrop import cl_train, distill, evaluate, finetune, pretrain
 from blockdrop.errors import UserError, require
-from blockdrop.models.checkpoints import read_checkpoint
-from blockdrop.models.zoo import parse_model_name
-from blockdrop.training.config import ModelConfig, RecipeName, TrainingConfig
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.specs import parse_model_name
+from blockdrop.training.config import ModelConfig, TrainingConfig
 from blockdrop.training.run_directory import EITHER_WAY, check_same_run, digest, read_flags, read_metrics
 
 COMMANDS: dict[type[ModelConfig], ModuleType] = {
     pretrain.PretrainConfig: pretrain,
     cl_train.CurriculumConfig: cl_train,
     finetune.FinetuneConfig: finetune,
-    distill.DistillConfig: distill,
+    **dict.fromkeys(distill.METHODS.values(), distill),
     evaluate.EvaluateConfig: evaluate,
 }
 STARTS = ("init", "load", "pretrained")
@@ -50,7 +50,7 @@ class Step:
     command: Literal["cl_train", "finetune"]
     epochs: str
     """Which of the study's flags says for how many epochs; if that is None, the recipe does."""
-    recipe: RecipeName = "reference"
+    recipe: str = "reference"
     flags: dict[str, Any] = field(default_factory=dict)
 
 

@@ -21,7 +21,7 @@ from blockdrop.data import DATASETS, NORMALISATIONS, DataSource
 from blockdrop.errors import CheckpointError, require
 from blockdrop.flops import count_flops
 from blockdrop.measure import measure_passes
-from blockdrop.models.checkpoints import load_network
+from blockdrop.models.checkpoints.filling import load_network
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import SupervisedConfig
@@ -94,18 +94,19 @@ def fine_tuned(config: RivalsConfig, shared: dict[str, Any]) -> SupervisedConfig
     return pretrain.PretrainConfig(model=f"R20_{config.dataset}", **flags)
 
 
-def student_of_20(**flags: Any) -> Plan:
+def student_of_20(config_class: type[SupervisedConfig], **flags: Any) -> Plan:
     def plan(config: RivalsConfig, shared: dict[str, Any]) -> SupervisedConfig:
         teacher = str(Path(config.cv_dir, f"r20-s{config.seeds[0]}"))
-        return distill.DistillConfig(model=f"R20_{config.dataset}", load=(teacher,), **{**shared, **flags})
+        every: dict[str, Any] = {**shared, "load": (teacher,), **flags}
+        return config_class(model=f"R20_{config.dataset}", **every)
 
     return plan
 
 
 def student_of_32(config: RivalsConfig, shared: dict[str, Any]) -> SupervisedConfig:
     require(config.teacher32 is not None, "--teacher32: name a trained ResNet-32")
-    flags: dict[str, Any] = {"method": "kd", "student": "R8", "temperature": 4.0, "load": (config.teacher32,)}
-    return distill.DistillConfig(model=f"R32_{config.dataset}", **flags, **shared)
+    flags: dict[str, Any] = {"student": "R8", "temperature": 4.0, "load": (config.teacher32,)}
+    return distill.KdConfig(model=f"R32_{config.dataset}", **flags, **shared)
 
 
 def shared_flags(config: RivalsConfig, name: str, seed: int) -> dict[str, Any]:
@@ -128,13 +129,13 @@ RIVALS = (
         "stagewise",
         "plain-20, stagewise",
         "distilled",
-        student_of_20(method="stagewise", stage_epochs=2, finetune_lr=0.05),
+        student_of_20(distill.StagewiseConfig, stage_epochs=2, finetune_lr=0.05),
     ),
     Rival(
         "jointrd",
         "plain-20, jointrd",
         "distilled",
-        student_of_20(method="jointrd", student="plain20", side_epochs=5, schedule="one_cycle"),
+        student_of_20(distill.JointConfig, student="plain20", side_epochs=5, schedule="one_cycle"),
     ),
     Rival("r8", "ResNet-8, alone", "reduced", pretrained("R8")),
     Rival("kd", "ResNet-8, kd from ResNet-32", "distilled", student_of_32),

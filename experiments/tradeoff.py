@@ -26,9 +26,9 @@ from blockdrop.console import run_command
 from blockdrop.errors import UserError, require
 from blockdrop.evaluate import EvaluateConfig
 from blockdrop.figures import check_figure, write_figure
-from blockdrop.inference.executor import EngineName
-from blockdrop.models.checkpoints import read_checkpoint
-from blockdrop.models.zoo import parse_model_name
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.specs import parse_model_name
+from blockdrop.names import EngineName
 from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import TrainingConfig

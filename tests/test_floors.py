@@ -1,24 +1,165 @@
-"""The three floors: an import goes down, never up."""
+"""The house: three floors, of which blockdrop/ has rooms. An import goes down, never up or in a circle.
+
+Imports in functions and those for type checkers alone count like any other.
+"""
+
+from __future__ import annotations
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
 
+from blockdrop.__main__ import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
+
+FLOORS = {"agents": set(), "blockdrop": {"agents"}, "experiments": {"agents", "blockdrop"}}
+
+GROUND = ("errors", "names", "lazy", "version", "output", "processes", "progress")
+"""Any other room may import these, and each of these the ones before it."""
+
+ROOMS: dict[str, set[str]] = {
+    "console": set(),
+    "data.sets": set(),
+    "data": {"data.sets"},
+    "models": {"data.sets"},
+    "flops": {"models"},
+    "inference": {"models", "flops"},
+    "policy_stats": set(),
+    "report.table": {"policy_stats"},
+    "policy_curves": {"data", "flops", "inference"},
+    "figures": {"data", "policy_stats", "policy_curves"},
+    "report": {"flops", "policy_curves", "figures"},
+    "training.compute": set(),
+    "measure": {"data", "data.sets", "models", "flops", "inference", "policy_stats", "training.compute"},
+    "training": {
+        "data", "data.sets", "models", "flops", "inference", "policy_stats", "figures", "measure",
+        "training.compute",
+    },
+    "distillation": {"data", "data.sets", "models", "flops", "measure", "training", "training.compute"},
+}  # fmt: skip
+"""What a room may import beside the ground, from the bottom up. A file belongs to the longest name that fits.
+
+The commands may import every room; none may import them, nor one of them another."""
+
+KNOWN_CIRCLES = {("blockdrop.training.policies", "blockdrop.training.setup")}
+"""Imports (of, by) that close a circle and are still to go."""
+
+
+def read_imports(root: Path) -> dict[str, set[str]]:
+    """By module of the three floors: the modules that it imports, of these and of others."""
+    files = [file for floor in FLOORS for file in (root / floor).rglob("*.py")]
+    modules = {
+        ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file for file in files
+    }
+    imports: dict[str, set[str]] = {module: set() for module in modules}
+    for module, file in modules.items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imports[module] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file}: write imports in full"
+                assert node.module is not None
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                imports[module] |= full & modules.keys() or {node.module}
+                imports[module] |= {node.module} if full - modules.keys() else set()
+        imports[module].discard(module)
+    return imports
+
+
+def room_of(module: str) -> str:
+    """The longest entry of the tables that a module of blockdrop belongs to; "" for the package itself."""
+    name = module.removeprefix("blockdrop").removeprefix(".")
+    fitting = [room for room in (*GROUND, *ROOMS, *COMMANDS) if f"{name}.".startswith(f"{room}.")]
+    return max(fitting, key=len, default=name)
+
+
+def wrong_imports(imports: dict[str, set[str]]) -> list[str]:
+    """The imports that go up, from one floor or room into another, a line each."""
+    wrong = []
+    everywhere = {*GROUND, *ROOMS}
+    allowed = {room: set(GROUND[:i]) for i, room in enumerate(GROUND)}
+    allowed |= {room: {*GROUND, *others} for room, others in ROOMS.items()}
+    allowed |= dict.fromkeys(COMMANDS, everywhere)
+    allowed |= {"__main__": everywhere, "": everywhere}
+    for module, others in imports.items():
+        floor = module.split(".")[0]
+        for other in others:
+            other_floor = other.split(".")[0]
+            if other_floor in {*FLOORS, "tests"} - {floor} - FLOORS[floor]:
+                wrong.append(f"{module} imports {other}: {floor}/ lies below")
+            elif floor == other_floor == "blockdrop":
+                room, target = room_of(module), room_of(other)
+                if room not in allowed:
+                    wrong.append(f"{module}: tests/test_floors.py knows no room {room}")
+                elif target != room and target not in allowed[room]:
+                    wrong.append(
+                        f"{module} imports {other}: {room} may not import {target or 'the package itself'}"
+                    )
+    return wrong
+
+
+def find_circle(imports: dict[str, set[str]]) -> list[str] | None:
+    """A circle of modules, the first one named again at its end; None if there is none."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return None
+
+
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    return read_imports(ROOT)
+
+
+def test_no_import_goes_up(imports: dict[str, set[str]]) -> None:
+    assert {module.split(".")[0] for module in imports} == set(FLOORS)
+    assert wrong_imports(imports) == []
+
+
+def test_no_import_closes_a_circle(imports: dict[str, set[str]]) -> None:
+    for other, module in KNOWN_CIRCLES:
+        assert other in imports[module], f"{module} no longer imports {other}: strike it off KNOWN_CIRCLES"
+    known = {module: {other for other, by in KNOWN_CIRCLES if by == module} for module in imports}
+    assert find_circle({module: others - known[module] for module, others in imports.items()}) is None
 
 
 @pytest.mark.parametrize(
-    ("floor", "above"),
-    [("agents", {"blockdrop", "experiments", "tests"}), ("blockdrop", {"experiments", "tests"})],
+    ("file", "line", "message"),
+    [
+        ("agents/a.py", "import blockdrop.errors", "agents/ lies below"),
+        ("blockdrop/models/a.py", "from experiments import runs", "blockdrop/ lies below"),
+        ("blockdrop/models/a.py", "from tests.conftest import SHARED", "blockdrop/ lies below"),
+        (
+            "blockdrop/models/a.py",
+            "from blockdrop.inference.executor import compile",
+            "models may not import inference",
+        ),
+        ("blockdrop/models/a.py", "from blockdrop.data import DataSource", "models may not import data"),
+        ("blockdrop/models/a.py", "from blockdrop import build", "models may not import the package itself"),
+        ("blockdrop/data/a.py", "def f():\n    from blockdrop import models", "data may not import models"),
+        ("blockdrop/training/a.py", "from blockdrop.finetune import Config", "training may not import finetune"),
+        ("blockdrop/evaluate.py", "from blockdrop.finetune import Config", "evaluate may not import finetune"),
+        ("blockdrop/names.py", "from blockdrop.output import write_text", "names may not import output"),
+        ("blockdrop/cellar/a.py", "import blockdrop.errors", "knows no room cellar"),
+    ],
 )
-def test_no_import_goes_up(floor: str, above: set[str]) -> None:
-    files = list((ROOT / floor).rglob("*.py"))
-    assert files
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{file}: write imports in full"
-                names = [node.module or ""]
-            assert not above & {name.split(".")[0] for name in names}, file
+def test_an_import_that_goes_up_is_found(tmp_path: Path, file: str, line: str, message: str) -> None:
+    for path in ("data/__init__", "models/__init__", "finetune", "output", "errors", "inference/executor"):
+        (tmp_path / "blockdrop" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "blockdrop" / path).with_suffix(".py").touch()
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(line)
+    assert [message in wrong for wrong in wrong_imports(read_imports(tmp_path))] == [True]
+
+
+def test_a_circle_is_found_though_type_checkers_alone_go_it(tmp_path: Path) -> None:
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "a.py").write_text("from agents.b import B")
+    (tmp_path / "agents" / "b.py").write_text("if TYPE_CHECKING:\n    from agents.a import A")
+    circle = find_circle(read_imports(tmp_path))
+    assert circle is not None
+    assert set(circle) == {"agents.a", "agents.b"}

@@ -23,10 +23,10 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from blockdrop.console import progress
 from blockdrop.data.cache import INT64_MAX, Arrays, Cache, Change, in_range, last_change
 from blockdrop.data.files import LARGEST_FILE, PARTS, Names, decode_image, pack_names
 from blockdrop.errors import DataError
+from blockdrop.progress import progress
 
 SCHEMA = {
     "shards": (np.uint8, 1),

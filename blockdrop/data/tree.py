@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from blockdrop.console import progress
 from blockdrop.data.cache import Arrays, Cache, Change, in_range, last_change
 from blockdrop.data.files import PARTS, Names, pack_names, read_image
 from blockdrop.errors import DataError
+from blockdrop.progress import progress
 
 SCHEMA = {"folders": (np.uint8, 1), "changes": (np.int64, 2), "lengths": (np.int64, 1), "names": (np.uint8, 1)}
 LISTED = 5

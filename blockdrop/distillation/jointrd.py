@@ -1,158 +1,159 @@
-"""Joint residual distillation (JointRD): Li et al., "Residual Distillation: Towards Portable Deep Neural Networks
-without Shortcuts", NeurIPS 2020.
-
-The student's maps also run through the frozen teacher's later stages, so that gradients reach the student's early
-layers past shortcuts. Features are compared by margin ReLU distillation (Heo et al. 2019, arXiv:1904.01866).
+"""Joint residual distillation (Li et al. 2020, "Residual Distillation"): a plain net learns through the teacher's
+shortcuts; and the procedures that the paper compares it with.
 """
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from blockdrop.distillation.method import Distillation, StudentConfig
+from blockdrop.errors import require
+from blockdrop.models.specs import parse_model_name
+from blockdrop.training.config import Groups, Schedule
+from blockdrop.training.ranges import Count, NotNegative, Positive, Range
 
-from blockdrop.errors import UserError
-from blockdrop.models.backbone import Backbone, Branch
-from blockdrop.training.supervised import Step
+if TYPE_CHECKING:
+    from torch import nn
 
+    from blockdrop.distillation.report import Contender
+    from blockdrop.models.backbone import Backbone
+    from blockdrop.training.opening import Opened
 
-def relu_margins(norm: nn.BatchNorm2d) -> Tensor:
-    """The mean negative response of each channel of a BatchNorm, E[x | x < 0] for x ~ N(b, σ²): float (C,).
-
-    With σ = |γ|, bias b and c = Φ(-b/σ): b - σ · exp(-(b/σ)²/2) / (√(2π) · c) if c > 0.001, else -3σ.
-    """
-    sigma, bias = norm.weight.detach().abs().double(), norm.bias.detach().double()
-    ratio = bias / sigma.clamp_min(1e-12)
-    share = torch.special.ndtr(-ratio)
-    mean = bias - sigma * torch.exp(-(ratio**2) / 2) / (math.sqrt(2 * math.pi) * share.clamp_min(1e-300))
-    return torch.where(share > 0.001, mean, -3 * sigma).float()
-
-
-def margin_relu_distance(student: Tensor, teacher: Tensor, margins: Tensor) -> Tensor:
-    """Partial L2 distance of maps before their ReLU, summed over each sample, mean over the batch; scalar.
-
-    With target τ = max(teacher, μ): (student - τ)², but nothing where the student lies at or below it and the
-    teacher isn't positive, since the ReLU hides the difference.
-
-    Args:
-        student, teacher: (N, C, H, W).
-        margins: μ (C,), not positive.
-    """
-    target = torch.maximum(teacher, margins.view(-1, 1, 1))
-    matters = (student > target) | (teacher > 0)
-    return ((student - target) ** 2 * matters).sum() / len(student)
+Procedure = Literal["RES_NMT", "CNN_NMT", "TA", "KD", "KL"]
+WITH_STUDENT: tuple[Procedure, ...] = ("CNN_NMT", "TA", "KD", "KL")
+PROCEDURES_OF_FLAGS: dict[str, tuple[Procedure, ...]] = {
+    "student": WITH_STUDENT,
+    "student_init": WITH_STUDENT,
+    "student_expansion": WITH_STUDENT,
+    "student_reduction": WITH_STUDENT,
+    "student_reduction_mode": WITH_STUDENT,
+    "temperature": ("KL",),
+    "alpha": ("KL",),
+    "feature_weight": ("TA", "KD"),
+    "side_floor": ("TA",),
+    "side_epochs": ("TA",),
+    "dirac": WITH_STUDENT,
+}
+"""Which procedures know a flag; all know those that aren't listed."""
 
 
-def side_weight(epoch: int, floor: float, epochs: int) -> float:
-    """m(e), the weight of the side paths: a half cosine from 1 at epoch 0 to `floor` at `epochs`, and stays."""
-    progress = min(epoch / epochs, 1.0)
-    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+@dataclass(kw_only=True)
+class JointConfig(StudentConfig):
+    """Flags of `python -m blockdrop.distill --method jointrd`."""
 
+    GROUPS: ClassVar[Groups] = {
+        "joint residual distillation": (
+            "procedure", "feature_weight", "side_floor", "side_epochs", "temperature", "alpha", "dirac",
+        ),
+    }  # fmt: skip
 
-def connector(in_channels: int, out_channels: int) -> nn.Sequential:
-    """1×1 convolution and BatchNorm, between a student's features and the teacher's."""
-    conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+    method: Literal["jointrd"] = "jointrd"
+    schedule: Schedule | None = None
+    """Course of the learning rate: one_cycle (it rises for a quarter of the run, then falls) or step (it falls in
+    steps). Default: the paper's, which falls at 1/2 and 3/4 of --max_epochs."""
+    procedure: Procedure = "TA"
+    """Procedure: TA (joint), KD (final features only), KL (logits only), RES_NMT (the teacher's network alone) or
+    CNN_NMT (the student alone)."""
+    feature_weight: NotNegative | None = None
+    """Weight of the distance of the final features, in TA and KD. Default: 1e-3 at 32 px, 1e-4 at 224 px."""
+    side_floor: Annotated[float, Range(least=0, most=1)] | None = None
+    """Weight of TA's side paths after its decay. Default: 0.5 at 32 px, 5e-3 at 224 px."""
+    side_epochs: Count = 60
+    """Number of epochs over which the weight of TA's side paths falls from 1."""
+    temperature: Positive = 4.0
+    """Temperature that softens both networks' logits in KL."""
+    alpha: Annotated[float, Range(least=0, most=1, meaning="the KL term's share of the loss")] = 0.9
+    """Weight of the KL term in KL; that of the cross-entropy is the rest of 1."""
+    dirac: bool = False
+    """Use Dirac-parametrised convolutions in the student's blocks, which are folded in its checkpoints."""
 
-
-class JointRD(nn.Module):
-    """The joint objective of a student and its frozen teacher.
-
-    Args:
-        student: a network of the teacher's stages.
-        teacher: trained, its BatchNorms not folded; left as it is (a folded copy runs).
-        feature_weight: w, of the distance of the final features.
-        side_floor: m after the decay.
-        side_epochs: epochs of the decay.
-        side_paths: False = features of the student alone (procedure KD).
-    Raises:
-        UserError: see `check_joint`.
-    """
-
-    student: Backbone
-    teacher: Backbone
-    margins: Tensor
-
-    def __init__(
-        self,
-        student: Backbone,
-        teacher: Backbone,
-        feature_weight: float,
-        side_floor: float = 0.5,
-        side_epochs: int = 60,
-        side_paths: bool = True,
-    ):
-        super().__init__()
-        norm = check_joint(student, teacher)
-        self.student = student
-        self.teacher = teacher.folded()
-        self.feature_weight, self.side_floor, self.side_epochs = feature_weight, side_floor, side_epochs
-        self.stages = range(len(student.blocks) - 1) if side_paths else range(0)
-        self.connectors = nn.ModuleList(
-            connector(norm.num_features, norm.num_features) for _ in range(1 + len(self.stages))
+    def check(self) -> None:
+        super().check()
+        for flag, procedures in PROCEDURES_OF_FLAGS.items():
+            require(
+                self.procedure in procedures or getattr(self, flag) == getattr(type(self), flag),
+                f"--{flag}: means nothing to {self.procedure}, only to {', '.join(procedures)}",
+            )
+        spec = parse_model_name(self.student_name)
+        require(
+            not self.dirac or not spec.droppable,
+            f"--dirac: for plain students; {spec.architecture} has shortcuts",
         )
-        self.register_buffer("margins", relu_margins(norm))
 
-    def train(self, mode: bool = True) -> JointRD:
-        """Student and connectors into train mode; the teacher stays in eval mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
+    @property
+    def needs_teacher(self) -> bool:
+        return self.procedure not in ("RES_NMT", "CNN_NMT")
 
-    def forward(self, images: Tensor, labels: Tensor, epoch: int) -> Step:
-        """The loss of images (N, 3, H, W) and labels (N,) in an epoch, and its terms."""
-        student, teacher = self.student, self.teacher
-        last = len(student.blocks) - 1
-        with torch.no_grad():
-            target = features(teacher, teacher.stem(images)).float()
-        x = student.stem(images)
-        maps = []
-        for stage in range(last):
-            x = student.close(student.stage_sum(x, stage))
-            maps.append(x)
-        final = student.stage_sum(x, last)
-        logits = student.head(F.relu(final))
-        cross_entropy = F.cross_entropy(logits.float(), labels)
-        distance = self._distance(final, target, 0)
-        loss = cross_entropy + self.feature_weight * distance
-        parts = {"cross_entropy": cross_entropy, "feature_distance": distance}
-        if self.stages:
-            sides = [self._side_loss(maps[stage], stage, target, labels) for stage in self.stages]
-            parts["side_paths"] = torch.stack(sides).sum()
-            loss = loss + side_weight(epoch, self.side_floor, self.side_epochs) * parts["side_paths"]
-        return Step(loss, logits, parts)
+    @property
+    def student_name(self) -> str:
+        teacher = parse_model_name(self.network)
+        architecture = self.student or f"dsplain{teacher.depth}"
+        return f"{teacher.architecture if self.procedure == 'RES_NMT' else architecture}_{teacher.dataset}"
 
-    def _side_loss(self, x: Tensor, stage: int, target: Tensor, labels: Tensor) -> Tensor:
-        final = features(self.teacher, x, stage + 1)
-        logits = self.teacher.head(F.relu(final))
-        distance = self._distance(final, target, 1 + stage)
-        return F.cross_entropy(logits.float(), labels) + self.feature_weight * distance
+    @property
+    def one_cycle(self) -> bool:
+        return self.schedule == "one_cycle"
 
-    def _distance(self, final: Tensor, target: Tensor, path: int) -> Tensor:
-        return margin_relu_distance(self.connectors[path](final).float(), target, self.margins)
+    @property
+    def decay_epochs(self) -> tuple[int, ...]:
+        if self.milestones or self.schedule is not None:
+            return self.milestones
+        return -(-self.max_epochs // 2), -(-3 * self.max_epochs // 4)  # the paper's 100 and 150 of 200
+
+    def check_networks(self, student: Opened, teacher: Opened) -> str:
+        from blockdrop.distillation.joint_loss import check_joint  # torch, which --help does without
+        from blockdrop.distillation.stages import check_same_stages
+
+        if self.procedure in ("TA", "KD"):
+            own, its = cast("Backbone", student.dynamic.network), cast("Backbone", teacher.dynamic.network)
+            check_same_stages(own, its, student.dynamic.image_size)
+            check_joint(own, its)
+        return super().check_networks(student, teacher)
+
+    def run(self, job: Distillation) -> list[Contender]:
+        """One of the five procedures."""
+        from blockdrop.distillation.hinton import HintonLoss, hinton_objective  # torch, which --help does without
+        from blockdrop.distillation.joint_loss import JointRD
+        from blockdrop.distillation.report import Contender
+        from blockdrop.models.plain import PlainNet, fold_dirac, use_dirac
+        from blockdrop.training.supervised import cross_entropy_objective
+
+        student = job.network
+        if self.dirac:
+            assert isinstance(student, PlainNet)
+            use_dirac(student)
+        if self.schedule is None and not self.milestones:
+            epochs = " and ".join(map(str, self.decay_epochs))
+            print(f"learning rate: {self.lr:g}, times {self.lr_decay_ratio:g} at epochs {epochs}, as in the paper")
+        small = job.student.image_size <= 64
+        trained: nn.Module = student
+        if self.procedure in ("RES_NMT", "CNN_NMT"):
+            objective = cross_entropy_objective(student)
+        elif self.procedure == "KL":
+            loss = HintonLoss(1 - self.alpha, self.alpha, self.temperature)
+            objective = hinton_objective(student, job.frozen_teacher, loss)
+        else:
+            weight = (1e-3 if small else 1e-4) if self.feature_weight is None else self.feature_weight
+            floor = (0.5 if small else 5e-3) if self.side_floor is None else self.side_floor
+            joint = JointRD(student, job.teacher, weight, floor, self.side_epochs, self.procedure == "TA")
+            trained = objective = job.session.compute.place(joint)
+
+        def deployable() -> Backbone:
+            return fold_dirac(student) if isinstance(student, PlainNet) else student
+
+        job.fit_all_epochs(trained, objective, parameter_groups(trained), deployable)
+        return [Contender("student", job.student.with_network(deployable()))]
 
 
-def features(net: Backbone, x: Tensor, first_stage: int = 0) -> Tensor:
-    """A stage's input to the last feature map before the final ReLU, (N, C, H, W)."""
-    last = len(net.blocks) - 1
-    for stage in range(first_stage, last):
-        x = net.close(net.stage_sum(x, stage))
-    return net.stage_sum(x, last)
+def parameter_groups(trained: nn.Module) -> list[dict[str, Any]]:
+    """What is trained, as an optimiser takes it; without weight decay of Dirac convolutions' α and β."""
+    from blockdrop.models.backbone import DiracConv2d  # torch, which --help does without
 
-
-def check_joint(student: Backbone, teacher: Backbone) -> nn.BatchNorm2d:
-    """The teacher's last BatchNorm, whose statistics give the margins.
-
-    Raises:
-        UserError: there is none, or a network's blocks don't end with a ReLU, whose inputs are compared.
-    """
-    if not (student.relu_after_sum and teacher.relu_after_sum):
-        raise UserError("jointrd: compares maps before the blocks' closing ReLU, which shift nets don't have")
-    branch, _ = teacher.branches()[-1]
-    norm = branch.layers()[-1][1] if isinstance(branch, Branch) else None
-    if not isinstance(norm, nn.BatchNorm2d):
-        raise UserError("jointrd: the teacher's last block has no BatchNorm, whose statistics give the margins")
-    return norm
+    dirac = {p for m in trained.modules() if isinstance(m, DiracConv2d) for p in (m.alpha, m.beta)}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained.parameters() if p.requires_grad and p not in dirac]}
+    ]
+    if dirac:
+        groups.append({"params": [p for p in trained.parameters() if p in dirac], "weight_decay": 0.0})
+    return groups

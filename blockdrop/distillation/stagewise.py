@@ -1,108 +1,105 @@
-"""Stagewise distillation of a plain net from a ResNet ("ResNet with no Res").
-
-The networks are cut at their downsampling layers. Stage by stage, with the student's earlier stages frozen, the
-student's feature map is drawn to the teacher's by the per-pixel L1 (Manhattan) distance; then the whole student is
-fine-tuned with labels.
+"""Stagewise distillation: a plain net is drawn to the teacher's feature maps stage by stage, earlier stages
+frozen, then fine-tuned with labels.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from blockdrop.distillation.method import Distillation, StudentConfig
+from blockdrop.errors import require
+from blockdrop.training.config import Groups
+from blockdrop.training.ranges import Count, Positive
 
-from blockdrop.data import Images, Normalisation
-from blockdrop.errors import UserError
-from blockdrop.models.backbone import Backbone
-from blockdrop.training.compute import Compute
-from blockdrop.training.supervised import Objective, Step
-
-
-def stage_map(net: Backbone, x: Tensor, stage: int) -> Tensor:
-    """A stage (from 0), the stem included in the first: its input, or the images, to its feature map."""
-    x = net.stem(x) if stage == 0 else x
-    return net.close(net.stage_sum(x, stage))
+if TYPE_CHECKING:
+    from blockdrop.distillation.report import Contender
+    from blockdrop.models.backbone import Backbone
+    from blockdrop.training.opening import Opened
 
 
-def stage_modules(net: Backbone, stage: int) -> list[nn.Module]:
-    """The modules of a stage (from 0), the stem's included in the first."""
-    stem = [net.conv1, net.bn1] if stage == 0 else []
-    return [*stem, net.blocks[stage], net.ds[stage]]
+@dataclass(kw_only=True)
+class StagewiseConfig(StudentConfig):
+    """Flags of `python -m blockdrop.distill --method stagewise`. The student's head is the teacher's."""
 
+    GROUPS: ClassVar[Groups] = {"stages": ("stage_epochs", "stage_lr", "finetune_lr")}
 
-def stage_parameters(net: Backbone, stage: int) -> Iterator[nn.Parameter]:
-    """What training a stage changes, beside its BatchNorms' statistics."""
-    return (parameter for module in stage_modules(net, stage) for parameter in module.parameters())
+    method: Literal["stagewise"] = "stagewise"
+    max_epochs: Count = 200
+    """Number of epochs to train, those of the stages included."""
+    stage_epochs: Count | None = None
+    """Number of epochs for each stage. The rest of --max_epochs fine-tunes with labels. Default: a fifth of
+    --max_epochs."""
+    stage_lr: Positive = 0.02
+    """Learning rate of Adam in the stages, where the L1 distance's gradients are too small for SGD."""
+    finetune_lr: Positive | None = None
+    """Learning rate of the fine-tuning with labels. Default: --lr."""
 
+    @property
+    def epochs_of_a_stage(self) -> int:
+        """--stage_epochs, or a fifth of all."""
+        return self.stage_epochs or max(1, self.max_epochs // 5)
 
-def train_only(net: Backbone, stage: int) -> None:
-    """One stage in train mode; everything else in eval mode, so that its BatchNorms stand still too."""
-    net.eval()
-    for module in stage_modules(net, stage):
-        module.train()
+    def check_networks(self, student: Opened, teacher: Opened) -> str:
+        """Where the student's head is from; raises `UserError` if stages' maps differ, or need more epochs."""
+        from blockdrop.distillation.stages import check_same_stages  # torch, which --help does without
 
-
-def stage_objective(student: Backbone, teacher: Backbone, stage: int) -> Objective:
-    """The mean absolute difference of the stage's feature maps; gradients reach this stage of the student only."""
-
-    def objective(images: Tensor, labels: Tensor, epoch: int) -> Step:
-        with torch.no_grad():
-            target, x = images, images
-            for s in range(stage + 1):
-                target = stage_map(teacher, target, s)
-            for s in range(stage):
-                x = stage_map(student, x, s)
-        return Step(F.l1_loss(stage_map(student, x, stage).float(), target.float()))
-
-    return objective
-
-
-class Hybrid(nn.Module):
-    """The student's first stages, the teacher's later ones and the teacher's head: shows how good a stage has
-    become before the student has a head.
-
-    Args:
-        stages: how many are the student's.
-    """
-
-    def __init__(self, student: Backbone, teacher: Backbone, stages: int):
-        super().__init__()
-        self.student, self.teacher, self.stages = student, teacher, stages
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images (N, 3, H, W) to logits (N, classes)."""
-        x = images
-        for stage in range(len(self.student.blocks)):
-            x = stage_map(self.student if stage < self.stages else self.teacher, x, stage)
-        return self.teacher.head(x)
-
-    @torch.no_grad()
-    def accuracy(self, images: Images, normalisation: Normalisation, compute: Compute) -> float:
-        """Share of the images that come out right."""
-        correct = 0
-        for batch, labels in images.batches(256, normalisation, compute.device):
-            correct += int((self(batch).argmax(1) == labels).sum())
-        return correct / len(images)
-
-
-def check_same_stages(student: Backbone, teacher: Backbone, image_size: int) -> None:
-    """Raises `UserError` unless every stage of the two gives maps of the same shape."""
-    shapes = [_map_shapes(net, image_size) for net in (student, teacher)]
-    if shapes[0] != shapes[1]:
-        raise UserError(
-            f"--student: its stages give maps of {' '.join(shapes[0])}, the teacher's of {' '.join(shapes[1])}; "
-            "a student of the teacher's depth has the same"
+        own, its = student.dynamic, teacher.dynamic
+        networks = (cast("Backbone", dynamic.network) for dynamic in (own, its))
+        check_same_stages(*networks, own.image_size)
+        stages, epochs = len(own.network.stage_sizes), self.epochs_of_a_stage
+        require(
+            self.max_epochs >= stages * epochs,
+            f"--max_epochs {self.max_epochs}: {stages} stages of {epochs} epochs take {stages * epochs}",
         )
+        return "the student's head: the teacher's, which reads maps of the same meaning"
 
+    def run(self, job: Distillation) -> list[Contender]:
+        """Every stage drawn to the teacher's, the earlier ones frozen; then fine-tuning with labels."""
+        from blockdrop.distillation.report import Contender  # torch, which --help does without
+        from blockdrop.distillation.stages import Hybrid, stage_objective, stage_parameters, train_only
+        from blockdrop.training.supervised import cross_entropy_objective
 
-def _map_shapes(net: Backbone, image_size: int) -> list[str]:
-    net = copy.deepcopy(net).eval().to("meta")
-    x = torch.empty(1, 3, image_size, image_size, device="meta")
-    shapes = []
-    for stage in range(len(net.blocks)):
-        x = stage_map(net, x, stage)
-        shapes.append("×".join(map(str, x.shape[1:])))
-    return shapes
+        student, teacher = job.network, job.frozen_teacher
+        stages, stage_epochs = len(student.blocks), self.epochs_of_a_stage
+        student.fc.load_state_dict(teacher.fc.state_dict())
+        tests = job.tests()
+        images, session = job.data.test, job.session
+        for stage in range(stages):
+
+            def end_epoch(epoch: int, last: bool, stage: int = stage) -> str:
+                if not last:
+                    return ""
+                hybrid = Hybrid(student, teacher, stage + 1).eval()
+                accuracy = hybrid.accuracy(images, job.student.normalisation, session.compute)
+                session.run.log(epoch, "stages", {"stage": stage + 1, "hybrid_accuracy": accuracy})
+                if stage == stages - 1:
+                    return tests(epoch, True)  # no stage of the teacher's is left
+                return f", test accuracy with the teacher's later stages {accuracy:.4f}"
+
+            print(f"stage {stage + 1} of {stages}: the student's map against the teacher's")
+            job.fit(
+                student,
+                stage_objective(student, teacher, stage),
+                parameters=stage_parameters(student, stage),
+                begin_epoch=lambda stage=stage: train_only(student, stage),
+                end_epoch=end_epoch,
+                epochs=stage_epochs,
+                first_epoch=stage * stage_epochs,
+                lr=self.stage_lr,
+                phase=f"stage{stage + 1}",
+                adam=True,
+            )
+        if rest := self.max_epochs - stages * stage_epochs:
+            print("fine-tuning the whole student with labels")
+            job.fit(
+                student,
+                cross_entropy_objective(student),
+                parameters=student.parameters(),
+                begin_epoch=student.train,
+                end_epoch=tests,
+                epochs=rest,
+                first_epoch=stages * stage_epochs,
+                lr=self.finetune_lr,
+            )
+        return [Contender("student", job.student)]

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
 from blockdrop.models.backbone import Network
-from blockdrop.models.deciders import folded_policy_network
 from blockdrop.models.droppable import Droppable
+from blockdrop.models.policy_networks import folded_policy_network
 
 
 class BranchingNetwork(nn.Module):

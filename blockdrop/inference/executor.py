@@ -15,7 +15,7 @@ import operator
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -31,11 +31,11 @@ from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, pl
 from blockdrop.inference.torch_engine import TorchEngine, make_engine
 from blockdrop.inference.workers import Workers
 from blockdrop.models.backbone import Backbone, Network
-from blockdrop.models.deciders import folded_policy_network
 from blockdrop.models.droppable import take_rows
 from blockdrop.models.parts import DroppableParts
+from blockdrop.models.policy_networks import folded_policy_network
+from blockdrop.names import EngineName
 
-EngineName = Literal["auto", "torch", "openvino"]
 ROWS_AT_ONCE = 4
 """Rows that a program takes at once: enough to keep the arithmetic busy, few enough to stay in cache. The rest of
 a group goes row by row, through a program for one."""

@@ -27,7 +27,7 @@ from blockdrop.models.backbone import (
     PadShortcut,
     is_plain_conv,
 )
-from blockdrop.models.deciders import NoFeatures
+from blockdrop.models.policy_networks import NoFeatures
 from blockdrop.models.shift import Shift, ShiftBranch
 
 try:

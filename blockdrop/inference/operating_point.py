@@ -17,8 +17,6 @@ from torch import Tensor
 from blockdrop.errors import UserError
 from blockdrop.flops import FlopTable
 
-DEFAULT_THRESHOLD = 0.5
-"""Of MAP policies, where nothing else was chosen."""
 KEEP_ALL = 1e-60
 """A threshold above 0 that float32 and bfloat16 round to 0: every block runs, also where its probability is 0."""
 DROP_ALL = 1 - 1e-8

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self, TypeGuard, TypeVar, cast
+from typing import Any, Self, TypeGuard, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-Shortcut = Literal["pad_avgpool", "pad_stride", "projection"]
-SHORTCUTS: tuple[Shortcut, ...] = ("pad_avgpool", "pad_stride", "projection")
+from blockdrop.models.specs import Variant
+from blockdrop.names import Shortcut
+
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
@@ -194,6 +195,10 @@ class Network(nn.Module):
     """Blocks per stage."""
     shortcut: Shortcut | None
     """The kind of the stages' first shortcuts, for checkpoints; None where there are none of a known kind."""
+    image_size: int | None = None
+    """Side in pixels of the square images that it is made for, where that is known."""
+    built_from: tuple[str, Variant] | None = None
+    """Name and widths that the zoo made it from."""
 
     @property
     def num_blocks(self) -> int:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import nn
 
 from blockdrop.errors import UserError
 from blockdrop.models.backbone import Branch, BranchMaker, basic_branch, bottleneck_branch, conv2d
-
-ReductionMode = Literal["block", "net", "depthwise"]
-REDUCTION_MODES: tuple[ReductionMode, ...] = ("block", "net", "depthwise")
+from blockdrop.names import ReductionMode
 
 
 def reduced_widths(widths: Sequence[int], reduction: float) -> tuple[int, ...]:

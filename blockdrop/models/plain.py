@@ -26,13 +26,13 @@ from blockdrop.models.backbone import (
     DiracConv2d,
     NoShortcut,
     PadShortcut,
-    Shortcut,
     backbone_parts,
     basic_branch,
     bottleneck_branch,
     initialise,
 )
 from blockdrop.models.resnet import make_shortcut
+from blockdrop.names import Shortcut
 
 
 class PlainNet(Backbone):

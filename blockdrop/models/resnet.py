@@ -15,7 +15,6 @@ from blockdrop.models.backbone import (
     Backbone,
     BranchMaker,
     PadShortcut,
-    Shortcut,
     backbone_parts,
     basic_branch,
     bottleneck_branch,
@@ -23,6 +22,7 @@ from blockdrop.models.backbone import (
     initialise,
 )
 from blockdrop.models.droppable import Droppable
+from blockdrop.names import Shortcut
 
 
 class DroppableResNet(Droppable, Backbone):
@@ -51,6 +51,7 @@ def make_resnet(
     widths: Sequence[int],
     num_classes: int,
     shortcut: Shortcut,
+    *,
     bottleneck: bool = False,
     large_images: bool = False,
     branch: BranchMaker | None = None,

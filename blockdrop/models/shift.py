@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockdrop.errors import UserError
-from blockdrop.models.backbone import Branch, Shortcut, conv2d, is_channels_last
+from blockdrop.models.backbone import Branch, conv2d, is_channels_last
 from blockdrop.models.resnet import DroppableResNet, make_resnet
+from blockdrop.names import Shortcut
 
 OFFSETS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 """Of the channel groups, in order: output (y, x) is input (y + dy, x + dx)."""

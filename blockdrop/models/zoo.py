@@ -3,157 +3,21 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
 
 from agents.policy_network import PolicyNetwork
-from blockdrop.data import DATASETS
+from blockdrop.data.sets import DATASETS
 from blockdrop.errors import UserError
-from blockdrop.models.backbone import SHORTCUTS, Backbone, Shortcut
-from blockdrop.models.compact import REDUCTION_MODES, ReductionMode, reduced_branch, reduced_widths
-from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.backbone import Backbone
+from blockdrop.models.compact import reduced_branch, reduced_widths
 from blockdrop.models.plain import make_exact_plain, make_plain
+from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.resnet import DroppableResNet, make_resnet
 from blockdrop.models.shift import make_shift_resnet
-
-CIFAR_DEPTHS = (8, 14, 20, 26, 32, 38, 44, 56, 74, 110)  # 6n + 2: 3 stages of n basic blocks
-CIFAR_WIDTHS = (16, 32, 64)
-IMAGENET_LAYERS = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
-IMAGENET_WIDTHS = (64, 128, 256, 512)
-BOTTLENECK_DEPTHS = (50, 101, 152)
-
-FAMILIES = {
-    "R": "the BlockDrop reference's ResNet: zero-padding shortcuts on CIFAR",
-    "resnet": "ResNet with projection shortcuts",
-    "plain": "ResNet without any shortcut",
-    "dsplain": "ResNet without shortcuts but the downsampling ones",
-    "exactplain": "plain net of a ResNet's logits, see distill --method exact",
-    "shiftresnet": "ShiftResNet",
-}
-"""Architectures are named by family and depth: R110, plain20, shiftresnet56."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """How a network departs from the usual widths of its architecture. None = as usual."""
-
-    expansion: float | None = None
-    """Inner channels of a shift block / its output channels."""
-    reduction: float | None = None
-    """By how much widths shrink; see `reduction_mode`."""
-    reduction_mode: ReductionMode | None = None
-    """block (inner widths / reduction), net (all widths / √reduction), depthwise (see `reduced_branch`)."""
-
-    def __post_init__(self) -> None:
-        for name in ("expansion", "reduction"):
-            value = getattr(self, name)
-            if value is not None and not 0.01 <= value <= 100:
-                raise UserError(f"{name} {value}: must be between 0.01 and 100")
-        if self.reduction_mode not in (*REDUCTION_MODES, None):
-            raise UserError(f"reduction mode {self.reduction_mode}: choose {', '.join(REDUCTION_MODES)}")
-
-    def overridden_by(self, other: Variant) -> Variant:
-        """The other's values where it has some, else this one's."""
-        return Variant(**{**self.numbers(), **other.numbers()})  # type: ignore[arg-type]
-
-    def numbers(self) -> dict[str, float | str]:
-        """What isn't as usual, for checkpoints."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
-
-    def __str__(self) -> str:
-        return ", ".join(
-            f"{key} {value:g}" if key != "reduction_mode" else f"by {value}"
-            for key, value in self.numbers().items()
-        )
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A model name, understood."""
-
-    name: str
-    family: str
-    """One of `FAMILIES`."""
-    depth: int
-    dataset: str
-    image_size: int
-    """Side of the square images in pixels: 32, or 224 for the 7×7 stem."""
-
-    @property
-    def large_images(self) -> bool:
-        return self.image_size > 64
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Blocks per stage."""
-        return IMAGENET_LAYERS.get(self.depth) or ((self.depth - 2) // 6,) * 3
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return IMAGENET_WIDTHS if self.depth in IMAGENET_LAYERS else CIFAR_WIDTHS
-
-    @property
-    def bottleneck(self) -> bool:
-        return self.depth in BOTTLENECK_DEPTHS
-
-    @property
-    def architecture(self) -> str:
-        """The name without the data set: R110, plain20."""
-        return f"{self.family}{self.depth}"
-
-    @property
-    def droppable(self) -> bool:
-        """Whether its blocks have shortcuts, so that a policy can drop them."""
-        return self.family in ("R", "resnet", "shiftresnet")
-
-    @property
-    def default_shortcut(self) -> Shortcut | None:
-        if self.family in ("plain", "exactplain"):
-            return None
-        of_reference = self.family == "R" and self.depth in CIFAR_DEPTHS
-        return "pad_avgpool" if of_reference else "projection"
-
-
-def parse_model_name(name: str) -> ModelSpec:
-    """`<family><depth>_<dataset>` to what it stands for; see `FAMILIES`.
-
-    Raises:
-        UserError: not of that form, unknown family, depth or data set, or a depth that doesn't suit the family or
-            the data set.
-
-    >>> parse_model_name("R110_C10").layers
-    (18, 18, 18)
-    """
-    match = re.fullmatch(r"([A-Za-z]+)(\d+)_(\w+)", name)
-    if not match:
-        raise UserError(
-            f"{name}: model names have the form R<depth>_<dataset>, for example R110_C10, or plain20_C10"
-        )
-    family, depth, dataset = match[1], int(match[2]), match[3]
-    if family not in FAMILIES:
-        raise UserError(f"{name}: unknown architecture {family}; choose {', '.join(FAMILIES)}")
-    if dataset not in DATASETS:
-        raise UserError(f"{name}: unknown data set {dataset}; choose {', '.join(DATASETS)}")
-    if depth not in (*CIFAR_DEPTHS, *IMAGENET_LAYERS):
-        raise UserError(
-            f"{name}: no ResNet has depth {depth}; choose {', '.join(map(str, CIFAR_DEPTHS))} (3 stages) "
-            f"or {', '.join(map(str, IMAGENET_LAYERS))} (4 stages)"
-        )
-    if family == "shiftresnet" and depth not in CIFAR_DEPTHS:
-        raise UserError(f"{name}: shift nets have 3 stages; choose depth {', '.join(map(str, CIFAR_DEPTHS))}")
-    image_size = DATASETS[dataset].image_size or (224 if depth in IMAGENET_LAYERS else 32)
-    if image_size > 64 and depth in CIFAR_DEPTHS:
-        raise UserError(
-            f"{name}: depth {depth} is a ResNet for 32 px images; for {image_size} px choose "
-            f"{', '.join(map(str, IMAGENET_LAYERS))}"
-        )
-    return ModelSpec(name, family, depth, dataset, image_size)
+from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
+from blockdrop.names import SHORTCUTS, ReductionMode, Shortcut
 
 
 def build_backbone(
@@ -181,6 +45,12 @@ def build_backbone(
     if shortcut is not None and spec.default_shortcut is None:
         raise UserError(f"shortcut {shortcut}: {spec.architecture} has no shortcuts")
     shortcut = shortcut or spec.default_shortcut
+    network = _build_family(spec, classes, shortcut, variant)
+    network.image_size, network.built_from = spec.image_size, (spec.name, variant)
+    return network
+
+
+def _build_family(spec: ModelSpec, classes: int, shortcut: Shortcut | None, variant: Variant) -> Backbone:
     if spec.family == "shiftresnet":
         if variant.reduction is not None or variant.reduction_mode is not None:
             given = f"mode {variant.reduction_mode}" if variant.reduction is None else variant.reduction
@@ -196,13 +66,15 @@ def build_backbone(
         mode, reduction = variant.reduction_mode or "block", variant.reduction or 1.0
         branch = reduced_branch(mode, reduction, spec.bottleneck)
         widths = reduced_widths(widths, reduction) if mode == "net" else widths
-    how = (spec.bottleneck, spec.large_images, branch)
+    shape: dict[str, Any] = {
+        "bottleneck": spec.bottleneck, "large_images": spec.large_images, "branch": branch,
+    }  # fmt: skip
     if spec.family == "exactplain":
-        return make_exact_plain(spec.layers, widths, classes, *how)
+        return make_exact_plain(spec.layers, widths, classes, **shape)
     if spec.family in ("plain", "dsplain"):
-        return make_plain(spec.layers, widths, classes, shortcut, *how)
+        return make_plain(spec.layers, widths, classes, shortcut, **shape)
     assert shortcut is not None
-    return make_resnet(spec.layers, widths, classes, shortcut, *how)
+    return make_resnet(spec.layers, widths, classes, shortcut, **shape)
 
 
 def build(
@@ -261,3 +133,12 @@ def build_static(
     """
     variant = Variant(expansion, reduction, reduction_mode)
     return build_backbone(parse_model_name(name), num_classes, shortcut, variant)
+
+
+def family_of(net: Backbone) -> str:
+    """Which of `FAMILIES` a network is of; resnet for R, too, which has the same blocks."""
+    if net.droppable:
+        return "resnet" if net.relu_after_sum else "shiftresnet"
+    if isinstance(net.bn1, nn.Identity):
+        return "exactplain"
+    return "plain" if net.shortcut is None else "dsplain"

@@ -1,134 +1,168 @@
-"""Flags that several commands share."""
+"""Flags that several commands share, the ranges of their values, and the boxes that --help shows them in."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from agents.estimators import make_estimator
-from agents.rewards import RewardName
+from agents.names import RewardName
 from blockdrop.errors import UserError, require
-from blockdrop.models.backbone import Shortcut
-from blockdrop.models.compact import ReductionMode
-from blockdrop.models.deciders import PolicyNet
-from blockdrop.models.zoo import Variant, parse_model_name
-from blockdrop.training.compute import Compute, Precision, choose_compute
+from blockdrop.models.specs import DEFAULT_MODEL, Variant, parse_name
+from blockdrop.names import PolicyNet, Precision, ReductionMode, Shortcut
+from blockdrop.training.ranges import (
+    Count,
+    CountOrNone,
+    Folder,
+    NotNegative,
+    Positive,
+    Range,
+    Width,
+    check_ranges,
+)
+
+if TYPE_CHECKING:
+    from blockdrop.training.compute import Compute
+
+Groups = dict[str, tuple[str, ...]]
+"""Flags that belong together in --help, by the title of their box."""
+Share = Annotated[float, Range(above=0, most=2, meaning="a fraction of the full network's")]
+"""Of the full network's FLOPs."""
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
     """Flags of every command: which model, which data, on what."""
 
-    model: str = "R110_C10"
-    """R<depth>_<dataset>: R20_Digits, R110_C10, R50_ImgNet, …; the README lists depths and data sets."""
+    FIRST: ClassVar[tuple[str, ...]] = ("model", "data_dir", "load", "cv_dir", "batch_size")
+    """What a newcomer needs, shown first."""
+    GROUPS: ClassVar[Groups] = {
+        "network": (
+            "arch", "shortcut", "expansion", "reduction", "reduction_mode", "image_size", "policy_net",
+        ),
+        "data": ("normalisation", "download", "workers", "skip_bad_images"),
+        "device and seed": ("device", "precision", "channels_last", "seed"),
+    }  # fmt: skip
+
+    model: str | None = None
+    """Name of the network and its data set, R<depth>_<dataset>: R20_Digits, R110_C10, R50_ImgNet, … (the README
+    lists depths and data sets); or a network of others on an image tree: timm:resnet50d,
+    torchvision:resnext50_32x4d, or my_package.my_module:build, a function that returns the network. Default: what
+    the checkpoint says, else R110_C10."""
     arch: str | None = None
-    """Architecture in place of --model's, on the same data set: plain20, dsplain20, shiftresnet20, resnet20, …."""
-    expansion: float | None = None
-    """Of shift nets: inner channels of a block / its output channels; default: the checkpoint's, else 1."""
-    reduction: float | None = None
-    """Of ResNets and plain nets: by how much widths shrink; default: the checkpoint's, else 1."""
+    """Architecture that takes the place of --model's, on the same data set: plain20, dsplain20, shiftresnet20,
+    resnet20, …."""
+    expansion: Width | None = None
+    """Inner channels of a shift net's blocks, as a multiple of their output channels. Default: the checkpoint's,
+    else 1."""
+    reduction: Width | None = None
+    """Factor by which the widths of a ResNet or a plain net shrink. Default: the checkpoint's, else 1."""
     reduction_mode: ReductionMode | None = None
-    """block (inner widths / reduction), net (all widths / √reduction) or depthwise; default: block."""
-    data_dir: str = "data/"
-    """Image tree (train/<class>/…, test/ or val/), tar shards (train/*.tar, …), or the folder of torchvision's
-    CIFAR files."""
-    cv_dir: str = "cv/tmp/"
-    """Run directory: checkpoints, logs, TensorBoard events."""
-    batch_size: int = 256
-    """Images per batch."""
+    """What --reduction shrinks: block (inner widths / reduction), net (all widths / √reduction) or depthwise
+    (inner convolutions become depthwise). Default: the checkpoint's, else block."""
+    image_size: Annotated[int, Range(least=8, most=4096)] | None = None
+    """Side in pixels of the square images of a network of others. Default: the checkpoint's, else what the network
+    says of itself."""
+    data_dir: Folder = "data/"
+    """Folder of the data: an image tree (train/<class>/…, and test/ or val/), tar shards (train/*.tar, …) or
+    torchvision's CIFAR files."""
+    cv_dir: Folder = "cv/tmp/"
+    """Run directory: checkpoints, logs and TensorBoard events are written here."""
+    batch_size: Count = 256
+    """Number of images in a batch."""
     download: bool = False
-    """Fetch CIFAR where it is missing."""
-    workers: int = 2
-    """Processes that read images of more than 64 px."""
+    """Download CIFAR if it is not in the data folder."""
+    workers: CountOrNone = 2
+    """Number of processes that read images of more than 64 px."""
     skip_bad_images: bool = False
-    """Leave out images that can't be read, and list them, instead of stopping at the first."""
+    """Leave out images that can't be read, and list them, instead of stopping at the first one."""
     shortcut: Shortcut | None = None
-    """pad_avgpool, pad_stride or projection; default: the checkpoint's, else the reference's."""
+    """Kind of the ResNet's downsampling shortcuts. Default: the checkpoint's, else that of the architecture."""
     normalisation: Literal["imagenet", "cifar", "none", "half"] | None = None
-    """Input normalisation; default: the checkpoint's, else the data set's."""
+    """How input images are normalised. Default: the checkpoint's, else that of the data set."""
     policy_net: PolicyNet | None = None
-    """Policy network: reference; pooled, pooled4 (input pooled by 2, 4); stem (looks through the ResNet's stem);
-    constant (one policy for all); default: the checkpoint's."""
+    """Policy network: reference (a small ResNet), pooled and pooled4 (the same on images pooled by 2 and 4), stem
+    (looks through the ResNet's own stem) or constant (the same policy for all images). Default: the checkpoint's,
+    else reference."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, …."""
+    """Device that computes: cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     precision: Precision = "auto"
-    """float32 or bfloat16 (autocast); auto: bfloat16 in training where the processor has it."""
+    """Number format of activations: float32 or bfloat16 (autocast). In training auto means bfloat16 where the
+    processor has it."""
     channels_last: bool = True
-    """Keep feature maps with channels last, which convolutions like."""
-    seed: int = 0
-    """Same seed, machine and thread count: same numbers (on a GPU, up to the order of atomic sums)."""
+    """Store feature maps with the channels last, in which convolutions are faster."""
+    seed: Annotated[int, Range(least=0, below=2**63)] = 0
+    """Seed of all random numbers. The same seed, machine and number of threads give the same numbers (on a GPU, up
+    to the order of atomic sums)."""
 
     def check(self) -> None:
-        """Raises `UserError` for a value out of range."""
-        parse_model_name(self.network)
+        """Raises `UserError` for a value out of range, and for flags that don't go together."""
+        check_ranges(self)
+        if self.model is not None or self.arch is not None:
+            parse_name(self.network)
         Variant(self.expansion, self.reduction, self.reduction_mode)
-        require(self.cv_dir != "", "--cv_dir: empty; name a folder")
-        require(self.data_dir != "", "--data_dir: empty; name a folder")
-        for flag in ("init", "load", "pretrained"):
-            require("" not in getattr(self, flag, ()), f"--{flag}: an empty name; name a checkpoint")
-        require(self.batch_size >= 1, f"--batch_size {self.batch_size}: must be at least 1")
-        require(self.workers >= 0, f"--workers {self.workers}: must be at least 0")
-        require(0 <= self.seed < 2**63, f"--seed {self.seed}: must be at least 0 and below 2^63")
 
     @property
     def network(self) -> str:
-        """Architecture and data set: --model, or --arch on --model's data set."""
-        return self.model if self.arch is None else f"{self.arch}_{parse_model_name(self.model).dataset}"
+        """The network that the flags name: --model, else the reference's, or --arch on its data set."""
+        return self.with_arch(self.model or DEFAULT_MODEL)
 
-    def variant(self, recorded: Variant = Variant()) -> Variant:  # noqa: B008
-        """The widths that the flags ask for, or where they don't, the recorded ones."""
-        return recorded.overridden_by(Variant(self.expansion, self.reduction, self.reduction_mode))
+    def with_arch(self, name: str) -> str:
+        """A network's name, or the one that --arch makes of it."""
+        return name if self.arch is None else f"{self.arch}_{parse_name(name).dataset}"
 
     def compute(self) -> Compute:
+        """The device, number format and memory layout that the flags ask for."""
+        from blockdrop.training.compute import choose_compute  # torch, which flags do without
+
         return choose_compute(self.device, self.precision, self.channels_last)
 
 
 @dataclass(kw_only=True)
-class TrainingConfig(ModelConfig):
-    """Flags of the commands that train."""
+class RunConfig(ModelConfig):
+    """Flags of the commands that fill a run directory."""
 
-    lr: float = 1e-3
-    """Learning rate."""
-    wd: float = 0.0
-    """Weight decay."""
-    max_epochs: int = 100
-    """Epochs to train."""
-    epoch_step: int = 10000
-    """Multiply the learning rate by lr_decay_ratio every so many epochs."""
-    lr_decay_ratio: float = 0.1
-    """See epoch_step."""
-    clip_grad: float | None = None
-    """Scale the gradient down to this norm where it is larger."""
-    accumulate: int = 1
-    """Batches whose gradients make one step, for large batches on a small machine."""
-    test_every: int = 10
-    """Test, and save a checkpoint, every so many epochs and after the last one."""
+    GROUPS: ClassVar[Groups] = {"run directory": ("test_every", "save_minutes", "overwrite")}
+
     overwrite: bool = False
-    """Delete the run that cv_dir already holds."""
+    """Delete the run that the run directory already holds."""
     resume: bool = False
-    """Go on with the run that cv_dir holds, as if it had never stopped; begin it where there is none."""
-    save_minutes: float = 10.0
-    """Minutes between two savings of the state that --resume needs; each epoch's end saves it as well."""
+    """Continue the run in the run directory as if it had never stopped; start it if there is none."""
+    save_minutes: Positive = 10.0
+    """Minutes between two savings of the state that --resume needs. It is saved at the end of each epoch, too."""
 
     def check(self) -> None:
         super().check()
-        require(self.lr > 0 and math.isfinite(self.lr), f"--lr {self.lr}: must be a positive number")
-        require(self.wd >= 0 and math.isfinite(self.wd), f"--wd {self.wd}: must be zero or a positive number")
-        require(self.max_epochs >= 1, f"--max_epochs {self.max_epochs}: must be at least 1")
-        require(self.epoch_step >= 1, f"--epoch_step {self.epoch_step}: must be at least 1")
-        require(self.accumulate >= 1, f"--accumulate {self.accumulate}: must be at least 1")
-        require(
-            self.clip_grad is None or self.clip_grad > 0,
-            f"--clip_grad {self.clip_grad}: must be a positive number",
-        )
-        require(self.test_every >= 1, f"--test_every {self.test_every}: must be at least 1")
         require(not (self.resume and self.overwrite), "--resume, --overwrite: pass one of them")
-        require(self.save_minutes > 0, f"--save_minutes {self.save_minutes}: must be a positive number")
-        require(
-            0 < self.lr_decay_ratio <= 1,
-            f"--lr_decay_ratio {self.lr_decay_ratio}: must be above 0 and at most 1",
-        )
+
+
+@dataclass(kw_only=True)
+class TrainingConfig(RunConfig):
+    """Flags of the commands that train."""
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "model", "data_dir", "load", "cv_dir", "max_epochs", "batch_size", "lr", "resume",
+    )  # fmt: skip
+    GROUPS: ClassVar[Groups] = {
+        "optimisation": ("wd", "schedule", "epoch_step", "lr_decay_ratio", "clip_grad", "accumulate")
+    }
+
+    lr: Positive = 1e-3
+    """Learning rate."""
+    wd: NotNegative = 0.0
+    """Weight decay."""
+    max_epochs: Count = 100
+    """Number of epochs to train."""
+    epoch_step: Count = 10000
+    """Number of epochs after which the learning rate is multiplied by --lr_decay_ratio, again and again."""
+    lr_decay_ratio: Annotated[float, Range(above=0, most=1)] = 0.1
+    """Factor that the learning rate is multiplied by at each step of its decay."""
+    clip_grad: Positive | None = None
+    """Largest norm of the gradient: a longer one is scaled down to it. Default: no limit."""
+    accumulate: Count = 1
+    """Number of batches whose gradients make one step, for large batches on a small machine."""
+    test_every: Count = 10
+    """Number of epochs from one test to the next. After each test, and so after the last epoch, a checkpoint is
+    saved."""
 
     def tests_after(self, epoch: int) -> bool:
         """Whether `epoch` (from 0) is followed by a test and a checkpoint."""
@@ -150,24 +184,21 @@ Schedule = Literal["one_cycle", "step"]
 class SupervisedConfig(TrainingConfig):
     """Flags of the commands that train a network with SGD on labelled images."""
 
-    lr: float = 0.1
-    """Learning rate; under one_cycle its peak."""
-    wd: float = 5e-4
-    """Weight decay."""
-    batch_size: int = 128
-    """Images per batch."""
-    max_epochs: int = 200
-    """Epochs to train."""
-    epoch_step: int = 60
-    """Under step: multiply the learning rate by lr_decay_ratio every so many epochs."""
-    schedule: Schedule | None = None
-    """Learning rate: one_cycle (up for a quarter of the run, then down) or step; default: one_cycle."""
-    momentum: float = 0.9
-    """SGD momentum (Nesterov)."""
+    GROUPS: ClassVar[Groups] = {"optimisation": ("wd", "momentum")}
 
-    def check(self) -> None:
-        super().check()
-        require(0 < self.momentum < 1, f"--momentum {self.momentum}: must be in (0, 1)")
+    lr: Positive = 0.1
+    """Learning rate; with --schedule one_cycle its highest value."""
+    wd: NotNegative = 5e-4
+    batch_size: Count = 128
+    max_epochs: Count = 200
+    epoch_step: Count = 60
+    """With --schedule step: number of epochs after which the learning rate is multiplied by --lr_decay_ratio,
+    again and again."""
+    schedule: Schedule | None = None
+    """Course of the learning rate: one_cycle (it rises for a quarter of the run, then falls) or step (it falls in
+    steps). Default: one_cycle."""
+    momentum: Annotated[float, Range(above=0, below=1)] = 0.9
+    """Momentum of SGD (Nesterov's)."""
 
     @property
     def one_cycle(self) -> bool:
@@ -175,62 +206,83 @@ class SupervisedConfig(TrainingConfig):
         return self.schedule != "step"
 
 
-RecipeName = Literal["reference", "fast"]
 Recipe = dict[str, Any]
 """Flags that a recipe sets, without their dashes."""
 
 
 @dataclass(kw_only=True)
 class PolicyTrainingConfig(TrainingConfig):
-    """Flags of both commands that train a policy network."""
+    """Flags of both commands that train a policy network.
 
-    RECIPES: ClassVar[dict[RecipeName, Recipe]] = {"reference": {}, "fast": {}}
+    From Python, too, a recipe sets all flags that aren't given: `FinetuneConfig(recipe="fast", lr=1e-3)`.
+    """
 
-    recipe: RecipeName = "reference"
-    """Set of defaults for the other flags; --help shows them, after --recipe fast those of fast."""
-    penalty: float = -1.0
-    """Reward of a wrong prediction."""
-    alpha: float = 0.8
-    """Keep probabilities are bounded to [1 - alpha, alpha] before sampling."""
+    RECIPES: ClassVar[dict[str, Recipe]] = {"reference": {}}
+    """The flags of each recipe of the command, by its name."""
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "model", "data_dir", "load", "pretrained", "cv_dir", "recipe", "target_flops", "max_epochs", "batch_size",
+        "lr", "resume",
+    )  # fmt: skip
+    GROUPS: ClassVar[Groups] = {
+        "policy learning": ("estimator", "samples", "reward", "penalty", "alpha"),
+        "budget": ("anneal", "price_rate"),
+    }
+
+    recipe: str = "reference"
+    """Set of defaults for the other flags. --help shows the defaults of the recipe that stands beside it."""
+    penalty: Annotated[float, Range()] = -1.0
+    """Reward of a wrong prediction. It sets the trade-off of accuracy and blocks."""
+    alpha: Annotated[float, Range(above=0.5, most=1)] = 0.8
+    """Bound of the keep probabilities: they are limited to [1 - alpha, alpha] before policies are sampled."""
     estimator: str = "self_critical"
     """How rewards become a gradient."""
-    samples: int = 2
-    """Policies drawn for each image, of leave_one_out, antithetic (even) and value_baseline; of block_credit
-    decisions tried both ways."""
+    samples: Count = 2
+    """Number of policies drawn for each image by leave_one_out, antithetic (an even number) and value_baseline;
+    number of decisions that block_credit tries both ways."""
     reward: RewardName = "blockdrop"
-    """blockdrop, flops (weighs blocks by their FLOPs) or log_likelihood (how wrong); see agents/rewards.py."""
-    target_flops: float | None = None
-    """Mean cost to aim for, a fraction of the full network's FLOPs, policy network included; a price on
-    computation adapts to it, in place of the reward's own trade-off."""
-    anneal: float = 0.0
-    """Share of the run over which that target comes down from the full network's FLOPs."""
-    price_rate: float = 0.002
-    """How fast the price follows: its rise for each batch, were all of the full network's FLOPs too much."""
+    """Reward of a policy: blockdrop (right or wrong, and the share of blocks), flops (weighs each block by its
+    FLOPs) or log_likelihood (how wrong, not just whether)."""
+    target_flops: Share | None = None
+    """Mean cost to train for, as a fraction of the full network's FLOPs, policy network included. A price on
+    computation adapts until it is met, in place of the reward's own trade-off. Default: no target."""
+    anneal: Annotated[float, Range(least=0, below=1)] = 0.0
+    """Share of the run in which --target_flops comes down from the full network's FLOPs."""
+    price_rate: Annotated[float, Range(above=0, most=1)] = 0.002
+    """Speed of the price on computation: its rise in each batch if all of the full network's FLOPs were too
+    much."""
+
+    def __new__(cls, **given: Any) -> Self:
+        """Notes which flags are given, as the others are the recipe's."""
+        config = super().__new__(cls)
+        if given:
+            vars(config)["given"] = given.keys()
+        return config
+
+    def __post_init__(self) -> None:
+        given = vars(self).pop("given", ())
+        for flag, value in self.recipe_flags(self.recipe).items():
+            if flag not in given:
+                setattr(self, flag, value)
 
     @classmethod
-    def of_recipe(cls, recipe: RecipeName, **flags: Any) -> Self:
-        """A recipe's flags, and others: from Python the way to a recipe, as the field alone sets no other."""
-        return cls(recipe=recipe, **{**cls.RECIPES[recipe], **flags})
+    def recipe_flags(cls, recipe: str) -> Recipe:
+        """The flags that a recipe sets; raises `UserError` if the command has no such recipe."""
+        require(
+            recipe in cls.RECIPES,
+            f"--recipe {recipe}: no recipe of this command; choose {' or '.join(cls.RECIPES)}",
+        )
+        return cls.RECIPES[recipe]
+
+    @classmethod
+    def of_recipe(cls, recipe: str, **flags: Any) -> Self:
+        """A recipe's flags, and others, which win."""
+        return cls(recipe=recipe, **flags)
 
     def check(self) -> None:
         super().check()
-        recipe = self.RECIPES[self.recipe]
-        require(
-            not recipe or any(getattr(self, flag) != getattr(type(self), flag) for flag in recipe),
-            f"recipe={self.recipe!r} has set none of its flags; from Python write "
-            f"{type(self).__name__}.of_recipe({self.recipe!r}, ...)",
-        )
-        spec = parse_model_name(self.network)
-        require(spec.droppable, f"{self.network}: {spec.architecture} has no blocks that a policy could drop")
-        require(math.isfinite(self.penalty), f"--penalty {self.penalty}: must be a finite number")
-        require(0.5 < self.alpha <= 1, f"--alpha {self.alpha}: must be above 0.5 and at most 1")
-        require(self.samples >= 1, f"--samples {self.samples}: must be at least 1")
-        require(
-            self.target_flops is None or 0 < self.target_flops <= 2,
-            f"--target_flops {self.target_flops}: must be above 0 and at most 2, a fraction of the full network's",
-        )
-        require(0 < self.price_rate <= 1, f"--price_rate {self.price_rate}: must be above 0 and at most 1")
-        require(0 <= self.anneal < 1, f"--anneal {self.anneal}: must be at least 0 and below 1")
+        if self.model is not None or self.arch is not None:
+            spec = parse_name(self.network)
+            require(spec.droppable, f"{self.network}: {spec.architecture} has no blocks that a policy could drop")
         for flag in ("anneal", "price_rate"):
             self.check_meaning(flag, self.target_flops is not None, "--target_flops")
         sampling = ("leave_one_out", "antithetic", "value_baseline", "block_credit")
@@ -242,7 +294,7 @@ class PolicyTrainingConfig(TrainingConfig):
 
     def check_meaning(self, flag: str, has_meaning: bool, needed: str) -> None:
         """Raises `UserError` if a flag was given that does nothing without another, and isn't off."""
-        usual = self.RECIPES[self.recipe].get(flag, getattr(type(self), flag))
+        usual = self.recipe_flags(self.recipe).get(flag, getattr(type(self), flag))
         value = getattr(self, flag)
         require(
             has_meaning or not value or value == usual,
@@ -263,6 +315,8 @@ class PolicyTrainingConfig(TrainingConfig):
 
 def check_estimator(name: str, samples: int) -> None:
     """Raises `UserError` for a number of samples that the estimator can't work with."""
+    from agents.estimators import make_estimator  # torch, which flags do without
+
     try:
         make_estimator(name, samples)
     except ValueError as error:

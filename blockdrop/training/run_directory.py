@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from blockdrop.errors import NumericalError, UserError, require
-from blockdrop.models.checkpoints import project_version
 from blockdrop.output import check_folder, open_own, sync, write_whole
-from blockdrop.training.processes import ALONE, Processes
+from blockdrop.processes import ALONE, Processes
 from blockdrop.training.state import EVENTS, STATE_FILE, TrainingState, read_state
+from blockdrop.version import project_version
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,17 +12,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from blockdrop.errors import Interrupted, UserError
-from blockdrop.models.checkpoint_files import read_torch_file
+from blockdrop.models.checkpoints.torch_files import read_torch_file
 from blockdrop.output import write_whole
-from blockdrop.training.processes import ALONE, Processes
-
-if TYPE_CHECKING:
-    from blockdrop.training.run_directory import RunDirectory
+from blockdrop.processes import ALONE, Processes
 
 Batch = TypeVar("Batch")
 FORMAT = "blockdrop training state"
@@ -36,6 +33,15 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: Any, /) -> Any: ...
+
+
+class Logs(Protocol):
+    """What a run logs into, whose state is saved beside it: a `RunDirectory`."""
+
+    path: Path
+
+    def sync(self) -> dict[str, int]:
+        """Returns when the disk holds all that was logged; what the log files' sizes are then."""
 
 
 class TrainingState:
@@ -53,7 +59,7 @@ class TrainingState:
     comes, after the batch at hand. A command may run several such loops, one after the other: stages.
 
     Args:
-        run: whose logs belong to the state; see `RunDirectory.sync`.
+        run: whose logs belong to the state, and whose folder holds it.
         save_minutes: minutes between two savings within an epoch.
         saved: what `read_state` found, to go on from there.
         accumulate: batches that make one step; between two of a step nothing is saved.
@@ -62,7 +68,7 @@ class TrainingState:
 
     def __init__(
         self,
-        run: RunDirectory,
+        run: Logs,
         save_minutes: float = math.inf,
         saved: dict[str, Any] | None = None,
         accumulate: int = 1,

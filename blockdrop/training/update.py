@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from blockdrop.processes import ALONE, Processes
 from blockdrop.training.config import TrainingConfig
-from blockdrop.training.processes import ALONE, Processes
 from blockdrop.training.run_directory import RunDirectory
 
 

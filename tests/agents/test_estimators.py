@@ -11,11 +11,7 @@ import torch
 from torch import Tensor
 
 from agents.estimators import (
-    ESTIMATORS,
-    PATHWISE,
     Estimator,
-    EstimatorName,
-    PathwiseName,
     block_credit_loss,
     draw_antithetic,
     draw_gates,
@@ -26,6 +22,7 @@ from agents.estimators import (
     self_critical_loss,
     value_baseline_loss,
 )
+from agents.names import ESTIMATORS, PATHWISE, EstimatorName, PathwiseName
 
 LOGITS = torch.tensor([0.3, -1.2, 2.0, -0.4], dtype=torch.float64)
 REWARDS = {

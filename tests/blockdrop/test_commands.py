@@ -24,7 +24,7 @@ from blockdrop import (
     save_checkpoint,
 )
 from blockdrop.data import NORMALISATIONS
-from blockdrop.models.checkpoints import read_checkpoint
+from blockdrop.models.checkpoints.dialects import read_checkpoint
 from tests.conftest import write_image_tree
 
 Command = Callable[..., tuple[int, str, str]]

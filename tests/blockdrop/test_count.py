@@ -12,7 +12,8 @@ import torch
 from blockdrop import build, count, flops_per_image, save_checkpoint
 from blockdrop.data import NORMALISATIONS
 from blockdrop.flops import count_flops
-from blockdrop.models.zoo import Variant, build_static
+from blockdrop.models.specs import Variant
+from blockdrop.models.zoo import build_static
 
 Command = Callable[..., tuple[int, str, str]]
 SHIFT = ("--arch", "shiftresnet20", "--expansion", 3)
@@ -103,7 +104,7 @@ def test_json_holds_what_is_printed(tmp_path: Path, command: Command) -> None:
     assert sum(layer["macs"] for layer in layers) == 16_433_792, "the layers' own counts are the true ones"
 
 
-def write_static(path: Path, model: str, variant: Variant = Variant()) -> Path:  # noqa: B008
+def write_static(path: Path, model: str, variant: Variant = Variant()) -> Path:
     net = build_static(model, num_classes=3, **variant.numbers())
     save_checkpoint(path, model=model, variant=variant, resnet=net, normalisation=NORMALISATIONS["none"])
     return path

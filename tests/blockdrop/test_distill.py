@@ -16,7 +16,7 @@ from blockdrop.data import NORMALISATIONS
 from blockdrop.distill import DistillConfig
 from blockdrop.distillation.hinton import HintonLoss
 from blockdrop.errors import UserError
-from blockdrop.models.checkpoints import read_checkpoint
+from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.plain import DiracConv2d
 from blockdrop.models.zoo import build_static
 from tests.conftest import write_image_tree

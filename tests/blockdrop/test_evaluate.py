@@ -13,8 +13,9 @@ from blockdrop.data import NORMALISATIONS, DataSource
 from blockdrop.flops import count_flops
 from blockdrop.inference.operating_point import KEEP_ALL, held_out_halves
 from blockdrop.measure import evaluate_images
-from blockdrop.models.checkpoints import load_checkpoint, read_checkpoint
-from blockdrop.models.zoo import Variant
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.checkpoints.filling import load_checkpoint
+from blockdrop.models.specs import Variant
 from tests.conftest import randomise_statistics, write_image_tree
 
 Command = Callable[..., tuple[int, str, str]]

@@ -13,7 +13,8 @@ from blockdrop import export, save_checkpoint
 from blockdrop.data import NORMALISATIONS
 from blockdrop.errors import UserError
 from blockdrop.export import ExportConfig
-from blockdrop.models.checkpoints import load_network, read_checkpoint
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.checkpoints.filling import load_network
 from blockdrop.models.zoo import build, build_static
 from tests.conftest import randomise_statistics
 

@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from blockdrop.training.setup import open_setup
 
-from agents.estimators import ESTIMATORS, PATHWISE
+from agents.names import ESTIMATORS, PATHWISE
 from blockdrop import build, cl_train, evaluate, finetune, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource
 from blockdrop.errors import UserError
 from blockdrop.finetune import FinetuneConfig, count_executions, learn_pathwise
 from blockdrop.flops import count_flops
 from blockdrop.measure import evaluate_images
-from blockdrop.models.checkpoints import read_checkpoint
+from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.policies import OperatingPoint
-from blockdrop.training.setup import open_setup
 from blockdrop.training.update import Update
 
 Command = Callable[..., tuple[int, str, str]]

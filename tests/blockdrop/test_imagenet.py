@@ -18,8 +18,10 @@ from PIL import Image
 
 from blockdrop import cl_train, count, distill, evaluate, export, finetune, pretrain
 from blockdrop.errors import UserError
-from blockdrop.models.checkpoints import network_from, read_checkpoint
-from blockdrop.models.zoo import Variant, build_backbone, parse_model_name
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.checkpoints.filling import network_from
+from blockdrop.models.specs import Variant, parse_model_name
+from blockdrop.models.zoo import build_backbone
 from blockdrop.training.update import Update
 from experiments.mutants import as_torchvision
 

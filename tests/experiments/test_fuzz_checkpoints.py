@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from blockdrop.errors import UserError
-from blockdrop.models.checkpoint_files import read_torch_file
+from blockdrop.models.checkpoints.torch_files import read_torch_file
 from experiments import fuzz_checkpoints
 from experiments.fuzz_checkpoints import Result, Task, attempt, measure
 from experiments.mutants import DIALECTS, TRACE, file_name, make_mutant, samples

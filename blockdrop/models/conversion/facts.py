@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from blockdrop.data.sets import INTERPOLATIONS, NORMALISATIONS, Normalisation, Preprocessing
 from blockdrop.errors import UserError
 from blockdrop.flops import run_for_nothing
 
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """From a picture to a network's input: resize its shorter side, crop the centre, normalise the channels."""
-
-    image_size: int
-    """Side of the square that is cropped, in pixels."""
-    resize: int
-    """What the shorter side is resized to, in pixels."""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    """Of the three channels, of pixels from 0 to 1."""
-    interpolation: str
-    """Of resizing: "bilinear", "bicubic", …"""
-
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET = NORMALISATIONS["imagenet"]
 
 
 def class_name(model: object) -> str:
@@ -52,15 +36,15 @@ def preprocessing_of(model: nn.Module) -> Preprocessing | None:
             raise UserError(
                 f"{type(model).__name__}: takes images of {height}×{width} pixels; they must be square"
             )
+        interpolation = str(config.get("interpolation") or "bilinear")
         return Preprocessing(
             int(width),
+            Normalisation(tuple(config.get("mean", IMAGENET.mean)), tuple(config.get("std", IMAGENET.std))),
             math.floor(width / (config.get("crop_pct") or 1)),
-            tuple(config.get("mean", IMAGENET_MEAN)),
-            tuple(config.get("std", IMAGENET_STD)),
-            str(config.get("interpolation") or "bilinear"),
+            interpolation if interpolation in INTERPOLATIONS else "bilinear",
         )
     if any(cls.__module__.startswith("torchvision.models.") for cls in type(model).__mro__):
-        return Preprocessing(224, 256, IMAGENET_MEAN, IMAGENET_STD, "bilinear")
+        return Preprocessing(224, IMAGENET, 256)
     return None
 
 

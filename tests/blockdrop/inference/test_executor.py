@@ -16,11 +16,11 @@ from blockdrop.errors import UserError
 from blockdrop.inference import openvino_engine
 from blockdrop.inference.executor import ROWS_AT_ONCE
 from blockdrop.models.backbone import Backbone
-from blockdrop.models.deciders import build_policy_network
+from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.resnet import make_resnet as resnet_of
 from blockdrop.models.shift import ShiftBranch
-from blockdrop.models.zoo import Variant
+from blockdrop.models.specs import Variant
 from tests.conftest import randomise_statistics
 
 needs_openvino = pytest.mark.skipif(not openvino_engine.is_installed(), reason="openvino is not installed")

@@ -16,10 +16,11 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 import blockdrop
 from blockdrop import from_torchvision
 from blockdrop.errors import UserError
-from blockdrop.models.backbone import SHORTCUTS, Backbone, Branch, DiracConv2d, conv2d
+from blockdrop.models.backbone import Backbone, Branch, DiracConv2d, conv2d
 from blockdrop.models.plain import PlainNet, fold_dirac, remove_shortcuts, use_dirac
 from blockdrop.models.resnet import DroppableResNet, make_resnet
 from blockdrop.models.zoo import build_static
+from blockdrop.names import SHORTCUTS
 from tests.conftest import randomise_statistics
 
 

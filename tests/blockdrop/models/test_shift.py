@@ -12,7 +12,8 @@ from torch import Tensor
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.shift import Shift, ShiftBranch
-from blockdrop.models.zoo import Variant, build_static
+from blockdrop.models.specs import Variant
+from blockdrop.models.zoo import build_static
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 

@@ -8,14 +8,8 @@ import torch
 from blockdrop.errors import UserError
 from blockdrop.models.plain import PlainNet
 from blockdrop.models.resnet import DroppableResNet
-from blockdrop.models.zoo import (
-    CIFAR_DEPTHS,
-    IMAGENET_LAYERS,
-    Variant,
-    build,
-    build_static,
-    parse_model_name,
-)
+from blockdrop.models.specs import CIFAR_DEPTHS
+from blockdrop.models.zoo import build, build_static
 
 
 @pytest.mark.parametrize(
@@ -54,19 +48,6 @@ def test_cifar_depth_counts_its_convolutions(depth: int) -> None:
     resnet, policy_network = build(f"R{depth}_C10")
     assert 2 * resnet.num_blocks + 2 == depth
     assert policy_network.num_blocks == resnet.num_blocks
-
-
-@pytest.mark.parametrize("depth", IMAGENET_LAYERS)
-def test_imagenet_depth_counts_its_convolutions(depth: int) -> None:
-    spec = parse_model_name(f"R{depth}_C100")
-    assert sum(spec.layers) * (3 if spec.bottleneck else 2) + 2 == depth
-
-
-def test_image_size_follows_data_set_and_depth() -> None:
-    assert parse_model_name("R18_C10").image_size == 32
-    assert parse_model_name("R18_ImgNet").image_size == 224
-    assert parse_model_name("R18_Folder").image_size == 224
-    assert parse_model_name("R20_Folder").image_size == 32
 
 
 @pytest.mark.parametrize(
@@ -153,15 +134,3 @@ def test_nets_with_shortcuts_come_with_a_policy_network(name: str) -> None:
     assert isinstance(net, DroppableResNet)
     assert policy_network.num_blocks == net.num_blocks == 6
     assert net.shortcut == "projection"
-
-
-def test_architecture_is_the_name_without_the_data_set() -> None:
-    assert parse_model_name("dsplain18_ImgNet").architecture == "dsplain18"
-    assert parse_model_name("R110_C10").architecture == "R110"
-
-
-def test_a_variant_records_what_is_not_as_usual() -> None:
-    assert Variant().numbers() == {}
-    assert Variant(expansion=2.5).numbers() == {"expansion": 2.5}
-    assert Variant(None, 2.8, "net").numbers() == {"reduction": 2.8, "reduction_mode": "net"}
-    assert str(Variant(None, 2.8, "net")) == "reduction 2.8, by net"

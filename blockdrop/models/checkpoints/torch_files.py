@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from blockdrop.errors import CheckpointError
-from blockdrop.models.tensor_pickle import LARGEST_PICKLE, one_line, read_pickle
+from blockdrop.models.checkpoints.tensor_pickle import LARGEST_PICKLE, one_line, read_pickle
 
 LARGEST_FILE = 16 * 2**30
 """Bytes; a ResNet-152 with the state of its optimiser has a twentieth of that."""

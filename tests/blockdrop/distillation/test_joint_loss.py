@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from blockdrop.distillation.jointrd import (
+from blockdrop.distillation.joint_loss import (
     JointRD,
     features,
     margin_relu_distance,
     relu_margins,
     side_weight,
 )
-from blockdrop.distillation.stagewise import stage_map
+from blockdrop.distillation.stages import stage_map
 from blockdrop.errors import UserError
 from blockdrop.models.backbone import Backbone
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from blockdrop.errors import CheckpointError
-from blockdrop.models import checkpoint_files, tensor_pickle
-from blockdrop.models.checkpoint_files import PRE_16_START, read_torch_file
+from blockdrop.models.checkpoints import tensor_pickle, torch_files
+from blockdrop.models.checkpoints.torch_files import PRE_16_START, read_torch_file
 
 SERIALISATIONS = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pre-1.6"])
 HUGE = 10**12
@@ -325,7 +325,7 @@ def test_a_pickle_may_not_go_on_without_end(tmp_path: Path, monkeypatch: pytest.
     assert read_torch_file(write_pickle(tmp_path / "c.t7", b"(" * 996 + b"N")) is None
     with pytest.raises(CheckpointError, match="names more values than a checkpoint has"):
         read_torch_file(write_pickle(tmp_path / "c.t7", b"(" * 998 + b"N"))
-    monkeypatch.setattr(checkpoint_files, "LARGEST_PICKLE", 1000)
+    monkeypatch.setattr(torch_files, "LARGEST_PICKLE", 1000)
     with pytest.raises(CheckpointError, match="an index of 1001 bytes"):
         read_torch_file(write_pickle(tmp_path / "c.t7", b"N" * 998))
 

@@ -1,11 +1,9 @@
 """Every dialect written here and read back; every damaged or hostile file refused."""
 
 import hashlib
-import http.client
 import math
 import pickle
 import tarfile
-import urllib.error
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,18 +17,15 @@ from torch import Tensor
 
 from blockdrop import build, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource, Images
-from blockdrop.errors import CheckpointError, NumericalError
+from blockdrop.errors import CheckpointError
 from blockdrop.measure import evaluate_images
-from blockdrop.models import checkpoints
-from blockdrop.models.checkpoints import (
-    load_policy_trunk,
-    network_from,
-    project_version,
-    read_checkpoint,
-    torchvision_checkpoint,
-)
+from blockdrop.models.checkpoints import filling
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.checkpoints.filling import load_policy_trunk, network_from
 from blockdrop.models.resnet import DroppableResNet
-from blockdrop.models.zoo import Variant, build_static, parse_model_name
+from blockdrop.models.specs import Variant, parse_model_name
+from blockdrop.models.zoo import build_static
+from blockdrop.version import project_version
 from experiments.mutants import as_torchvision
 from tests.conftest import SHARED
 
@@ -157,72 +152,6 @@ def test_our_dialect_comes_back_whole(tmp_path: Path) -> None:
     assert meta.metrics == {"accuracy": 0.5, "reward": 0.1}
     assert meta.config["lr"] == 0.1
     assert meta.version == project_version()
-
-
-def save_with_point(path: Path, point: Any) -> None:
-    resnet, policy_network = build("R8_C10")
-    save_checkpoint(
-        path,
-        model="R8_C10",
-        resnet=resnet,
-        policy_network=policy_network,
-        normalisation=NORMALISATIONS["none"],
-        operating_point=point,
-    )
-
-
-POINT = {"threshold": 0.25, "budget": 0.5, "flops_fraction": 0.49, "held_out_images": 6}
-
-
-def test_an_operating_point_comes_back(tmp_path: Path) -> None:
-    curve = [{"threshold": 0.5, "accuracy": 0.0}, {"threshold": 0.75, "accuracy": 1.0}]
-    save_with_point(tmp_path / "c.t7", POINT | {"curve": curve})
-    assert read_checkpoint(tmp_path / "c.t7").operating_point == POINT | {"curve": curve}
-    by_hand = {"threshold": 0.25, "budget": None, "flops_fraction": None, "held_out_images": None}
-    save_with_point(tmp_path / "c.t7", {"threshold": 0.25})
-    assert read_checkpoint(tmp_path / "c.t7").operating_point == by_hand | {"curve": []}
-    save_with_point(tmp_path / "c.t7", None)
-    assert read_checkpoint(tmp_path / "c.t7").operating_point is None
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        ({"threshold": 0.0}, "isn't between 0 and 1"),
-        ({"threshold": 1.0}, "isn't between 0 and 1"),
-        ({"threshold": math.nan}, "threshold is no finite number"),
-        ({"threshold": None}, "threshold is no finite number"),
-        ({"threshold": "0.5"}, "threshold is no finite number"),
-        ({"threshold": True}, "threshold is no finite number"),
-        ({"threshold": torch.tensor(0.5)}, "threshold is no finite number"),
-        ({"budget": math.inf}, "budget is no finite number"),
-        ({"budget": 10**400}, "budget is no finite number"),
-        ({"budget": 0}, "aren't all positive"),
-        ({"held_out_images": -1}, "aren't all positive"),
-        ({"note": "hello"}, "note is no finite number"),
-        ({"curve": {}}, "no dict with a list as its curve"),
-        ({"curve": [0.5]}, "curve holds a float"),
-        ({"curve": [{"accuracy": 0.5}]}, "isn't between 0 and 1"),
-        ({"curve": [{"threshold": 0.5, "accuracy": None}]}, "accuracy is no finite number"),
-    ],
-    ids=str,
-)
-def test_a_damaged_operating_point_is_neither_read_nor_written(
-    tmp_path: Path, damage: dict[str, Any], message: str
-) -> None:
-    save_with_point(tmp_path / "c.t7", POINT)
-    content = torch.load(tmp_path / "c.t7", weights_only=True)
-    torch.save(content | {"operating_point": POINT | damage}, tmp_path / "damaged.t7")
-    with pytest.raises(CheckpointError, match=rf"damaged\.t7: .* damaged header .*{message}"):
-        read_checkpoint(tmp_path / "damaged.t7")
-    with pytest.raises(ValueError, match=message):
-        save_with_point(tmp_path / "new.t7", POINT | damage)
-    assert not (tmp_path / "new.t7").exists()
-
-
-def test_an_operating_point_in_a_foreign_file_means_nothing(tmp_path: Path) -> None:
-    torch.save({"resnet": build("R8_C10")[0].state_dict(), "operating_point": POINT}, tmp_path / "c.t7")
-    assert read_checkpoint(tmp_path / "c.t7").operating_point is None
 
 
 def test_a_run_directory_stands_for_its_newest_checkpoint(tmp_path: Path) -> None:
@@ -369,16 +298,6 @@ def test_a_policy_network_with_pooled_input_is_not_taken_for_another(tmp_path: P
         load_checkpoint(tmp_path / "c.t7", policy_network=build("R8_C10")[1])
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
-    resnet, _ = build("R8_C10")
-    resnet.blocks[1][0].bn1.running_var[0] = float("inf")
-    with pytest.raises(NumericalError, match=r"blocks\.1\.0\.bn1\.running_var is no longer finite after epoch 4"):
-        save_checkpoint(
-            tmp_path / "c.t7", model="R8_C10", resnet=resnet, normalisation=NORMALISATIONS["none"], epoch=4
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_another_depth_is_named_and_nothing_is_loaded(tmp_path: Path) -> None:
     resnet, policy_network = build("R32_C10")
     torch.save({"agent": policy_network.state_dict(), "resnet": resnet.state_dict()}, tmp_path / "c.t7")
@@ -401,7 +320,7 @@ def test_other_classes_and_other_shortcuts_are_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "c.t7", resnet=build("R8_C100", shortcut="pad_stride")[0])
 
 
-def save_static(path: Path, model: str, shortcut: Any = None, variant: Variant = Variant()) -> State:  # noqa: B008
+def save_static(path: Path, model: str, shortcut: Any = None, variant: Variant = Variant()) -> State:
     """Saves a net of the zoo with fresh weights; returns them."""
     net = build_static(model, shortcut=shortcut, **variant.numbers())
     save_checkpoint(path, model=model, variant=variant, resnet=net, normalisation=NORMALISATIONS["none"])
@@ -589,13 +508,13 @@ def test_a_network_that_the_file_doesnt_hold_is_not_built(tmp_path: Path, monkey
     state = build("R8_C10")[0].state_dict()
     heads = {"fc.weight": torch.ones(1_000_000, 1), "fc.bias": torch.ones(1_000_000)}
     torch.save(state | heads, tmp_path / "c.pth")
-    built, build_backbone = [], checkpoints.build_backbone
+    built, build_backbone = [], filling.build_backbone
 
     def build_and_note(*how: Any) -> Any:
         built.append(build_backbone(*how))
         return built[-1]
 
-    monkeypatch.setattr(checkpoints, "build_backbone", build_and_note)
+    monkeypatch.setattr(filling, "build_backbone", build_and_note)
     with pytest.raises(CheckpointError, match=r"fc\.weight has shape \(1000000, 1\)"):
         network_from(read_checkpoint(tmp_path / "c.pth"), parse_model_name("R8_C10"))
     assert {parameter.device.type for network in built for parameter in network.parameters()} == {"meta"}
@@ -614,64 +533,6 @@ def test_what_only_looks_like_a_checkpoint_is_not_a_runs_newest(tmp_path: Path) 
     (tmp_path / "ckpt_E_2_A_0.100.t7").symlink_to(tmp_path / "gone")
     (tmp_path / "ckpt_E_3_A_0.100.t7").mkdir()
     assert Path(read_checkpoint(tmp_path).path).name == "ckpt_E_1_A_0.100.t7"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Torch's hub folder, empty; there is no network."""
-
-    def fail(*_args: Any, **_options: Any) -> None:
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    return tmp_path / "hub"
-
-
-def test_torchvisions_weights_that_cannot_be_fetched_are_named_with_the_mend(hub: Path) -> None:
-    with pytest.raises(
-        CheckpointError,
-        match=r"https://download\.pytorch\.org/models/resnet18-f37072fd\.pth can't be fetched "
-        r"to .*checkpoints \(.*no route to host.*\); fetch it by other means and name the file",
-    ):
-        torchvision_checkpoint(parse_model_name("R18_ImgNet"))
-    assert [path for path in hub.rglob("*") if path.is_file()] == []
-
-
-@pytest.mark.parametrize("error", [TimeoutError(), RuntimeError(""), http.client.BadStatusLine("x")])
-def test_every_way_to_fail_to_fetch_is_one_line(
-    hub: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def fail(*_args: Any, **_options: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(CheckpointError, match="can't be fetched"):
-        torchvision_checkpoint(parse_model_name("R18_ImgNet"))
-
-
-def test_a_hub_folder_that_cannot_be_made_is_named(hub: Path) -> None:
-    hub.write_text("a file")
-    with pytest.raises(CheckpointError, match=f"can't be fetched to {hub}/checkpoints"):
-        torchvision_checkpoint(parse_model_name("R18_ImgNet"))
-
-
-def test_torchvisions_weights_are_fetched_once_and_checked_each_time(hub: Path) -> None:
-    (hub / "checkpoints").mkdir(parents=True)
-    torch.save(build_static("resnet18_ImgNet").state_dict(), hub / "checkpoints" / "resnet18-f37072fd.pth")
-    with pytest.raises(CheckpointError, match="doesn't have the hash that its name promises"):
-        torchvision_checkpoint(parse_model_name("resnet18_ImgNet"))
-
-
-@pytest.mark.parametrize(
-    "model",
-    ["R20_C10", "resnet110_C100", "plain18_ImgNet", "dsplain50_ImgNet", "exactplain18_C10", "shiftresnet20_C10"],
-)
-def test_torchvision_has_no_weights_for_other_networks(hub: Path, model: str) -> None:
-    architecture = model.partition("_")[0]
-    message = f"torchvision has no weights for {architecture}; it has ResNets of depth 18, 34, 50, 101, 152"
-    with pytest.raises(CheckpointError, match=message):
-        torchvision_checkpoint(parse_model_name(model))
 
 
 @pytest.fixture(scope="module")
@@ -702,26 +563,3 @@ def test_published_weights_score_what_they_should(photos: Images, file: str, nam
     assert checkpoint.normalisation is not None
     outcomes = evaluate_images(resnet, None, photos, checkpoint.normalisation)
     assert abs(outcomes.accuracy - accuracy) <= 0.0005
-
-
-@pytest.mark.parametrize(
-    ("model", "built", "options"),
-    [
-        ("R8_C10", "R14_C10", {}),
-        ("R8_C10", "plain8_C10", {}),
-        ("plain8_C10", "dsplain8_C10", {}),
-        ("shiftresnet8_C10", "shiftresnet8_C10", {"expansion": 3.0}),
-        ("resnet8_C10", "resnet8_C10", {"reduction": 2.0, "reduction_mode": "net"}),
-    ],
-)
-def test_a_name_that_describes_another_network_is_not_saved(
-    tmp_path: Path, model: str, built: str, options: dict[str, Any]
-) -> None:
-    with pytest.raises(ValueError, match=f"model {model} .*: describes another network"):
-        save_checkpoint(
-            tmp_path / "c.t7",
-            model=model,
-            resnet=build_static(built, **options),
-            normalisation=NORMALISATIONS["none"],
-        )
-    assert not list(tmp_path.iterdir())

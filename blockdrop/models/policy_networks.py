@@ -7,7 +7,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Literal, Self, get_args
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,8 @@ from blockdrop.errors import UserError
 from blockdrop.models.backbone import Backbone, Branch, Network, NoShortcut, conv2d, initialise
 from blockdrop.models.parts import DroppableParts
 from blockdrop.models.resnet import make_resnet
+from blockdrop.names import POLICY_NETS
 
-PolicyNet = Literal["reference", "pooled", "pooled4", "stem", "constant"]
-"""reference: a ResNet-8 (224 px: the image pooled by 2, a [1, 1, 1, 1] ResNet). pooled, pooled4: the same on an
-image pooled by 2, 4 more. stem: two convolutions on the pooled output of the backbone's stem. constant: the same
-keep probabilities for every image."""
-POLICY_NETS: tuple[PolicyNet, ...] = get_args(PolicyNet)
 INPUT_POOLS: dict[str, int] = {"reference": 1, "pooled": 2, "pooled4": 4}
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blockdrop.data import NORMALISATIONS, MemoryImages
-from blockdrop.distillation.stagewise import (
+from blockdrop.distillation.stages import (
     Hybrid,
     check_same_stages,
     stage_map,

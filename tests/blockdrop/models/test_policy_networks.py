@@ -20,15 +20,16 @@ from blockdrop.errors import CheckpointError, UserError
 from blockdrop.export import Networks, write_safetensors
 from blockdrop.flops import count_flops
 from blockdrop.inference import openvino_engine
-from blockdrop.models.checkpoints import load_policy_trunk, read_checkpoint
-from blockdrop.models.deciders import (
-    POLICY_NETS,
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.checkpoints.filling import load_policy_trunk
+from blockdrop.models.policy_networks import (
     Standardise,
     StemFeatures,
     build_policy_network,
     folded_policy_network,
     name_of,
 )
+from blockdrop.names import POLICY_NETS
 from tests.conftest import randomise_statistics
 
 Pair = tuple[DroppableResNet, PolicyNetwork]

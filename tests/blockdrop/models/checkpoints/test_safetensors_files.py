@@ -16,10 +16,12 @@ from blockdrop import count, save_checkpoint
 from blockdrop.data import NORMALISATIONS
 from blockdrop.errors import CheckpointError, UserError
 from blockdrop.export import ExportConfig, open_networks, write_safetensors
-from blockdrop.models import safetensors_files
-from blockdrop.models.checkpoints import load_checkpoint, network_from, read_checkpoint
-from blockdrop.models.safetensors_files import write_safetensors_file
-from blockdrop.models.zoo import build, parse_model_name
+from blockdrop.models.checkpoints import safetensors_files
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
+from blockdrop.models.checkpoints.safetensors_files import write_safetensors_file
+from blockdrop.models.specs import parse_model_name
+from blockdrop.models.zoo import build
 from experiments.mutants import as_torchvision
 
 pytest.importorskip("safetensors")

@@ -1,0 +1,30 @@
+"""What model names say."""
+
+import pytest
+
+from blockdrop.models.specs import IMAGENET_LAYERS, Variant, parse_model_name
+
+
+@pytest.mark.parametrize("depth", IMAGENET_LAYERS)
+def test_imagenet_depth_counts_its_convolutions(depth: int) -> None:
+    spec = parse_model_name(f"R{depth}_C100")
+    assert sum(spec.layers) * (3 if spec.bottleneck else 2) + 2 == depth
+
+
+def test_image_size_follows_data_set_and_depth() -> None:
+    assert parse_model_name("R18_C10").image_size == 32
+    assert parse_model_name("R18_ImgNet").image_size == 224
+    assert parse_model_name("R18_Folder").image_size == 224
+    assert parse_model_name("R20_Folder").image_size == 32
+
+
+def test_architecture_is_the_name_without_the_data_set() -> None:
+    assert parse_model_name("dsplain18_ImgNet").architecture == "dsplain18"
+    assert parse_model_name("R110_C10").architecture == "R110"
+
+
+def test_a_variant_records_what_is_not_as_usual() -> None:
+    assert Variant().numbers() == {}
+    assert Variant(expansion=2.5).numbers() == {"expansion": 2.5}
+    assert Variant(None, 2.8, "net").numbers() == {"reduction": 2.8, "reduction_mode": "net"}
+    assert str(Variant(None, 2.8, "net")) == "reduction 2.8, by net"
