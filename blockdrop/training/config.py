@@ -223,7 +223,7 @@ class PolicyTrainingConfig(TrainingConfig):
     }
 
     recipe: str = "reference"
-    """Set of defaults for the other flags. --help shows the defaults of the recipe that stands beside it."""
+    """Set of defaults for the other flags. Together with --help it shows them."""
     penalty: Annotated[float, Range()] = -1.0
     """Reward of a wrong prediction. It sets the trade-off of accuracy and blocks."""
     alpha: Annotated[float, Range(above=0.5, most=1)] = 0.8
