@@ -23,10 +23,10 @@ from blockdrop.data import derived_seed
 from blockdrop.errors import require
 from blockdrop.flops import count_flops
 from blockdrop.measure import executor
+from blockdrop.ranges import CheckpointName, Count, NotNegative, Positive
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import Groups, PolicyTrainingConfig, Recipe, check_estimator
 from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
-from blockdrop.training.ranges import CheckpointName, Count, NotNegative, Positive
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup, open_training
 from blockdrop.training.update import Update

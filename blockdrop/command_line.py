@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import tyro
 
 from blockdrop.errors import UserError
-from blockdrop.training.ranges import Range, declared_rules
+from blockdrop.ranges import Range, declared_rules
 
 Config = TypeVar("Config")
 METAVARS = {str: "STR", int: "INT", float: "FLOAT"}

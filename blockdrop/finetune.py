@@ -35,12 +35,7 @@ from blockdrop.flops import count_flops
 from blockdrop.measure import executor
 from blockdrop.models.resnet import DroppableResNet, block_executions
 from blockdrop.names import Execution
-from blockdrop.training.batchnorm import StaticDecider, recalibrate, rows_kept_whole
-from blockdrop.training.compute import Compute
-from blockdrop.training.config import Groups, PolicyTrainingConfig, Recipe, check_estimator
-from blockdrop.training.policies import OperatingPoint
-from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
-from blockdrop.training.ranges import (
+from blockdrop.ranges import (
     CheckpointName,
     Count,
     CountOrNone,
@@ -49,6 +44,11 @@ from blockdrop.training.ranges import (
     Probability,
     Range,
 )
+from blockdrop.training.batchnorm import StaticDecider, recalibrate, rows_kept_whole
+from blockdrop.training.compute import Compute
+from blockdrop.training.config import Groups, PolicyTrainingConfig, Recipe, check_estimator
+from blockdrop.training.policies import OperatingPoint
+from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.setup import Setup, open_training
 from blockdrop.training.update import Update

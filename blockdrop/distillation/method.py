@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from blockdrop.errors import UserError, require
 from blockdrop.models.specs import Variant, parse_model_name
 from blockdrop.names import EngineName, ReductionMode
+from blockdrop.ranges import CheckpointName, Count, Width
 from blockdrop.training.config import Groups, RunConfig, SupervisedConfig
-from blockdrop.training.ranges import CheckpointName, Count, Width
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
-from blockdrop.data import Normalisation
+from blockdrop.data.sets import Normalisation
 from blockdrop.errors import require
 from blockdrop.inference.branching import BranchingNetwork
 from blockdrop.inference.formats import Format, optional_package

@@ -9,7 +9,7 @@ from agents.names import RewardName
 from blockdrop.errors import UserError, require
 from blockdrop.models.specs import Variant, parse_model_name
 from blockdrop.names import PolicyNet, Precision, ReductionMode, Shortcut
-from blockdrop.training.ranges import (
+from blockdrop.ranges import (
     Count,
     CountOrNone,
     Folder,

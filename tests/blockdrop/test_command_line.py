@@ -17,7 +17,7 @@ from blockdrop import count, distill, doctor, evaluate, export, finetune, pretra
 from blockdrop.cl_train import CurriculumConfig
 from blockdrop.command_line import boxes, choose_class, help_texts, parse_flags
 from blockdrop.errors import UserError
-from blockdrop.training.ranges import declared_rules
+from blockdrop.ranges import declared_rules
 
 COMMANDS: dict[str, Any] = {
     "pretrain": pretrain.PretrainConfig,
@@ -46,14 +46,19 @@ def written_command_lines() -> Iterator[tuple[str, str, list[str]]]:
         variables: dict[str, str] = {}
         for line in text.splitlines():
             if found := re.match(r'^([A-Z]+)="(.*)"$', line):
-                variables[found[1]] = found[2]
+                variables[found[1]] = substituted(found[2], variables)
             inline = re.findall(r"`((?:python|torchrun)[^`]*-m blockdrop\.[^`]*)`", line)
             own = [line] if re.match(r"^\s*(python|torchrun) .*-m blockdrop\.", line) else []
             for words in (*own, *inline):
-                for name, value in variables.items():
-                    words = words.replace(f"${name}", value)
-                command, flags = re.split(r"-m blockdrop\.", words, maxsplit=1)[1].partition(" ")[::2]
+                command, flags = re.split(r"-m blockdrop\.", substituted(words, variables), maxsplit=1)[
+                    1
+                ].partition(" ")[::2]
                 yield path.name, command, shlex.split(flags, comments=True)
+
+
+def substituted(words: str, variables: dict[str, str]) -> str:
+    """What a shell makes of $NAME."""
+    return re.sub(r"\$([A-Z]+)", lambda found: variables[found[1]], words)
 
 
 def parsed(command: str, flags: list[str]) -> Any:

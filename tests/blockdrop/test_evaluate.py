@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from blockdrop import build, build_static, evaluate, save_checkpoint
+from blockdrop import bench, build, build_static, evaluate, save_checkpoint
 from blockdrop.bench import images_digest
 from blockdrop.data import NORMALISATIONS, DataSource
 from blockdrop.flops import count_flops
@@ -229,7 +229,7 @@ def test_digests_tell_labels_their_order_and_class_names() -> None:
 
 
 def test_speed_can_be_left_out(tmp_path: Path, checkpoint: Path, run: Command, monkeypatch: Any) -> None:
-    monkeypatch.setattr(evaluate, "measure_speed", lambda *args: pytest.fail("measured"))
+    monkeypatch.setattr(bench, "measure_speed", lambda *args: pytest.fail("measured"))
     flags = ("--no_speed", "--curve", "--json", tmp_path / "e.json", "--save", tmp_path / "point.t7")
     code, out, _ = run(*flags)
     assert code == 0

@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.policies import map_policy
 from blockdrop import build, save_checkpoint, visualize
 from blockdrop.data import NORMALISATIONS, MemoryImages
+from blockdrop.findings import Findings, evenly_by_class, look, page_of, small_pixels
 from blockdrop.measure import evaluate_images
 from blockdrop.policy_curves import predictions_at
-from blockdrop.report.findings import Findings, evenly_by_class, look, page_of, small_pixels
 from blockdrop.training.setup import open_setup
 from blockdrop.visualize import VisualizeConfig
 from tests.conftest import randomise_statistics, write_image_tree

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import pytest
 
 from blockdrop.errors import UserError
-from blockdrop.training.ranges import CheckpointName, Count, NotNegative, Positive, Range, check_ranges
+from blockdrop.ranges import CheckpointName, Count, NotNegative, Positive, Range, check_ranges
 
 
 @dataclass(kw_only=True)
