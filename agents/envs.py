@@ -236,6 +236,6 @@ class BlockDropVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
 gymnasium.register(
     id="BlockDrop-v0",
-    entry_point="agents.envs:BlockDropEnv",
-    vector_entry_point="agents.envs:BlockDropVectorEnv",
+    entry_point=f"{__name__}:BlockDropEnv",
+    vector_entry_point=f"{__name__}:BlockDropVectorEnv",
 )

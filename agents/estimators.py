@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agents.deciders import Decision
 from agents.names import ESTIMATORS, PATHWISE, PathwiseName
 from agents.policies import log_prob, map_policy, sample_policy
 
@@ -69,6 +70,19 @@ def make_estimator(name: str, samples: int = 2) -> Estimator:
         draw = functools.partial(draw_independent, samples=samples)
         return Estimator(draw, value_baseline_loss, samples, wants_values=True)
     return Estimator(functools.partial(draw_with_flips, flips=samples), block_credit_loss, samples=1)
+
+
+def values_for(estimator: Estimator, decision: Decision, rows: slice = slice(None)) -> tuple[Tensor, ...]:
+    """What an estimator's loss takes beside the rewards: the value estimates (N,) of these rows, or nothing.
+
+    Raises:
+        ValueError: it wants estimates, and the decider makes none.
+    """
+    if not estimator.wants_values:
+        return ()
+    if decision.values is None:
+        raise ValueError("the estimator wants values, and the decider estimates none")
+    return (decision.values.float().squeeze(1)[rows],)
 
 
 # ---- draws

@@ -1,4 +1,7 @@
-"""The names of estimators and rewards. Without torch, so that a command line is understood without loading it."""
+"""The names of estimators and rewards, and the usual threshold.
+
+Without torch, so that a command line is understood without loading it.
+"""
 
 from __future__ import annotations
 
@@ -10,3 +13,5 @@ PathwiseName = Literal["straight_through", "kept_straight_through", "gumbel"]
 PATHWISE: tuple[PathwiseName, ...] = get_args(PathwiseName)
 RewardName = Literal["blockdrop", "flops", "log_likelihood"]
 REWARDS: tuple[RewardName, ...] = get_args(RewardName)
+DEFAULT_THRESHOLD = 0.5
+"""Of MAP policies, where nothing else was chosen."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agents.names import DEFAULT_THRESHOLD
+
 
 def bound_keep_probs(keep_probs: Tensor, alpha: float) -> Tensor:
     """α p + (1-α)(1-p): keeps exploring by bounding p to [1-α, α] (arXiv:1711.08393, eq. 9).
@@ -15,7 +17,7 @@ def bound_keep_probs(keep_probs: Tensor, alpha: float) -> Tensor:
     return alpha * keep_probs + (1 - alpha) * (1 - keep_probs)
 
 
-def map_policy(keep_probs: Tensor, threshold: float = 0.5) -> Tensor:
+def map_policy(keep_probs: Tensor, threshold: float = DEFAULT_THRESHOLD) -> Tensor:
     """The most probable policy: bool, keep probability ≥ threshold."""
     return keep_probs >= threshold
 

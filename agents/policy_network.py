@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agents.names import DEFAULT_THRESHOLD
+from agents.policies import map_policy
+
 
 class PolicyNetwork(nn.Module):
     """Keep probabilities and a value estimate from an image (Wu et al. 2018, arXiv:1711.08393, section 3.2).
@@ -17,6 +20,7 @@ class PolicyNetwork(nn.Module):
         num_blocks: K, the number of decisions.
         input_pool: average-pool the image by this factor before `features`; 2 makes the network about four
             times cheaper.
+        threshold: its operating point: a block runs where its keep probability is at least this.
 
     >>> network = PolicyNetwork(nn.Flatten(), feature_dim=3 * 2 * 2, num_blocks=5, input_pool=4)
     >>> keep_probs, value = network(torch.zeros(7, 3, 8, 8))
@@ -24,8 +28,16 @@ class PolicyNetwork(nn.Module):
     (torch.Size([7, 5]), torch.Size([7, 1]))
     """
 
-    def __init__(self, features: nn.Module, feature_dim: int, num_blocks: int, input_pool: int = 1):
+    def __init__(
+        self,
+        features: nn.Module,
+        feature_dim: int,
+        num_blocks: int,
+        input_pool: int = 1,
+        threshold: float = DEFAULT_THRESHOLD,
+    ):
         super().__init__()
+        self.threshold = threshold
         self.features = features
         self.logit = nn.Linear(feature_dim, num_blocks)
         self.vnet = nn.Linear(feature_dim, 1)
@@ -56,6 +68,10 @@ class PolicyNetwork(nn.Module):
         """images (N, C, H, W) to the keep probabilities' logits (N, K), float32, and values (N, 1)."""
         features = self.look(images)
         return self.logit(features).float(), self.vnet(features)
+
+    def policy(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) to bool (N, K): the blocks that run at the network's own threshold."""
+        return map_policy(self(images)[0], self.threshold)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (N, C, H, W) to keep probabilities (N, K) in (0, 1), float32, and values (N, 1)."""

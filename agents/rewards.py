@@ -79,15 +79,32 @@ class Reward:
         Returns:
             float32 (…, N).
         """
+        losses = None
         if self.name == "log_likelihood":
             chances = logits.float().log_softmax(-1)
             index = labels.expand(chances.shape[:-1]).unsqueeze(-1)
-            earned = 1 + abs(self.penalty) * chances.gather(-1, index).squeeze(-1)
+            losses = -chances.gather(-1, index).squeeze(-1)
+        return self.of_outcomes(logits.argmax(-1) == labels, losses, policy, price)
+
+    def of_outcomes(
+        self, correct: Tensor, losses: Tensor | None, policy: Tensor, price: float | None = None
+    ) -> Tensor:
+        """What policies earned, from what came out.
+
+        Args:
+            correct: bool (…, N), whether the prediction is right.
+            losses: float (…, N), -log p(label) in nats; only log_likelihood needs it.
+            policy: bool (…, N, K).
+            price: of all blocks' FLOPs.
+        Returns:
+            float32 (…, N).
+        """
+        if self.name == "log_likelihood":
+            assert losses is not None
+            earned = 1 - abs(self.penalty) * losses
             share = cost_share(policy, self.costs)
             return earned - (share**2 if price is None else price * share)
-        correct = logits.argmax(-1) == labels
         if price is None:
             costs = None if self.name == "blockdrop" else self.costs
             return blockdrop_reward(correct, policy, self.penalty, costs)
-        earned = torch.where(correct, 1.0, self.penalty)
-        return earned - price * cost_share(policy, self.costs)
+        return torch.where(correct, 1.0, self.penalty) - price * cost_share(policy, self.costs)

@@ -44,13 +44,14 @@ class StaticPolicy:
         """For how many images it is; None: for any."""
         return None if self.rows is None or len(self.rows) == 1 else len(self.rows)
 
-    def draw(self, images: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw(self, images: int, generator: torch.Generator | None = None, start: int = 0) -> Tensor:
         """bool (images, K), on the CPU.
 
         Args:
             generator: default: torch's own.
+            start: the first image's number, where each has a policy of its own.
         Raises:
-            ValueError: it is for another number of images.
+            ValueError: it is for fewer images.
 
         >>> make_static_policy("first_k:2", num_blocks=4).draw(2).int().tolist()
         [[1, 1, 0, 0], [1, 1, 0, 0]]
@@ -58,9 +59,11 @@ class StaticPolicy:
         tensor([3])
         """
         if self.rows is not None:
-            if len(self.rows) not in (1, images):
-                raise ValueError(f"{self.name}: {len(self.rows)} policies for {images} images")
-            return self.rows.expand(images, -1)
+            if len(self.rows) == 1:
+                return self.rows.expand(images, -1)
+            if start + images > len(self.rows):
+                raise ValueError(f"{self.name}: {len(self.rows)} policies for {start + images} images")
+            return self.rows[start : start + images]
         assert self.weights is not None
         # the largest of log weight + Gumbel noise are a draw without replacement (Vieira 2014; Kool et al. 2019,
         # arXiv:1903.06059)

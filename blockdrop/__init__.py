@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from blockdrop.inference.executor import compile
     from blockdrop.models.checkpoints.filling import load_checkpoint, load_network
     from blockdrop.models.checkpoints.saving import save_checkpoint
+    from blockdrop.models.conversion import from_torchvision
     from blockdrop.models.plain import remove_shortcuts
-    from blockdrop.models.resnet import DroppableResNet, from_torchvision
+    from blockdrop.models.resnet import DroppableResNet
     from blockdrop.models.specs import Variant
     from blockdrop.models.zoo import build, build_static
     from blockdrop.version import __version__
@@ -25,7 +26,8 @@ else:
             "models.checkpoints.filling": ("load_checkpoint", "load_network"),
             "models.checkpoints.saving": ("save_checkpoint",),
             "models.plain": ("remove_shortcuts",),
-            "models.resnet": ("DroppableResNet", "from_torchvision"),
+            "models.conversion": ("from_torchvision",),
+            "models.resnet": ("DroppableResNet",),
             "models.specs": ("Variant",),
             "models.zoo": ("build", "build_static"),
             "version": ("__version__",),

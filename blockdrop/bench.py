@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.deciders import Decider, Learned, Static, keep_all
+from agents.names import DEFAULT_THRESHOLD
 from agents.policies import map_policy
-from agents.policy_network import PolicyNetwork
-from agents.static_policies import StaticPolicy
 from blockdrop.data import Images
-from blockdrop.flops import count_flops
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.operating_point import (
     DROP_ALL,
@@ -21,14 +21,12 @@ from blockdrop.inference.operating_point import (
     curve_thresholds,
     threshold_for_budget,
 )
-from blockdrop.measure import evaluate_images, executor, measure_speed
-from blockdrop.models.checkpoints.dialects import Checkpoint
+from blockdrop.measure import evaluate_images, executor, look_through, measure_speed
 from blockdrop.models.checkpoints.operating_points import check_operating_point
-from blockdrop.models.checkpoints.saving import save_checkpoint
-from blockdrop.names import DEFAULT_THRESHOLD, EngineName
+from blockdrop.names import EngineName
 from blockdrop.policy_stats import Outcomes
 from blockdrop.training.compute import Compute
-from blockdrop.training.setup import Setup
+from blockdrop.training.opening import Opened
 
 
 def right(outcomes: Outcomes) -> str:
@@ -47,32 +45,43 @@ def images_digest(classes: Sequence[str], labels: Tensor) -> str:
 
 
 class Bench:
-    """Runs the full and the dynamic network on images."""
+    """Runs the full and the dynamic network on images.
 
-    def __init__(self, setup: Setup, compute: Compute, batch_size: int, engine: EngineName, measures_speed: bool):
-        self.setup, self.batch_size, self.compute = setup, batch_size, compute
-        self.measures_speed = measures_speed
-        self.policy_network = setup.policy_network if setup.has_policy else None
-        self.table = count_flops(setup.resnet, self.policy_network, setup.image_size)
-        self.dynamic = executor(setup.resnet, self.policy_network, self.compute, engine)
-        self.full = self.dynamic  # where nothing is dropped they are the same
-        if setup.decides:
-            self.full = executor(setup.resnet, None, self.compute, engine)
+    Args:
+        opened: whose policy network or static policy decides.
+    """
+
+    def __init__(
+        self, opened: Opened, compute: Compute, batch_size: int, engine: EngineName, measures_speed: bool
+    ):
+        self.opened, self.dynamic = opened, opened.dynamic
+        self.batch_size, self.compute, self.measures_speed = batch_size, compute, measures_speed
+        network, policy_network = self.dynamic.network, self.dynamic.policy_network
+        self.table = self.dynamic.flop_table()
+        self.run = executor(network, policy_network, compute, engine)
+        self.full = self.run  # where nothing is dropped they are the same
+        if opened.decides:
+            self.full = executor(network, None, compute, engine)
 
     def outcomes(self, images: Images, threshold: float) -> Outcomes:
         """Of the dynamic network."""
-        return self._evaluate(images, self.setup.static or self.policy_network, threshold, self.dynamic)
+        decider: Decider
+        if self.opened.static is not None:
+            decider = Static(self.opened.static)
+        elif self.dynamic.policy_network is not None:
+            decider = Learned(look_through(self.run, self.compute.processes), self.dynamic.num_blocks, threshold)
+        else:
+            decider = keep_all(self.dynamic.num_blocks)
+        return self._evaluate(images, decider, self.run)
 
     def full_outcomes(self, images: Images) -> Outcomes:
         """Of the full network."""
-        return self._evaluate(images, None, DEFAULT_THRESHOLD, self.full)
+        return self._evaluate(images, keep_all(self.dynamic.num_blocks), self.full)
 
-    def _evaluate(
-        self, images: Images, policy_network: PolicyNetwork | StaticPolicy | None, threshold: float, run: Executor
-    ) -> Outcomes:
-        setup = self.setup
-        how = (images, setup.normalisation, self.compute, self.batch_size, setup.image_size, threshold)
-        return evaluate_images(setup.resnet, policy_network, *how, run=run)
+    def _evaluate(self, images: Images, decider: Decider, run: Executor) -> Outcomes:
+        return evaluate_images(
+            self.dynamic, images, self.compute, decider=decider, run=run, batch_size=self.batch_size
+        )
 
     def speeds(
         self, images: Images, policies: Sequence[float | Tensor]
@@ -81,13 +90,20 @@ class Bench:
         --no_speed."""
         if not self.measures_speed:
             return None, [None] * len(policies)
-        how = (images, self.setup.normalisation, self.batch_size, policies, self.compute.channels_last)
-        return measure_speed(self.full, self.dynamic, *how)
+        return measure_speed(
+            self.full,
+            self.run,
+            images,
+            self.dynamic.normalisation,
+            batch_size=self.batch_size,
+            policies=policies,
+            channels_last=self.compute.channels_last,
+        )
 
 
-def given_operating_point(threshold: float | None, setup: Setup) -> dict[str, Any]:
+def given_operating_point(threshold: float | None, dynamic: DynamicNetwork) -> dict[str, Any]:
     """The threshold that is given, else the checkpoint's with how it was chosen, else 0.5."""
-    stored = _policy_checkpoint(setup).operating_point if setup.has_policy else None
+    stored = dynamic.operating_point if dynamic.policy_network is not None else None
     if threshold is not None or stored is None:
         return check_operating_point({"threshold": threshold or DEFAULT_THRESHOLD})
     print(f"threshold {stored['threshold']:.9g}: the checkpoint's operating point", end="")
@@ -136,15 +152,15 @@ def print_report(
     table = bench.table
     flops = outcomes.flops_per_image[0]
     print(outcomes.four_lines())
-    if not bench.setup.decides:
-        parameters = sum(p.numel() for p in bench.setup.resnet.parameters())
+    if not bench.opened.decides:
+        parameters = sum(p.numel() for p in bench.dynamic.network.parameters())
         print(f"every block runs: {table.full:,} FLOPs/img, {parameters:,} parameters")
         if speed is not None:
             print(f"images/s at batch {bench.batch_size}: {speed:.0f}")
         return
     print(f"full network: accuracy {full.accuracy:.4f}, {table.full:,} FLOPs/img")
     included = f"{table.policy_network:,} FLOPs, {table.policy_network / table.full:.1%} of the full network"
-    note = f" (policy network included: {included})" if bench.policy_network is not None else ""
+    note = f" (policy network included: {included})" if bench.dynamic.policy_network is not None else ""
     print(f"FLOPs saved: {1 - flops / table.full:.1%}{note}")
     if point["flops_fraction"] is not None:
         print(
@@ -157,7 +173,7 @@ def print_report(
             f"({speed / full_speed:.2f} ×)"
         )
     print("usage per block, stage by stage:")
-    usage = outcomes.usage_per_block.split(list(bench.setup.resnet.stage_sizes))
+    usage = outcomes.usage_per_block.split(list(bench.dynamic.network.stage_sizes))
     for stage, shares in enumerate(usage):
         print(f"    stage {stage + 1}: {' '.join(f'{share:.3f}' for share in shares.tolist())}")
 
@@ -198,25 +214,8 @@ def trace_curve(
     return curve
 
 
-def save_with_operating_point(path: str, setup: Setup, point: dict[str, Any]) -> None:
+def save_with_operating_point(path: str, dynamic: DynamicNetwork, point: dict[str, Any]) -> None:
     """Writes both networks, and what the policy network's checkpoint says, to a file of our dialect."""
-    source = _policy_checkpoint(setup)
-    save_checkpoint(
-        path,
-        model=setup.model,
-        variant=setup.variant,
-        resnet=setup.resnet,
-        normalisation=setup.normalisation,
-        policy_network=setup.policy_network,
-        policy_net=setup.policy_net,
-        classes=source.classes or setup.data.classes,
-        epoch=source.epoch or 0,
-        metrics=source.metrics,
-        config=source.config,
-        operating_point=point,
-    )
+    dynamic.operating_point = point
+    dynamic.save(path, overwrite=True)  # the flag is checked
     print(f"checkpoint with threshold {point['threshold']:.9g}: {path}")
-
-
-def _policy_checkpoint(setup: Setup) -> Checkpoint:
-    return [c for c in setup.checkpoints if c.policy_network is not None][-1]

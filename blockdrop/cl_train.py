@@ -8,28 +8,18 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from agents.budget import BudgetPrice
-from agents.curriculum import decide_last, keep_undecided, num_decided
-from agents.estimators import make_estimator
 from agents.names import EstimatorName
-from agents.policies import bound_keep_probs, entropy, map_policy
-from agents.rewards import Reward
 from blockdrop.console import run_command
-from blockdrop.data import derived_seed
 from blockdrop.errors import require
-from blockdrop.flops import count_flops
-from blockdrop.measure import executor
 from blockdrop.ranges import CheckpointName, Count, NotNegative, Positive
-from blockdrop.training.compute import Compute
 from blockdrop.training.config import Groups, PolicyTrainingConfig, Recipe, check_estimator
-from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
-from blockdrop.training.run_directory import RunDirectory
-from blockdrop.training.setup import Setup, open_training
-from blockdrop.training.update import Update
+
+if TYPE_CHECKING:
+    from blockdrop.data import Data
+    from blockdrop.dynamic import DynamicNetwork
+    from blockdrop.training.session import Session
 
 
 @dataclass(kw_only=True)
@@ -71,28 +61,48 @@ class CurriculumConfig(PolicyTrainingConfig):
 
 
 def main(config: CurriculumConfig) -> dict[str, float]:
-    """Opens models, data and run directory, and trains; returns the last test's metrics."""
+    """Opens networks, data and run directory, and trains; returns the last test's metrics."""
+    from blockdrop.training.opening import open_training  # torch, which --help does without
+
     config.check()
-    compute = config.compute()
-    setup, run = open_training(config, "cl_train", config.load, backbone=True, policy_init=config.policy_init)
-    with run:
-        setup.announce("cl_train", compute, run)
-        return train(config, setup, compute, run)
+    opened, session = open_training(
+        config, "cl_train", config.load, needs_backbone=True, policy_init=config.policy_init
+    )
+    with session.run:
+        session.announce("cl_train", opened.dynamic, opened.data, opened.origins)
+        return train(opened.dynamic, opened.data, session)
 
 
-def train(config: CurriculumConfig, setup: Setup, compute: Compute, run: RunDirectory) -> dict[str, float]:
-    """The training loop; returns the last test's metrics."""
-    compute.place(setup.resnet)
-    classifier = executor(setup.resnet, None, compute, engine="torch")  # the same sums whatever ran before
-    policy_network = compute.place(setup.policy_network)
+def train(dynamic: DynamicNetwork, data: Data, session: Session[CurriculumConfig]) -> dict[str, float]:
+    """The training loop: teaches the policy network, the network stays; returns the last test's metrics."""
+    import torch
+
+    from agents.budget import BudgetPrice
+    from agents.curriculum import decide_last, num_decided
+    from agents.deciders import LastDecided, Learned
+    from agents.estimators import make_estimator, values_for
+    from agents.policies import bound_keep_probs, entropy
+    from blockdrop.data import derived_seed
+    from blockdrop.measure import executor, look_through
+    from blockdrop.training.policies import OperatingPoint
+    from blockdrop.training.policy_epoch import SampledEpoch, Test, finish_epoch, gathered, make_reward
+    from blockdrop.training.update import Update
+
+    config, compute, processes = session.config, session.compute, session.processes
+    assert dynamic.policy_network is not None
+    compute.place(dynamic.network)
+    classifier = executor(dynamic.network, None, compute, engine="torch")  # the same sums whatever ran before
+    policy_network = compute.place(dynamic.policy_network)
     optimizer = torch.optim.Adam(policy_network.own_parameters(), config.lr, weight_decay=config.wd)
-    flops = count_flops(setup.resnet, policy_network, setup.image_size)
+    flops = dynamic.flop_table()
     estimator = make_estimator(config.estimator, config.samples)
-    reward = Reward(config.reward, config.penalty, torch.tensor(flops.blocks))
+    reward = make_reward(config, flops)
     budget = None if config.target_flops is None else BudgetPrice(config.target_flops, config.price_rate)
-    processes, networks = compute.processes, {"policy network": policy_network}
-    update = Update(config, run, setup.count_batches(config), [optimizer], networks, processes)
-    state = run.state
+    update = Update(
+        config, session.run, session.count_batches(data.train), [optimizer], {"policy network": policy_network},
+        processes,
+    )  # fmt: skip
+    state = session.run.state
     state.track(policy_network=policy_network, optimizer=optimizer, budget=budget)
     for epoch in state.epochs(config.max_epochs):
         decided = num_decided(epoch, classifier.num_blocks, config.cl_step)
@@ -101,36 +111,44 @@ def train(config: CurriculumConfig, setup: Setup, compute: Compute, run: RunDire
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
         state.track_epoch(sampled_epoch=sampled_epoch, draws=draws)
-        load = functools.partial(setup.training_batches, config, compute, epoch)
+        learned = Learned(gathered(policy_network, processes), dynamic.num_blocks)
+        decide = LastDecided(learned, decided)
+        load = functools.partial(session.batches, data.train, dynamic.normalisation, epoch)
         for batch, (images, labels) in state.batches(load):
             executed = classifier.block_executions
-            with compute.autocast():
-                keep_probs, values = map(processes.gather, policy_network(images))  # (N, K), (N, 1)
             labels = processes.gather(labels)
-            bounded = bound_keep_probs(keep_probs, config.alpha)
+            with compute.autocast():
+                decision = decide(images, len(labels))
+            bounded = bound_keep_probs(decision.keep_probs, config.alpha)
             chances = decide_last(bounded, decided)
             policies = estimator.draw(chances.detach(), draws)  # (S, N, K)
             logits, _ = classifier(images, policy=policies[:, processes.rows(len(images))])
             logits = processes.gather(logits, dim=1)  # (S, N, classes)
             rewards = reward(logits, labels, policies, None if budget is None else budget.value)  # (S, N)
-            value = (values.float().squeeze(1),) if estimator.wants_values else ()
             bonus = entropy(bounded)
-            loss = estimator.loss(chances, policies, rewards, *value) - config.beta * bonus
+            values = values_for(estimator, decision)
+            loss = estimator.loss(chances, policies, rewards, *values) - config.beta * bonus
             update(loss / processes.size, epoch, batch)
             means = {"loss": loss, "entropy": bonus}
             if len(rewards) > 1:
                 means["advantage"] = (rewards[0] - rewards[1:].mean(0)).mean()
             if budget is not None:
                 budget.target = max(config.target_after(epoch), flops.least_share(decided))
-                greedy = keep_undecided(map_policy(keep_probs), decided)
-                spent = flops.per_image(greedy).double().mean() / flops.full
+                spent = flops.per_image(decision.policy).double().mean() / flops.full
                 means |= {"spent": spent, "price": torch.tensor(budget.update(spent.item()))}
             state.counts["block_executions"] += int(processes.sum(classifier.block_executions - executed)[0])
             sampled_epoch.add(policies[0], logits[0], labels, **means)
         sampled_epoch.block_executions = state.counts["block_executions"]
-        trained = sampled_epoch.metrics(config.penalty, config.step_lr(epoch))
-        finish_epoch(setup, run, compute, epoch, trained, config.penalty, config.tests_after(epoch), decided)
-    return run.finish_with_test()
+        test = None
+        if config.tests_after(epoch):
+            run = executor(dynamic.network, policy_network, compute.in_float32())
+            tested = LastDecided(Learned(look_through(run, processes), dynamic.num_blocks), decided)
+            test = Test(run, tested, OperatingPoint(), {"decided": decided})
+        finish_epoch(
+            session, dynamic, data, epoch, sampled_epoch.metrics(reward, config.step_lr(epoch)),
+            reward=reward, test=test, stage=f", {decided} of {dynamic.num_blocks} blocks decided",
+        )  # fmt: skip
+    return session.run.finish_with_test()
 
 
 if __name__ == "__main__":

@@ -56,8 +56,9 @@ def run_command(
 def _parse(
     config_class: type[Config] | Mapping[str, type[Config]], description: str | None, choice: str
 ) -> Config:
-    module = getattr(sys.modules["__main__"].__spec__, "name", None)
-    prog = f"python -m {module}" if module else None
+    started = sys.modules["__main__"]
+    module = getattr(started.__spec__, "name", None)
+    prog = getattr(started, "PROGRAM", module and f"python -m {module}")  # PROGRAM: of `blockdrop.__main__`
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

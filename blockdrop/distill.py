@@ -19,7 +19,7 @@ from blockdrop.console import run_command
 from blockdrop.distillation.exact import ExactConfig
 from blockdrop.distillation.jointrd import JointConfig
 from blockdrop.distillation.kd import KdConfig
-from blockdrop.distillation.method import Distillation, DistillConfig
+from blockdrop.distillation.method import DistillConfig
 from blockdrop.distillation.stagewise import StagewiseConfig
 from blockdrop.errors import require
 from blockdrop.output import write_json, write_text
@@ -42,63 +42,54 @@ def make_config(method: str, **flags: Any) -> DistillConfig:
 def main(config: DistillConfig) -> dict[str, Any]:
     """Opens teacher, student and data, distils, and compares; returns what report.json holds."""
     config.check()
-    import torch  # here, as --help does without
-
+    from blockdrop.distillation.method import Distillation  # torch, which --help does without
     from blockdrop.distillation.report import Contender, compare, print_table
     from blockdrop.processes import ALONE
-    from blockdrop.training.run_directory import RunDirectory, check_usable
-    from blockdrop.training.setup import open_setup
+    from blockdrop.training.opening import open_networks, open_session
+    from blockdrop.training.run_directory import check_usable
 
     compute = config.compute()
     inputs = (*config.load, *getattr(config, "student_init", ()))
     for folder in config.folders:
         check = functools.partial(check_usable, folder, config.overwrite, inputs, config.resume)
         compute.processes.from_first(check)
-    teacher_setup = open_setup(config, config.load)
+    teacher = open_networks(config, config.load, policy="none")
     require(
-        teacher_setup.has_backbone or not config.needs_teacher,
+        teacher.has_backbone or not config.needs_teacher,
         f"--load {' '.join(config.load)}: no trained backbone in it",
     )
-    setup = config.open_student(teacher_setup)
-    note = config.check_networks(setup, teacher_setup)
-    setup.check_shares(config, compute.processes)
-    files = [checkpoint.path for checkpoint in (*teacher_setup.checkpoints, *setup.checkpoints)]
-    with RunDirectory(
-        config.cv_dir,
-        "distill",
-        config,
-        overwrite=config.overwrite,
-        resume=config.resume,
-        inputs=files,
-        processes=compute.processes,
-        data=setup.identify_data(),
-    ) as run:
-        setup.announce(f"distill --method {config.method}", compute, run)
-        if teacher_setup.has_backbone:
-            count = sum(p.numel() for p in teacher_setup.resnet.parameters())
-            print(f"teacher: {teacher_setup.model} ({count:,} parameters) from {' '.join(config.load)}")
+    student = config.open_student(teacher)
+    note = config.check_networks(student, teacher)
+    data, files = teacher.data, [*teacher.origins, *student.origins]
+    session = open_session(config, "distill", student.dynamic, data, compute, files)
+    with session.run as run:
+        session.announce(f"distill --method {config.method}", student.dynamic, data, student.origins)
+        if teacher.has_backbone:
+            count = sum(p.numel() for p in teacher.dynamic.network.parameters())
+            print(f"teacher: {teacher.dynamic.model} ({count:,} parameters) from {' '.join(config.load)}")
         if note:
             print(note)
-        teacher = teacher_setup.resnet.eval()
-        contenders = config.run(Distillation(compute, run, setup, teacher, compute.place(setup.resnet)))
-        if teacher_setup.has_backbone:
-            contenders = [Contender("teacher", teacher_setup.model, teacher), *contenders]
-        images, timed = len(setup.data.test), min(config.timed_images, len(setup.data.test))
+        network: Any = teacher.dynamic.network.eval()
+        compute.place(student.dynamic.network)
+        contenders = config.run(Distillation(session, student.dynamic, data, network))
+        if teacher.has_backbone:
+            contenders = [Contender("teacher", teacher.dynamic), *contenders]
+        images, timed = len(data.test), min(config.timed_images, len(data.test))
         if not compute.processes.first:
             return {}  # one compares
-        one = replace(compute, dtype=torch.float32, processes=ALONE)
-        rows = compare(contenders, setup, one, config.engine, config.report_batch_size, timed)
+        one = replace(compute.in_float32(), processes=ALONE)
+        rows = compare(contenders, data.test, one, config.engine, config.report_batch_size, timed)
         print_table(rows, config.report_batch_size, images, timed)
         report = {
             "method": config.method,
-            "dataset": setup.data.name,
+            "dataset": data.name,
             "images": images,
             "timed_images": timed,
             "batch_size": config.report_batch_size,
             "networks": rows,
         }
         write_json("--cv_dir", run.path / "report.json", report)
-        if tables := config.profile(contenders, setup.image_size):
+        if tables := config.profile(contenders, student.dynamic.image_size):
             print(tables)
             write_text("--cv_dir", run.path / "profile.txt", tables + "\n")
         run.finish({"accuracy": rows[-1]["accuracy"], "seconds": rows[-1]["seconds"]})

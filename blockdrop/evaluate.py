@@ -23,7 +23,7 @@ from blockdrop.version import project_version
 
 if TYPE_CHECKING:
     from blockdrop.policy_stats import Outcomes
-    from blockdrop.training.setup import Setup
+    from blockdrop.training.opening import Opened
 
 
 @dataclass(kw_only=True)
@@ -90,7 +90,7 @@ class EvaluateConfig(ModelConfig):
 class Evaluation:
     """What `main` found."""
 
-    setup: Setup
+    opened: Opened
     outcomes: Outcomes
     """Of the dynamic network; with --budget, on the half of the images that didn't choose the threshold."""
     full: Outcomes
@@ -103,35 +103,36 @@ def main(config: EvaluateConfig) -> Evaluation:
     """Prints the report, and writes its numbers where `--json` says and the checkpoint where `--save` says."""
     from blockdrop import bench as benches  # torch, which --help does without
     from blockdrop.inference.operating_point import held_out_halves
-    from blockdrop.measure import draw_static
     from blockdrop.policy_stats import policy_statistics, statistics_lines
+    from blockdrop.training.opening import open_networks
     from blockdrop.training.policies import open_static_policy
-    from blockdrop.training.setup import open_setup
+    from blockdrop.training.session import undecided_note
 
     config.check()
-    setup = open_setup(config, config.load)
-    _check_inputs(config, setup)
+    opened = open_networks(config, config.load)
+    _check_inputs(config, opened)
+    dynamic, data = opened.dynamic, opened.data
     if config.policy is not None:
-        setup.static = open_static_policy(config.policy, setup, config.compute())
-        setup.has_policy = False
-    bench = benches.Bench(setup, config.compute(), config.batch_size, config.engine, config.speed)
-    images = setup.data.test
+        opened.static = open_static_policy(config.policy, dynamic, data, config.compute())
+        dynamic.policy_network = None
+    bench = benches.Bench(opened, config.compute(), config.batch_size, config.engine, config.speed)
+    images = data.test
     print(
-        f"evaluate {setup.model} on {len(images):,} test images of {setup.data.name}, {bench.compute}, "
-        f"engine {bench.dynamic.engine}"
+        f"evaluate {dynamic.model} on {len(images):,} test images of {data.name}, {bench.compute}, "
+        f"engine {bench.run.engine}"
     )
-    print(f"checkpoints: {', '.join(c.path for c in setup.checkpoints) or 'none, fresh weights'}")
-    if not setup.resnet.droppable:
+    print(f"checkpoints: {', '.join(opened.origins) or 'none, fresh weights'}")
+    if not dynamic.network.droppable:
         print("a net without shortcuts: no block can be dropped")
-    elif setup.static is not None:
-        print(f"policy {setup.static.name}: no image is looked at, and no policy network is counted")
-    elif not setup.has_policy:
+    elif opened.static is not None:
+        print(f"policy {opened.static.name}: no image is looked at, and no policy network is counted")
+    elif dynamic.policy_network is None:
         print("no policy network: every block is kept, and no policy network is counted")
-    if setup.undecided:
-        print(setup.undecided)
+    if note := undecided_note(dynamic):
+        print(note)
 
     if config.budget is None:
-        point = benches.given_operating_point(config.threshold, setup)
+        point = benches.given_operating_point(config.threshold, dynamic)
     else:
         choosing, reported = held_out_halves(images.labels)
         print(
@@ -143,30 +144,30 @@ def main(config: EvaluateConfig) -> Evaluation:
     threshold = point["threshold"]
 
     outcomes = bench.outcomes(images, threshold)
-    full = bench.full_outcomes(images) if setup.decides else outcomes
-    used = [threshold if setup.static is None else draw_static(setup.static, len(images))]
-    full_speed, speeds = bench.speeds(images, used if setup.decides else [])
+    full = bench.full_outcomes(images) if opened.decides else outcomes
+    used = [threshold if opened.static is None else outcomes.policy]
+    full_speed, speeds = bench.speeds(images, used if opened.decides else [])
     speed = speeds[0] if speeds else full_speed
     benches.print_report(bench, point, outcomes, full, full_speed, speed)
     statistics = None
     if config.stats:
-        statistics = policy_statistics(outcomes, full, setup.data.classes, setup.resnet.stage_sizes)
+        statistics = policy_statistics(outcomes, full, data.classes, dynamic.network.stage_sizes)
         print(statistics_lines(statistics))
     curve = benches.trace_curve(bench, images, threshold, outcomes, speed) if config.curve else []
 
     flops, flops_std = outcomes.flops_per_image
     numbers: dict[str, Any] = {
-        "model": setup.model,
-        "variant": setup.variant.numbers(),
-        "parameters": sum(p.numel() for p in setup.resnet.parameters()),
-        "dataset": setup.data.name,
+        "model": dynamic.model,
+        "variant": dynamic.variant.numbers(),
+        "parameters": sum(p.numel() for p in dynamic.network.parameters()),
+        "dataset": data.name,
         "images": len(outcomes.labels),
-        "images_digest": benches.images_digest(setup.data.classes, outcomes.labels),
-        "checkpoints": [c.path for c in setup.checkpoints],
+        "images_digest": benches.images_digest(data.classes, outcomes.labels),
+        "checkpoints": opened.origins,
         "accuracy": outcomes.accuracy,
         "block_usage_mean": outcomes.block_usage[0],
         "block_usage_std": outcomes.block_usage[1],
-        "num_blocks": setup.resnet.num_blocks,
+        "num_blocks": dynamic.num_blocks,
         "flops_mean": flops,
         "flops_std": flops_std,
         "unique_policies": outcomes.unique_policies,
@@ -178,9 +179,9 @@ def main(config: EvaluateConfig) -> Evaluation:
         "images_per_second": speed,
         "batch_size": config.batch_size,
         "usage_per_block": outcomes.usage_per_block.tolist(),
-        "stage_sizes": list(setup.resnet.stage_sizes),
+        "stage_sizes": list(dynamic.network.stage_sizes),
         "policy": config.policy,
-        "policy_net": setup.policy_net if setup.has_policy else None,
+        "policy_net": dynamic.policy_net,
         "threshold": threshold,
         "operating_point": {name: point[name] for name in ("budget", "flops_fraction", "held_out_images")},
         "statistics": None if statistics is None else asdict(statistics),
@@ -190,7 +191,7 @@ def main(config: EvaluateConfig) -> Evaluation:
         "version": project_version(),
         "config": asdict(config),
     }
-    evaluation = Evaluation(setup, outcomes, full, numbers)
+    evaluation = Evaluation(opened, outcomes, full, numbers)
     if not bench.compute.processes.first:
         return evaluation
     if config.json is not None:
@@ -198,14 +199,14 @@ def main(config: EvaluateConfig) -> Evaluation:
         print(f"numbers: {config.json}")
     if config.save is not None:
         rows = [{k: v for k, v in row.items() if v is not None} for row in curve]  # --no_speed
-        benches.save_with_operating_point(config.save, setup, {**point, "curve": rows or point["curve"]})
+        benches.save_with_operating_point(config.save, dynamic, {**point, "curve": rows or point["curve"]})
     return evaluation
 
 
-def _check_inputs(config: EvaluateConfig, setup: Setup) -> None:
+def _check_inputs(config: EvaluateConfig, opened: Opened) -> None:
     files = " ".join(config.load)
     require(
-        setup.has_backbone or not config.load,
+        opened.has_backbone or not config.load,
         f"--load {files}: a policy network without its backbone; name that checkpoint too",
     )
     for flag, wanted in (
@@ -213,16 +214,16 @@ def _check_inputs(config: EvaluateConfig, setup: Setup) -> None:
         ("--save", config.save is not None),
     ):  # fmt: skip
         require(
-            setup.has_policy or not wanted,
+            opened.has_policy or not wanted,
             f"{flag}: needs a policy network, which it is about; "
             + (f"--load {files} holds none" if config.load else "--load a checkpoint that has one"),
         )
     require(
-        config.budget is None or len(setup.data.test) > 1,
+        config.budget is None or len(opened.data.test) > 1,
         "--budget: needs at least two test images, one to choose the threshold and one to report",
     )
     for flag, file in (("--json", config.json), ("--save", config.save)):
-        for checkpoint in setup.checkpoints:
+        for checkpoint in opened.checkpoints:
             require(
                 file is None or not os.path.exists(file) or not os.path.samefile(file, checkpoint.path),
                 f"{flag} {file}: is the checkpoint that --load reads; name another file",

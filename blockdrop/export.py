@@ -14,10 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar
 
 from blockdrop.console import run_command
-from blockdrop.errors import CheckpointError, UserError, require
+from blockdrop.errors import UserError, require
 from blockdrop.inference.formats import PACKAGES, SUFFIXES, Format, optional_package
-from blockdrop.models.specs import parse_model_name
-from blockdrop.names import DEFAULT_THRESHOLD, PolicyNet, Shortcut
+from blockdrop.models.specs import parse_name
+from blockdrop.names import PolicyNet, Shortcut
 from blockdrop.ranges import CheckpointName, Probability, check_ranges
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ class ExportConfig:
         "model", "load", "format", "output", "threshold", "shortcut", "policy_net", "overwrite",
     )  # fmt: skip
 
-    model: str = "R110_C10"
-    """Name of the network and its data set, R<depth>_<dataset>: R20_Digits, R110_C10, R50_ImgNet, …. The README
-    lists depths and data sets."""
+    model: str | None = None
+    """Name of the network: R<depth>_<dataset>, timm:<name>, torchvision:<name> or <module>:<function>. Default:
+    what the checkpoint says, else R110_C10."""
     load: tuple[CheckpointName, ...] = ()
     """Checkpoints of any dialect, or run directories: backbone and policy network, in one or in two, or a backbone
     alone."""
@@ -56,7 +56,8 @@ class ExportConfig:
     def check(self) -> None:
         """Raises `UserError` for a value out of range, an output that can't be written, a missing package."""
         check_ranges(self)
-        parse_model_name(self.model)
+        if self.model is not None:
+            parse_name(self.model)
         require(bool(self.load), "--load: name a checkpoint, or two: backbone and policy network")
         path, suffix = Path(self.output), SUFFIXES[self.format]
         require(
@@ -80,17 +81,20 @@ def main(config: ExportConfig) -> Path:
     import torch  # here, as --help does without
 
     from blockdrop.inference.exported import write_checked
+    from blockdrop.training.session import undecided_note
 
     networks = open_networks(config)
-    output = Path(config.output)
-    parts = "backbone" if networks.policy_network is None else f"backbone and {networks.policy_net} policy network"
+    dynamic, output = networks.dynamic, Path(config.output)
+    parts = "backbone" if dynamic.policy_network is None else f"backbone and {dynamic.policy_net} policy network"
     print(
-        f"export {config.model} ({parts}, {networks.resnet.num_blocks} blocks, {networks.resnet.shortcut or 'no'} "
+        f"export {dynamic.model} ({parts}, {dynamic.num_blocks} blocks, {dynamic.network.shortcut or 'no'} "
         f"shortcuts) to {config.format}"
     )
     print(f"weights from: {', '.join(config.load)}")
-    if networks.policy_network is None and networks.resnet.droppable:
+    if dynamic.policy_network is None and dynamic.network.droppable:
         print("note: no policy network, so every block runs; blockdrop.cl_train trains one")
+    if note := undecided_note(dynamic):
+        print(note)
     try:
         with TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
             temporary = Path(folder, output.name)
@@ -106,55 +110,23 @@ def main(config: ExportConfig) -> Path:
 
 
 def open_networks(config: ExportConfig) -> Networks:
-    """Builds the networks and fills them from the checkpoints; later ones win.
+    """The networks of the checkpoints; later ones win.
 
     Raises:
         UserError: no backbone, a flag for a policy network that isn't there; anything damaged or not fitting.
     """
-    from blockdrop.data import DATASETS  # torch, which --help does without
-    from blockdrop.inference.exported import Networks
-    from blockdrop.models.checkpoints.dialects import read_checkpoint
-    from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
-    from blockdrop.models.policy_networks import build_policy_network
+    from blockdrop.inference.exported import Networks  # torch, which --help does without
+    from blockdrop.loading import open_files
 
-    files = " ".join(config.load)
-    checkpoints = [read_checkpoint(path) for path in config.load]
-    backbone = next((c for c in reversed(checkpoints) if c.resnet is not None), None)
-    policy = next((c for c in reversed(checkpoints) if c.policy_network is not None), None)
-    if backbone is None:
-        raise UserError(f"--load {files}: a policy network without its backbone; name that checkpoint too")
+    dynamic, checkpoints = open_files(
+        config.load, config.model, shortcut=config.shortcut, policy_net=config.policy_net
+    )
     for flag in ("threshold", "policy_net"):
         require(
-            policy is not None or getattr(config, flag) is None,
-            f"--{flag}: --load {files} holds no policy network; name its checkpoint too",
+            any(c.policy_network is not None for c in checkpoints) or getattr(config, flag) is None,
+            f"--{flag}: --load {' '.join(config.load)} holds no policy network; name its checkpoint too",
         )
-    if backbone.num_classes is None:
-        raise CheckpointError(f"{backbone.path}: its head isn't a linear layer (fc.weight)")
-    policy_net = config.policy_net or (policy.policy_net if policy else "reference")
-    spec = parse_model_name(config.model)
-    resnet = network_from(backbone, spec, shortcut=config.shortcut)
-    if policy is not None and not spec.droppable:
-        raise UserError(f"{policy.path}: holds a policy network, but {spec.architecture} has no blocks to drop")
-    policy_network = None
-    if policy is not None:
-        policy_network = build_policy_network(
-            resnet.num_blocks, spec.large_images, policy_net, backbone=resnet
-        ).eval()
-        load_checkpoint(policy, policy_network=policy_network)
-        decided = policy.metrics.get("decided", resnet.num_blocks)
-        if decided < resnet.num_blocks:
-            print(f"note: the policy network's curriculum had reached {decided:.0f} of {resnet.num_blocks} blocks")
-    recorded = DEFAULT_THRESHOLD if policy is None else policy.threshold
-    return Networks(
-        config.model,
-        backbone.variant,
-        resnet.eval(),
-        policy_network,
-        policy_net,
-        backbone.normalisation or DATASETS[parse_model_name(config.model).dataset].normalisation,
-        backbone.classes,
-        recorded if config.threshold is None else config.threshold,
-    )
+    return Networks(dynamic, dynamic.threshold if config.threshold is None else config.threshold)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.deciders import Learned, keep_all
 from blockdrop import figures
 from blockdrop.data import Images, Normalisation, evenly_spaced
 from blockdrop.errors import UserError
-from blockdrop.flops import FlopTable, count_flops
-from blockdrop.measure import evaluate_images, executor, predict_under
+from blockdrop.flops import FlopTable
+from blockdrop.measure import evaluate_images, executor, look_through, predict_under
 from blockdrop.names import EngineName
 from blockdrop.output import write_bytes, write_text
 from blockdrop.policy_curves import (
@@ -27,7 +28,7 @@ from blockdrop.policy_curves import (
 from blockdrop.policy_stats import Outcomes, PolicyStatistics
 from blockdrop.report.page import Report, ReportFigure, report_page
 from blockdrop.training.compute import Compute
-from blockdrop.training.setup import Setup
+from blockdrop.training.opening import Opened
 from blockdrop.version import project_version
 
 EVENTS_SUFFIX = ".visualize"
@@ -39,7 +40,7 @@ THUMBNAIL = 64
 class Findings:
     """Everything that figures and page show of N images; tensors are on the CPU."""
 
-    setup: Setup
+    opened: Opened
     table: FlopTable
     threshold: float
     images: Tensor
@@ -61,32 +62,34 @@ def evenly_by_class(images: Images, count: int) -> Images:
 
 
 def look(
-    setup: Setup, images: Images, compute: Compute, batch_size: int, engine: EngineName, threshold: float | None
+    opened: Opened, images: Images, compute: Compute, batch_size: int, engine: EngineName, threshold: float | None
 ) -> Findings:
     """Runs the images under every policy that a threshold can give them, and under policies that don't look.
 
     Args:
         threshold: default: the checkpoint's.
     """
-    threshold = setup.stored_threshold if threshold is None else threshold
-    table = count_flops(setup.resnet, setup.policy_network, setup.image_size)
-    run = executor(setup.resnet, setup.policy_network, compute, engine)
-    how = (images, setup.normalisation, compute, batch_size)
-    outcomes = evaluate_images(
-        setup.resnet, setup.policy_network, *how, setup.image_size, threshold=threshold, run=run
-    )
-    full = evaluate_images(setup.resnet, None, *how, setup.image_size)
+    dynamic = opened.dynamic
+    threshold = dynamic.threshold if threshold is None else threshold
+    table = dynamic.flop_table()
+    run = executor(dynamic.network, dynamic.policy_network, compute, engine)
+    decider = Learned(look_through(run), dynamic.num_blocks, threshold)
+    outcomes = evaluate_images(dynamic, images, compute, decider=decider, run=run, batch_size=batch_size)
+    full = evaluate_images(dynamic, images, compute, decider=keep_all(dynamic.num_blocks), batch_size=batch_size)
     keep_probs, labels = outcomes.keep_probs, outcomes.labels
     assert keep_probs is not None
-    nested = predict_under(run, nested_policies(keep_probs), *how, title="every threshold")
+
+    def predict(policies: Tensor, title: str = "blind policies") -> Tensor:
+        return predict_under(run, policies, images, dynamic.normalisation, compute, batch_size, title)
+
+    nested = predict(nested_policies(keep_probs), "every threshold")
     curves = [
         dynamic_curve(keep_probs, nested, labels, table, threshold),
         full_curve(full.correct, table),
-        *blind_curves(
-            keep_probs, labels, table, lambda policies: predict_under(run, policies, *how, title="blind policies")
-        ),
+        *blind_curves(keep_probs, labels, table, predict),
     ]
-    return Findings(setup, table, threshold, small_pixels(*how[:2], batch_size), outcomes, full, nested, curves)
+    pixels = small_pixels(images, dynamic.normalisation, batch_size)
+    return Findings(opened, table, threshold, pixels, outcomes, full, nested, curves)
 
 
 def small_pixels(images: Images, normalisation: Normalisation, batch_size: int = 256) -> Tensor:
@@ -103,7 +106,7 @@ def small_pixels(images: Images, normalisation: Normalisation, batch_size: int =
 
 def draw(findings: Findings, statistics: PolicyStatistics) -> dict[str, ReportFigure]:
     """The figures by file name."""
-    outcomes, stages = findings.outcomes, findings.setup.resnet.stage_sizes
+    outcomes, stages = findings.outcomes, findings.opened.dynamic.network.stage_sizes
     assert outcomes.keep_probs is not None
     at = f"at threshold {findings.threshold:.4g}"
     return {
@@ -126,7 +129,11 @@ def draw(findings: Findings, statistics: PolicyStatistics) -> dict[str, ReportFi
             "Easiest and hardest images",
             f"Of each class the images that use the fewest blocks and the most, with their number, {at}.",
             figures.extremes(
-                findings.images, outcomes.labels, outcomes.policy, outcomes.keep_probs, findings.setup.data.classes
+                findings.images,
+                outcomes.labels,
+                outcomes.policy,
+                outcomes.keep_probs,
+                findings.opened.data.classes,
             ),
         ),
         "frequent_policies": ReportFigure(
@@ -170,23 +177,24 @@ def write(folder: Path, findings: Findings, statistics: PolicyStatistics) -> Non
 
 def page_of(findings: Findings, drawn: list[ReportFigure]) -> Report:
     """What the page shows."""
-    setup, outcomes, full = findings.setup, findings.outcomes, findings.full
+    opened, outcomes, full = findings.opened, findings.outcomes, findings.full
+    dynamic, data, stage_sizes = opened.dynamic, opened.data, opened.dynamic.network.stage_sizes
     assert outcomes.keep_probs is not None
     assert full.losses is not None
-    shown, all_images = len(outcomes.labels), len(setup.data.test)
+    shown, all_images = len(outcomes.labels), len(data.test)
     some = f"{shown:,}" if shown == all_images else f"{shown:,} of {all_images:,}, evenly of all classes"
     return Report(
-        title=f"{setup.model}: which blocks each image runs",
+        title=f"{dynamic.model}: which blocks each image runs",
         facts=[
-            ("network", f"{setup.model}, {sum(setup.resnet.stage_sizes)} blocks, {findings.table.full:,} FLOPs"),
-            ("policy network", f"{setup.policy_net}, {findings.table.policy_network:,} FLOPs"),
-            ("test images", f"{some} ({setup.data.name})"),
-            ("checkpoint", ", ".join(c.path for c in setup.checkpoints)),
+            ("network", f"{dynamic.model}, {sum(stage_sizes)} blocks, {findings.table.full:,} FLOPs"),
+            ("policy network", f"{dynamic.policy_net}, {findings.table.policy_network:,} FLOPs"),
+            ("test images", f"{some} ({data.name})"),
+            ("checkpoint", ", ".join(opened.origins)),
             ("full network", f"accuracy {full.accuracy:.4f} on these images"),
             ("made by", f"blockdrop {project_version()}"),
         ],
-        classes=setup.data.classes,
-        stage_sizes=setup.resnet.stage_sizes,
+        classes=data.classes,
+        stage_sizes=stage_sizes,
         keep_probs=outcomes.keep_probs,
         predictions=findings.nested_predictions.T,
         labels=outcomes.labels,

@@ -8,50 +8,23 @@ backbone.
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import functools
-import itertools
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from agents.budget import BudgetPrice
-from agents.estimators import Estimator, draw_gates, make_estimator
 from agents.names import PATHWISE, EstimatorName, PathwiseName
-from agents.policies import bound_keep_probs, entropy, map_policy, policy_information
-from agents.policy_network import PolicyNetwork
-from agents.rewards import Reward
 from blockdrop.console import run_command
-from blockdrop.data import Augment, derived_seed
-from blockdrop.distillation.hinton import kl_divergence
 from blockdrop.errors import require
-from blockdrop.flops import count_flops
-from blockdrop.measure import executor
-from blockdrop.models.resnet import DroppableResNet, block_executions
 from blockdrop.names import Execution
-from blockdrop.ranges import (
-    CheckpointName,
-    Count,
-    CountOrNone,
-    NotNegative,
-    Positive,
-    Probability,
-    Range,
-)
-from blockdrop.training.batchnorm import StaticDecider, recalibrate, rows_kept_whole
-from blockdrop.training.compute import Compute
+from blockdrop.ranges import CheckpointName, Count, CountOrNone, NotNegative, Positive, Probability, Range
 from blockdrop.training.config import Groups, PolicyTrainingConfig, Recipe, check_estimator
-from blockdrop.training.policies import OperatingPoint
-from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch
-from blockdrop.training.run_directory import RunDirectory
-from blockdrop.training.setup import Setup, open_training
-from blockdrop.training.update import Update
+from blockdrop.training.phases import JOINT, POLICIES_ALONE, SETTLED, Phase
+
+if TYPE_CHECKING:
+    from agents.static_policies import StaticPolicy
+    from blockdrop.data import Data
+    from blockdrop.dynamic import DynamicNetwork
+    from blockdrop.training.session import Session
 
 
 @dataclass(kw_only=True)
@@ -198,14 +171,16 @@ class FinetuneConfig(PolicyTrainingConfig):
             "--estimator kept_straight_through",
         )
 
-    def learners(self, epoch: int, batch: int) -> tuple[bool, bool]:
-        """Whether the ResNet learns from this batch, and whether the policy network does."""
+    def phase(self, epoch: int, batch: int) -> Phase:
+        """Who learns from this batch."""
         if epoch >= self.settled_from:
-            return True, False
+            return SETTLED
         if epoch < self.freeze_epochs:
-            return False, True
-        second = bool(batch // self.accumulate % 2)  # batches of one step go to the same network
-        return (not second, second) if self.alternate else (True, True)
+            return POLICIES_ALONE
+        if not self.alternate:
+            return JOINT
+        second = batch // self.accumulate % 2  # batches of one step go to the same network
+        return POLICIES_ALONE if second else SETTLED
 
     @property
     def settled_from(self) -> int:
@@ -246,85 +221,111 @@ WARM_UP = 0.05
 
 
 def main(config: FinetuneConfig) -> dict[str, float]:
-    """Opens models, data and run directory, and trains; returns the last test's metrics."""
+    """Opens networks, data and run directory, and trains; returns the last test's metrics."""
+    from blockdrop.training.opening import open_training  # torch, which --help does without
+
     config.check()
-    compute, paths = config.compute(), (*config.pretrained, *config.load)
-    setup, run = open_training(
+    opened, session = open_training(
         config,
         "finetune",
-        paths,
-        backbone=True,
-        policy=config.initial_keep is None and config.policy is None,
+        (*config.pretrained, *config.load),
+        needs_backbone=True,
+        needs_policy=config.initial_keep is None and config.policy is None,
         initial_keep=config.initial_keep,
         static=config.policy,
     )
-    with run:
-        setup.announce("finetune", compute, run)
-        if config.policy is None and config.settle:
-            rewound = ", the ResNet from the weights as loaded" if config.rewinds else ""
-            learned, rest = config.settled_from, config.max_epochs - config.settled_from
-            print(f"policies: learned for {learned} epochs, then settled for {rest}{rewound}")
-        return train(config, setup, compute, run)
+    with session.run:
+        session.announce("finetune", opened.dynamic, opened.data, opened.origins, config.policy)
+        return train(opened.dynamic, opened.data, session, opened.static)
 
 
-def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirectory) -> dict[str, float]:
-    """The training loop; returns the last test's metrics."""
-    resnet, policy_network = compute.place(setup.resnet), compute.place(setup.policy_network)
-    assert isinstance(resnet, DroppableResNet), "checked with the flags"
-    static = setup.static
-    flops = count_flops(resnet, None if static else policy_network, setup.image_size)
+def train(
+    dynamic: DynamicNetwork, data: Data, session: Session[FinetuneConfig], static: StaticPolicy | None = None
+) -> dict[str, float]:
+    """The training loop; returns the last test's metrics.
+
+    Args:
+        static: decides in place of a policy network; then only the ResNet learns.
+    """
+    import contextlib
+    import copy
+    import functools
+
+    import torch
+
+    from agents.budget import BudgetPrice
+    from blockdrop.data import derived_seed
+    from blockdrop.distillation.hinton import kl_divergence
+    from blockdrop.measure import executor
+    from blockdrop.models.droppable import Droppable
+    from blockdrop.training.batchnorm import recalibrate
+    from blockdrop.training.joint import BlockRunner, JointBatch, SettledLearner, make_learner, make_optimizers
+    from blockdrop.training.joint_policies import JointPolicies
+    from blockdrop.training.policies import OperatingPoint
+    from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch, make_reward
+    from blockdrop.training.update import Update
+
+    config, compute, processes = session.config, session.compute, session.processes
+    if static is None and config.settle:
+        rewound = ", the ResNet from the weights as loaded" if config.rewinds else ""
+        learned, rest = config.settled_from, config.max_epochs - config.settled_from
+        print(f"policies: learned for {learned} epochs, then settled for {rest}{rewound}")
+    resnet = compute.place(dynamic.network)
+    assert isinstance(resnet, Droppable), "checked with the flags"
+    policies = JointPolicies(dynamic, compute, static, config.shuffle_policies)
+    flops = dynamic.flop_table()
+    reward = make_reward(config, flops)
+    blocks = BlockRunner(resnet, compute, config.execution, config.keep_full)
+    learn = make_learner(
+        blocks, config.estimator, reward, samples=config.samples, alpha=config.alpha,
+        temperature=config.temperature, information=config.information,
+    )  # fmt: skip
+    settled = SettledLearner(blocks)
     teacher = executor(copy.deepcopy(resnet), None, compute, engine="torch") if config.distills else None
-    optimizers = make_optimizers(config, resnet, policy_network)
+    optimizers = make_optimizers(
+        resnet, dynamic.policy_network, optimizer=config.optimizer, lr=config.lr, wd=config.wd,
+        bias_lr=config.bias_lr, resnet_lr=config.resnet_lr, resnet_wd=config.resnet_wd,
+    )  # fmt: skip
     rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
     target = config.target_flops if static is None else None
     budget = None if target is None else BudgetPrice(target, config.price_rate)
-    learn = make_learner(config, resnet, compute, torch.tensor(flops.blocks, device=compute.device))
-    batches = setup.count_batches(config)
-    networks = {"ResNet": resnet, "policy network": policy_network}
+    batches = session.count_batches(data.train)
     loaded = copy.deepcopy(resnet.state_dict()) if config.rewinds else None
-    fixed = policy_network.borrowed if config.rewinds and static is None else ()
-    processes = compute.processes
-    update = Update(config, run, batches, optimizers.values(), networks, processes)
-    state = run.state
-    point = OperatingPoint()
+    fixed = policies.borrowed if config.rewinds else ()
+    networks = {"ResNet": resnet, **policies.modules}
+    update = Update(config, session.run, batches, optimizers.values(), networks, processes)
+    state = session.run.state
     if config.settled_from == 0 and static is None:  # the policies that were loaded are those to learn under
-        point = OperatingPoint(setup.stored_threshold)
+        policies.point = OperatingPoint(dynamic.threshold)
         if target is not None:
-            point.choose(target, policy_network, setup, compute, flops)
-    state.track(resnet=resnet, policy_network=policy_network, budget=budget, point=point, **optimizers)
+            policies.point.choose(target, dynamic, data.train, compute, flops)
+    state.track(
+        resnet=resnet, budget=budget, point=policies.point, policy_network=dynamic.policy_network, **optimizers
+    )
     for epoch in state.epochs(config.max_epochs):
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
         static_draws = torch.Generator().manual_seed(derived_seed(config.seed, epoch, 2))
-        settled, distill_weight = epoch >= config.settled_from, config.distill_weight(epoch)
         state.track_epoch(sampled_epoch=sampled_epoch, draws=draws, static_draws=static_draws)
-        load = functools.partial(setup.training_batches, config, compute, epoch)
+        decide, distill_weight = policies.in_training(draws, static_draws), config.distill_weight(epoch)
+        load = functools.partial(session.batches, data.train, dynamic.normalisation, epoch)
         for batch, (images, labels) in state.batches(load):
             factor = config.lr_factor(epoch, (epoch + (batch + 1) / batches) / config.max_epochs)
             for name, optimizer in optimizers.items():
                 for group, rate in zip(optimizer.param_groups, rates[name], strict=True):
                     group["lr"] = factor * rate
-            train_resnet, train_policy = config.learners(epoch, batch)
-            price = None if budget is None else budget.value
-            policy_network.train(train_policy)
-            resnet.train(train_resnet).requires_grad_(train_resnet)  # last, as the two may share the stem
+            phase = config.phase(epoch, batch)
+            policies.train(phase.policy)
+            resnet.train(phase.resnet).requires_grad_(phase.resnet)  # last, as the two may share the stem
             for module in fixed:
                 module.eval().requires_grad_(False)
             labels = processes.gather(labels)
-            if static is not None:
-                keep_probs = static.draw(len(labels), static_draws).float().to(compute.device)  # (N, K)
-            else:
-                # settled policies are those of the tests, also where a probability is next to the threshold
-                precision = contextlib.nullcontext() if settled else compute.autocast()
-                with torch.set_grad_enabled(train_policy), precision:
-                    keep_probs, values = map(processes.gather, policy_network(images))  # (N, K), (N, 1)
-            if config.shuffle_policies and static is None:
-                order = torch.randperm(len(labels), generator=draws, device=compute.device)
-                keep_probs, values = keep_probs[order], values[order]
-            if train_policy:
-                step = learn(images, labels, keep_probs, values, draws, price)
-            else:
-                step = learn_settled(config, resnet, compute, images, labels, keep_probs, point.threshold)
+            # settled policies are those of the tests, also where a probability is next to the threshold
+            precision = contextlib.nullcontext() if epoch >= config.settled_from else compute.autocast()
+            with torch.set_grad_enabled(phase.policy), precision:
+                decision = decide(images, len(labels))
+            price = None if budget is None else budget.value
+            step = (learn if phase.policy else settled)(JointBatch(images, labels, decision, draws, price))
             loss = step.loss
             if teacher is not None and distill_weight:
                 soften = config.distill_temperature
@@ -333,228 +334,36 @@ def train(config: FinetuneConfig, setup: Setup, compute: Compute, run: RunDirect
                 loss = loss + distill_weight * soften**2 * step.parts["divergence"]
                 state.counts["block_executions"] += len(labels) * resnet.num_blocks
             update(loss / processes.size, epoch, batch)
-            if budget is not None and train_policy:
+            if budget is not None and phase.policy:
                 budget.target = config.target_after(epoch + batch / batches)
-                spent = flops.per_image(map_policy(keep_probs)).double().mean() / flops.full
+                spent = flops.per_image(decision.policy).double().mean() / flops.full
                 step.parts |= {"spent": spent, "price": torch.tensor(budget.update(spent.item()))}
             state.counts["block_executions"] += step.executions
             sampled_epoch.add(step.policy, step.logits.detach(), labels, loss=loss, **step.parts)
-        test = config.tests_after(epoch)
         if target is not None and epoch + 1 >= config.settled_from:
-            point.choose(target, policy_network, setup, compute, flops)
-        if test and config.recalibrate and epoch >= config.freeze_epochs:
-            some = recalibration_images(config, setup, compute)
-            how = (config.keep_full, config.execution, config.shuffle_policies, point.threshold)
-            decider = policy_network if static is None else StaticDecider(static)
-            state.counts["block_executions"] += recalibrate(resnet, decider, some, *how)
+            policies.point.choose(target, dynamic, data.train, compute, flops)
+        test = None
+        if config.tests_after(epoch):
+            if config.recalibrate and epoch >= config.freeze_epochs:
+                state.counts["block_executions"] += recalibrate(
+                    resnet,
+                    policies.in_recalibration(),
+                    session.some_batches(data.train, dynamic.normalisation, config.recalibrate),
+                    borrowed=policies.borrowed,
+                    keep_full=config.keep_full,
+                    execution=config.execution,
+                )
+            test = policies.test()
         sampled_epoch.block_executions = state.counts["block_executions"]
         factor = config.lr_factor(epoch, (epoch + 1) / config.max_epochs)
-        trained = sampled_epoch.metrics(config.penalty, factor * config.lr)
-        finish_epoch(
-            setup,
-            run,
-            compute,
-            epoch,
-            trained,
-            config.penalty,
-            test,
-            point=point,
-            shuffle_policies=config.shuffle_policies,
-        )
+        trained = sampled_epoch.metrics(reward, factor * config.lr)
+        finish_epoch(session, dynamic, data, epoch, trained, reward=reward, test=test)
         if loaded is not None and epoch + 1 == config.settled_from:
             resnet.load_state_dict(loaded)
             for optimizer in optimizers.values():
                 optimizer.state.clear()
     resnet.requires_grad_(True)
-    return run.finish_with_test()
-
-
-@dataclass
-class JointStep:
-    """What a batch gave."""
-
-    loss: Tensor
-    """Scalar."""
-    policy: Tensor
-    """bool (N, K), the one whose logits count."""
-    logits: Tensor
-    """(N, classes), with gradient."""
-    parts: dict[str, Tensor]
-    """Scalars worth logging, means over the batch."""
-    executions: int
-    """How many times a block ran for a row; a backward pass counts twice."""
-
-
-Learner = Callable[[Tensor, Tensor, Tensor, Tensor, torch.Generator, float | None], JointStep]
-"""(images, labels (N,), keep probabilities (N, K), values (N, 1), generator of draws, price) to a step. All are of
-the whole batch, but the images, which are this process's share."""
-
-
-def make_learner(config: FinetuneConfig, resnet: DroppableResNet, compute: Compute, costs: Tensor) -> Learner:
-    """The way of learning that the flags ask for.
-
-    Args:
-        costs: (K,), FLOPs of each block.
-    """
-    if config.estimator in PATHWISE:
-        return functools.partial(learn_pathwise, config, resnet, compute, costs)
-    estimator = make_estimator(config.estimator, config.samples)
-    return functools.partial(
-        learn_from_rewards, config, resnet, compute, estimator, Reward(config.reward, config.penalty, costs)
-    )
-
-
-def learn_from_rewards(
-    config: FinetuneConfig,
-    resnet: DroppableResNet,
-    compute: Compute,
-    estimator: Estimator,
-    reward: Reward,
-    images: Tensor,
-    labels: Tensor,
-    keep_probs: Tensor,
-    values: Tensor,
-    draws: torch.Generator,
-    price: float | None,
-) -> JointStep:
-    """REINFORCE for the policy network, cross-entropy of the sampled policies for the ResNet."""
-    bounded = bound_keep_probs(keep_probs, config.alpha)
-    policies = estimator.draw(bounded.detach(), draws)  # (S, N, K)
-    whole = rows_kept_whole(config.keep_full, keep_probs)
-    policies[:, :whole] = True
-    sampled, others = policies[: estimator.samples], policies[estimator.samples :]
-    found = []
-    if len(others):
-        with torch.no_grad(), compute.autocast():
-            found.append(run_share(resnet, compute, images, others, config.execution))
-    with compute.autocast():  # of its own: some versions of torch keep weights without gradient from the one above
-        logits = run_share(resnet, compute, images, sampled, config.execution)  # (samples, N, classes)
-    rewards = reward(torch.cat([logits.detach(), *found]), labels, policies, price)  # (S, N)
-    value = (values.float().squeeze(1)[whole:],) if estimator.wants_values else ()
-    cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), labels.repeat(len(sampled)))
-    loss = estimator.loss(bounded[whole:], policies[:, whole:], rewards[:, whole:], *value) + cross_entropy
-    parts = {"cross_entropy": cross_entropy, "entropy": entropy(bounded.detach())}
-    if config.information:
-        parts["information"] = policy_information(keep_probs[whole:])
-        loss = loss - config.information * parts["information"]
-    if len(rewards) > 1:
-        parts["advantage"] = (rewards[0] - rewards[1:].mean(0)).mean()
-    passes = 3 if logits.requires_grad else 1
-    executions = passes * count_executions(config, sampled) + count_executions(config, others)
-    return JointStep(loss, sampled[0], logits[0], parts, executions)
-
-
-def learn_pathwise(
-    config: FinetuneConfig,
-    resnet: DroppableResNet,
-    compute: Compute,
-    costs: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    keep_probs: Tensor,
-    values: Tensor,
-    draws: torch.Generator,
-    price: float | None,
-) -> JointStep:
-    """The cross-entropy's own gradient for both networks, through the gates, and the expected cost's.
-
-    The cost is the square of the expected share of all blocks' FLOPs over |penalty|, or price · share.
-    """
-    bounded = bound_keep_probs(keep_probs, config.alpha)
-    policy, gates = draw_gates(config.estimator, bounded, draws, config.temperature)  # type: ignore[arg-type]
-    whole = rows_kept_whole(config.keep_full, keep_probs)
-    policy = torch.cat([torch.ones_like(policy[:whole]), policy[whole:]])
-    gates = torch.cat([torch.ones_like(gates[:whole]), gates[whole:]])
-    with compute.autocast():
-        logits = run_share(resnet, compute, images, policy, config.execution, gates)
-    cross_entropy = F.cross_entropy(logits.float(), labels)
-    share = (keep_probs[whole:] * (costs / costs.sum())).sum(-1)
-    cost = share.square().mean() / abs(config.penalty) if price is None else price * share.mean()
-    information = policy_information(keep_probs[whole:])
-    deciding = len(share) / len(policy)  # as much for each image as if all decided
-    loss = cross_entropy + deciding * (cost - config.information * information)
-    parts = {"cross_entropy": cross_entropy, "cost": cost, "information": information}
-    passes = 3 if any(parameter.requires_grad for parameter in resnet.parameters()) else 2  # backward: maps alone
-    return JointStep(loss, policy, logits, parts, passes * count_executions(config, policy))
-
-
-def learn_settled(
-    config: FinetuneConfig,
-    resnet: DroppableResNet,
-    compute: Compute,
-    images: Tensor,
-    labels: Tensor,
-    keep_probs: Tensor,
-    threshold: float,
-) -> JointStep:
-    """Cross-entropy for the ResNet alone, under the MAP policies."""
-    policy = map_policy(keep_probs, threshold)
-    policy[: rows_kept_whole(config.keep_full, policy)] = True
-    with compute.autocast():
-        logits = run_share(resnet, compute, images, policy, config.execution)
-    cross_entropy = F.cross_entropy(logits.float(), labels)
-    parts = {"cross_entropy": cross_entropy}
-    return JointStep(cross_entropy, policy, logits, parts, 3 * count_executions(config, policy))
-
-
-def run_share(
-    resnet: DroppableResNet,
-    compute: Compute,
-    images: Tensor,
-    policy: Tensor,
-    execution: Execution,
-    gates: Tensor | None = None,
-) -> Tensor:
-    """Logits of the whole batch, of which this process runs its share.
-
-    Args:
-        images: this process's, (N', 3, H, W).
-        policy, gates: of the whole batch, (…, N, K).
-    Returns:
-        (…, N, classes).
-    """
-    rows = compute.processes.rows(len(images))
-    logits = resnet(images, policy[..., rows, :], execution, None if gates is None else gates[rows])
-    return compute.processes.gather(logits, dim=policy.dim() - 2)
-
-
-def count_executions(config: FinetuneConfig, policies: Tensor) -> int:
-    """How many times a block runs for a row in one forward pass under policies (…, N, K)."""
-    return policies.numel() if config.execution == "masked" else block_executions(policies)
-
-
-def make_optimizers(
-    config: FinetuneConfig, resnet: DroppableResNet, policy_network: PolicyNetwork
-) -> dict[str, torch.optim.Optimizer]:
-    """One Adam for both networks, or SGD for the ResNet and Adam for the policy network; by their names."""
-    own, bias = policy_network.own_parameters(), policy_network.logit.bias
-    groups: list[dict[str, Any]] = [{"params": own}]
-    if config.bias_lr is not None:
-        rest = [parameter for parameter in own if parameter is not bias]
-        groups = [{"params": rest}, {"params": [bias], "lr": config.bias_lr}]
-    if config.optimizer == "adam":
-        groups[0]["params"] = [*resnet.parameters(), *groups[0]["params"]]
-    adam = torch.optim.Adam(groups, config.lr, weight_decay=config.wd)
-    if config.optimizer == "adam":
-        return {"adam": adam}
-    sgd = torch.optim.SGD(
-        resnet.parameters(), config.resnet_lr, momentum=0.9, nesterov=True, weight_decay=config.resnet_wd
-    )
-    return {"adam": adam, "sgd": sgd}
-
-
-def recalibration_images(config: FinetuneConfig, setup: Setup, compute: Compute) -> Iterator[Tensor]:
-    """Batches (N, 3, H, W) of --recalibrate training images, augmented as in training."""
-    images = setup.data.train
-    batches = images.batches(
-        config.batch_size,
-        setup.normalisation,
-        compute.device,
-        Augment(config.seed, config.max_epochs),
-        compute.channels_last,
-    )
-    count = min(config.recalibrate, len(images))
-    return (batch[:count] for batch, _ in itertools.islice(batches, max(1, count // config.batch_size)))
+    return session.run.finish_with_test()
 
 
 if __name__ == "__main__":

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from agents.policy_network import PolicyNetwork
-from blockdrop.models.backbone import Backbone
+from blockdrop.models.backbone import Backbone, Network
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,23 @@ class FlopTable:
 
 
 def count_module_flops(module: nn.Module, *inputs: Tensor) -> dict[nn.Module, int]:
-    """FLOPs of every convolution and linear layer that runs when `module` is called on `inputs`."""
+    """FLOPs of every convolution and linear layer that runs when `module` is called on `inputs`; those of an
+    attention's projections stand under the attention."""
     counts: dict[nn.Module, int] = {}
 
-    def count(layer: nn.Module, _args: tuple[Tensor, ...], out: Tensor) -> None:
-        # Every output number of a layer is a sum over weight.numel() / out_channels products.
-        weight: Tensor = layer.weight  # type: ignore[assignment]
-        counts[layer] = counts.get(layer, 0) + 2 * out.numel() * (weight.numel() // len(weight))
+    def count(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor | tuple[Tensor, ...]) -> None:
+        if isinstance(layer, nn.MultiheadAttention):  # its linear layers run without being called
+            flops = 2 * layer.embed_dim * (2 * args[0].numel() + args[1].numel() + args[2].numel())
+        else:
+            # Every output number of a layer is a sum over weight.numel() / out_channels products; if transposed,
+            # every input number goes into weight.numel() / in_channels of them.
+            weight: Tensor = layer.weight  # type: ignore[assignment]
+            one = args[0] if getattr(layer, "transposed", False) else out
+            assert isinstance(one, Tensor)
+            flops = 2 * one.numel() * (weight.numel() // len(weight))
+        counts[layer] = counts.get(layer, 0) + flops
 
-    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [m for m in module.modules() if isinstance(m, _ConvNd | nn.Linear | nn.MultiheadAttention)]
     handles = [layer.register_forward_hook(count) for layer in layers]
     try:
         with torch.no_grad():
@@ -58,6 +71,19 @@ def count_module_flops(module: nn.Module, *inputs: Tensor) -> dict[nn.Module, in
         for handle in handles:
             handle.remove()
     return counts
+
+
+def run_for_nothing(network: nn.Module, image_size: int, run: Callable[[nn.Module, Tensor], Result]) -> Result:
+    """What `run` makes of a copy of a network in eval mode and one image of image_size × image_size pixels.
+
+    Nothing is computed, unless the network can't run like that: then it runs on the CPU, on a black image.
+    """
+    shape = (1, 3, image_size, image_size)
+    with torch.no_grad():
+        try:
+            return run(copy.deepcopy(network).eval().to("meta"), torch.empty(shape, device="meta"))
+        except Exception:  # whatever a network of somebody's does with numbers; what is wrong in truth comes again
+            return run(copy.deepcopy(network).cpu().float().eval(), torch.zeros(shape))
 
 
 @dataclass(frozen=True)
@@ -75,7 +101,10 @@ class LayerCount:
 
 def count_layers(net: nn.Module, image_size: int = 32) -> list[LayerCount]:
     """Every layer that runs, in running order, without computing anything."""
-    net = copy.deepcopy(net).eval().to("meta")
+    return run_for_nothing(net, image_size, _count_layers)
+
+
+def _count_layers(net: nn.Module, image: Tensor) -> list[LayerCount]:
     names = {module: name for name, module in net.named_modules()}
     outputs: dict[nn.Module, tuple[int, ...]] = {}
 
@@ -84,7 +113,7 @@ def count_layers(net: nn.Module, image_size: int = 32) -> list[LayerCount]:
 
     leaves = [m for m in net.modules() if not list(m.children()) and not isinstance(m, nn.Identity)]
     handles = [layer.register_forward_hook(note) for layer in leaves]
-    macs = count_module_flops(net, torch.empty(1, 3, image_size, image_size, device="meta"))
+    macs = count_module_flops(net, image)
     for handle in handles:
         handle.remove()
     return [
@@ -111,20 +140,26 @@ def reference_stem_surplus(net: Backbone, image_size: int = 32) -> int:
     return positions * (stem.kernel_size[0] * stem.kernel_size[1] * head.in_features - stem.weight.numel())
 
 
-def count_flops(resnet: Backbone, policy_network: PolicyNetwork | None = None, image_size: int = 32) -> FlopTable:
+def count_flops(resnet: Network, policy_network: PolicyNetwork | None = None, image_size: int = 32) -> FlopTable:
     """Counts both networks on images of image_size × image_size pixels, without computing anything."""
-    image = torch.empty(1, 3, image_size, image_size, device="meta")
-    net = copy.deepcopy(resnet).eval().to("meta")
-    counts = count_module_flops(net, image)
-    blocks = tuple(sum(counts.get(m, 0) for m in branch.modules()) for branch, _ in net.branches())
+
+    def count(net: nn.Module, image: Tensor) -> tuple[int, tuple[int, ...]]:
+        assert isinstance(net, Network)
+        counts = count_module_flops(net, image)
+        blocks = (sum(counts.get(m, 0) for m in branch.modules()) for branch, _ in net.branches())
+        return sum(counts.values()), tuple(blocks)
+
+    total, blocks = run_for_nothing(resnet, image_size, count)
     policy_flops = 0
     if policy_network is not None:
-        policy_flops = sum(count_module_flops(copy.deepcopy(policy_network).eval().to("meta"), image).values())
-    return FlopTable(sum(counts.values()) - sum(blocks), blocks, policy_flops)
+        policy_flops = run_for_nothing(
+            policy_network, image_size, lambda net, image: sum(count_module_flops(net, image).values())
+        )
+    return FlopTable(total - sum(blocks), blocks, policy_flops)
 
 
 def flops_per_image(
-    resnet: Backbone, policy_network: PolicyNetwork | None, policy: Tensor, image_size: int = 32
+    resnet: Network, policy_network: PolicyNetwork | None, policy: Tensor, image_size: int = 32
 ) -> Tensor:
     """FLOPs of each image under its policy, policy network included (None: not counted).
 

@@ -6,22 +6,22 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from agents.curriculum import keep_undecided
+from agents.deciders import Decider, Learned, Look, keep_all
 from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
-from agents.static_policies import StaticPolicy
 from blockdrop.data import Images, Normalisation
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import UserError
-from blockdrop.flops import count_flops
 from blockdrop.inference.executor import Executor, compile
 from blockdrop.models.backbone import Backbone
 from blockdrop.names import EngineName
 from blockdrop.policy_stats import Outcomes, losses_and_margins
+from blockdrop.processes import ALONE, Processes
 from blockdrop.progress import progress
 from blockdrop.training.compute import Compute
 
@@ -33,69 +33,60 @@ MAPS_PER_IMAGE = 8
 """Bytes of the feature maps that a row holds at a time, of its image's, about."""
 
 
+@torch.no_grad()
 def evaluate_images(
-    resnet: Backbone,
-    policy_network: PolicyNetwork | StaticPolicy | None,
+    dynamic: DynamicNetwork,
     images: Images,
-    normalisation: Normalisation,
     compute: Compute = Compute(torch.device("cpu"), torch.float32, channels_last=True),  # noqa: B008
-    batch_size: int = 256,
-    image_size: int = 32,
-    threshold: float = 0.5,
-    decided: int | None = None,
+    *,
+    decider: Decider | None = None,
     run: Executor | None = None,
-    shuffle_policies: bool = False,
+    batch_size: int = 256,
 ) -> Outcomes:
-    """Predictions, policies and FLOPs of all images under their MAP policies; of several processes each runs its
-    share, and all return all.
+    """Predictions, policies and FLOPs of all images; of several processes each runs its share, and all return all.
 
     Args:
-        resnet, policy_network: left as they are. None = keep every block. A static policy is drawn, always the
-            same, and costs nothing.
-        threshold: run a block where its keep probability is at least this.
-        decided: only the last so many blocks are decided, earlier ones run (during a curriculum).
-        run: an executor of the two networks to go on with (default: a new one).
-        shuffle_policies: give each image the policy of another one of its batch (always the same one).
+        dynamic: left as it is.
+        decider: which blocks run; default: the network's own. One that looks at images does so by `look_through`.
+        run: an executor of its networks to go on with (default: a new one).
+    Raises:
+        BlockdropError: the decider is for another number of images.
     """
-    static = None
-    if isinstance(policy_network, StaticPolicy):
-        static, policy_network = draw_static(policy_network, len(images)), None
-    table = count_flops(resnet, policy_network, image_size)
-    run = run or executor(resnet, policy_network, compute)
+    processes = compute.processes
+    if run is None:
+        looks = dynamic.policy_network is not None if decider is None else decider.looks
+        run = executor(dynamic.network, dynamic.policy_network if looks else None, compute)
+    if decider is None:
+        decider = own_decider(dynamic, run, processes)
+    try:
+        decider.check(len(images))
+    except ValueError as error:
+        raise UserError(f"--policy {error}") from None
+    decider.restart()
+    table = dynamic.flop_table(decider.looks)
     policies, probabilities = [], []
     labels: list[Tensor] = []
     found: list[list[Tensor]] = [[], [], []]  # predictions, losses, margins
-    processes = compute.processes
     batches = images.batches(
         batch_size,
-        normalisation,
+        dynamic.normalisation,
         compute.device,
         channels_last=compute.channels_last,
         share=processes.share,
     )
     for batch, batch_labels in progress(batches, "testing", -(-len(images) // batch_size)):
-        own = len(batch) > 0  # of a last small batch a process may get nothing
-        keep_probs = run.keep_probs(batch) if own else torch.empty(0, resnet.num_blocks, device=compute.device)
-        keep_probs = processes.gather(keep_probs)
-        if shuffle_policies:
-            order = torch.randperm(len(keep_probs), generator=torch.Generator().manual_seed(len(labels)))
-            keep_probs = keep_probs[order.to(keep_probs.device)]
-        policy = map_policy(keep_probs, threshold)
-        if decided is not None:
-            policy = keep_undecided(policy, decided)
-        if static is not None:
-            start = sum(map(len, labels))
-            policy = static[start : start + len(policy)].to(policy.device)
-        rows = processes.rows(len(batch))
+        all_labels = processes.gather(batch_labels)
+        decision = decider(batch, len(all_labels))
         own_found = (batch_labels, *[torch.empty(0, device=compute.device)] * 2)
-        if own:
-            logits, _ = run(batch, policy=policy[rows])
+        rows = processes.rows(len(batch))
+        if len(batch):  # of a last small batch a process may get nothing
+            logits, _ = run(batch, policy=decision.policy[rows])
             own_found = (logits.argmax(1), *losses_and_margins(logits, batch_labels))
         for parts, part in zip(found, own_found, strict=True):
             parts.append(processes.gather(part).cpu())
-        probabilities.append(keep_probs.cpu())
-        policies.append(policy.cpu())
-        labels.append(processes.gather(batch_labels).cpu())
+        probabilities.append(decision.keep_probs.cpu())
+        policies.append(decision.policy.cpu())
+        labels.append(all_labels.cpu())
     policy = torch.cat(policies)
     predictions, losses, margins = map(torch.cat, found)
     return Outcomes(
@@ -103,10 +94,28 @@ def evaluate_images(
         predictions,
         torch.cat(labels),
         table.per_image(policy),
-        None if policy_network is None else torch.cat(probabilities),
+        torch.cat(probabilities) if decider.looks else None,
         losses,
         margins,
     )
+
+
+def look_through(run: Executor, processes: Processes = ALONE) -> Look:
+    """The policy network of an executor, as deciders take it: this process's images to all processes' keep
+    probabilities."""
+
+    def look(images: Tensor) -> tuple[Tensor, None]:
+        keep_probs = run.keep_probs(images) if len(images) else images.new_empty(0, run.num_blocks)
+        return processes.gather(keep_probs), None
+
+    return look
+
+
+def own_decider(dynamic: DynamicNetwork, run: Executor, processes: Processes = ALONE) -> Decider:
+    """What decides by itself, through an executor: the policy network at its operating point, else all blocks."""
+    if dynamic.policy_network is None:
+        return keep_all(dynamic.num_blocks)
+    return Learned(look_through(run, processes), dynamic.num_blocks, dynamic.threshold)
 
 
 def predict_under(
@@ -138,18 +147,6 @@ def predict_under(
     return torch.cat(found, dim=1)
 
 
-def draw_static(policy: StaticPolicy, images: int) -> Tensor:
-    """bool (images, K), always the same.
-
-    Raises:
-        UserError: it is for another number of images.
-    """
-    try:
-        return policy.draw(images, torch.Generator().manual_seed(0))
-    except ValueError as error:
-        raise UserError(f"--policy {error}") from None
-
-
 def executor(
     resnet: Backbone, policy_network: PolicyNetwork | None, compute: Compute, engine: EngineName = "auto"
 ) -> Executor:
@@ -162,6 +159,7 @@ def measure_speed(
     dynamic: Executor,
     images: Images,
     normalisation: Normalisation,
+    *,
     batch_size: int,
     policies: Sequence[float | Tensor],
     channels_last: bool = True,
@@ -196,8 +194,9 @@ def measure_speed(
 
     def run_all(one: list[float | Tensor], item: tuple[int, Tensor]) -> object:
         wanted = one[item[0]]
-        how: Any = {"policy": wanted} if isinstance(wanted, Tensor) else {"threshold": wanted}
-        return dynamic(item[1], **how)
+        if isinstance(wanted, Tensor):
+            return dynamic(item[1], policy=wanted)
+        return dynamic(item[1], threshold=wanted)
 
     runs: list[Callable[[tuple[int, Tensor]], object]] = [
         lambda item: full(item[1]),
@@ -213,6 +212,7 @@ def measure_passes(
     images: Images,
     normalisation: Normalisation,
     compute: Compute,
+    *,
     batch_size: int,
     engines: Sequence[EngineName | Literal["eager"]],
     timed_images: int | None = None,

@@ -1,4 +1,4 @@
-"""The names that networks, engines and number formats go by in flags and calls, and the threshold of policies.
+"""The names that networks, engines and number formats go by in flags and calls.
 
 Without torch, so that a command line is understood without loading it.
 """
@@ -20,5 +20,3 @@ Execution = Literal["sparse", "masked"]
 """How blocks are dropped in training: sparse runs a block for the images that need it, masked for all of them."""
 EngineName = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "float32", "bfloat16"]
-DEFAULT_THRESHOLD = 0.5
-"""Of MAP policies, where nothing else was chosen."""

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
-from agents.rewards import blockdrop_reward
+from agents.rewards import Reward
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,16 @@ class Outcomes:
         """float64 (K,), share of images that ran each block."""
         return self.policy.double().mean(0)
 
-    def reward(self, penalty: float) -> float:
-        """Mean reward."""
-        return blockdrop_reward(self.correct, self.policy, penalty).double().mean().item()
+    def reward(self, reward: Reward) -> float:
+        """Mean of a reward, without a price on computation."""
+        return reward.of_outcomes(self.correct, self.losses, self.policy).double().mean().item()
 
-    def metrics(self, penalty: float) -> dict[str, float]:
-        """The numbers that training logs after a test."""
+    def metrics(self, reward: Reward) -> dict[str, float]:
+        """The numbers that training logs after a test; the reward is the one that it trains on."""
         blocks, deviation = self.block_usage
         return {
             "accuracy": self.accuracy,
-            "reward": self.reward(penalty),
+            "reward": self.reward(reward),
             "blocks": blocks,
             "blocks_std": deviation,
             "unique_policies": self.unique_policies,

@@ -7,11 +7,16 @@ net, a shift net or a ResNet of reduced widths.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from blockdrop.console import run_command
 from blockdrop.ranges import CheckpointName, Range
 from blockdrop.training.config import Groups, SupervisedConfig
+
+if TYPE_CHECKING:
+    from blockdrop.data import Data
+    from blockdrop.dynamic import DynamicNetwork
+    from blockdrop.training.session import Session
 
 
 @dataclass(kw_only=True)
@@ -33,31 +38,34 @@ class PretrainConfig(SupervisedConfig):
 
 
 def main(config: PretrainConfig) -> dict[str, float]:
-    """Opens models, data and run directory, and trains; returns the last test's metrics."""
-    from blockdrop.training.setup import open_training  # torch, which --help does without
-    from blockdrop.training.supervised import TestAndSave, cross_entropy_objective, fit
+    """Opens network, data and run directory, and trains; returns the last test's metrics."""
+    from blockdrop.training.opening import open_training  # torch, which --help does without
 
     config.check()
-    compute = config.compute()
-    setup, run = open_training(config, "pretrain", config.init, config.new_head)
-    with run:
-        setup.has_policy = False
-        setup.announce("pretrain", compute, run)
-        network = compute.place(setup.resnet)
-        tests = TestAndSave(config, setup, compute, run, lambda: network)
-        fit(
-            config,
-            setup,
-            compute,
-            run,
-            network,
-            cross_entropy_objective(network, config.label_smoothing),
-            network.parameters(),
-            begin_epoch=network.train,
-            end_epoch=tests,
-            epochs=config.max_epochs,
-        )
-        return run.finish_with_test()
+    opened, session = open_training(config, "pretrain", config.init, policy="none", new_head=config.new_head)
+    with session.run:
+        session.announce("pretrain", opened.dynamic, opened.data, opened.origins)
+        return train(opened.dynamic, opened.data, session)
+
+
+def train(dynamic: DynamicNetwork, data: Data, session: Session[PretrainConfig]) -> dict[str, float]:
+    """Trains the network; returns the last test's metrics."""
+    from blockdrop.training.supervised import TestAndSave, cross_entropy_objective, fit
+
+    config = session.config
+    network = session.compute.place(dynamic.network)
+    fit(
+        session,
+        data,
+        dynamic.normalisation,
+        cross_entropy_objective(network, config.label_smoothing),
+        module=network,
+        parameters=network.parameters(),
+        begin_epoch=network.train,
+        end_epoch=TestAndSave(session, dynamic, data),
+        epochs=config.max_epochs,
+    )
+    return session.run.finish_with_test()
 
 
 if __name__ == "__main__":

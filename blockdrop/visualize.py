@@ -61,25 +61,25 @@ def main(config: VisualizeConfig) -> Findings:
     """Writes the figures and the page."""
     from blockdrop.findings import evenly_by_class, look, write
     from blockdrop.policy_stats import policy_statistics, statistics_lines  # torch, which --help does without
-    from blockdrop.training.setup import open_setup
+    from blockdrop.training.opening import open_networks
+    from blockdrop.training.session import undecided_note
 
     config.check()
-    setup = open_setup(config, config.load)
-    require(
-        setup.has_policy,
-        f"--load {' '.join(config.load)}: holds no policy network; name a checkpoint that has one",
-    )
-    require(setup.has_backbone, f"--load {' '.join(config.load)}: holds no backbone; name that checkpoint too")
-    images = evenly_by_class(setup.data.test, config.images)
+    opened = open_networks(config, config.load)
+    files = " ".join(config.load)
+    require(opened.has_policy, f"--load {files}: holds no policy network; name a checkpoint that has one")
+    require(opened.has_backbone, f"--load {files}: holds no backbone; name that checkpoint too")
+    dynamic, data = opened.dynamic, opened.data
+    images = evenly_by_class(data.test, config.images)
     print(
-        f"visualize {setup.model} on {len(images):,} of {len(setup.data.test):,} test images of "
-        f"{setup.data.name}, {config.compute()}"
+        f"visualize {dynamic.model} on {len(images):,} of {len(data.test):,} test images of {data.name}, "
+        f"{config.compute()}"
     )
-    print(f"checkpoints: {', '.join(c.path for c in setup.checkpoints)}")
-    if setup.undecided:
-        print(setup.undecided)
-    findings = look(setup, images, config.compute(), config.batch_size, config.engine, config.threshold)
-    statistics = policy_statistics(findings.outcomes, findings.full, setup.data.classes, setup.resnet.stage_sizes)
+    print(f"checkpoints: {', '.join(opened.origins)}")
+    if note := undecided_note(dynamic):
+        print(note)
+    findings = look(opened, images, config.compute(), config.batch_size, config.engine, config.threshold)
+    statistics = policy_statistics(findings.outcomes, findings.full, data.classes, dynamic.network.stage_sizes)
     print(findings.outcomes.four_lines())
     print(statistics_lines(statistics))
     write(Path(config.cv_dir), findings, statistics)

@@ -32,8 +32,9 @@ from blockdrop.inference.openvino_engine import is_installed as openvino_is_inst
 from blockdrop.measure import executor
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
+from blockdrop.models.droppable import block_executions
 from blockdrop.models.policy_networks import build_policy_network
-from blockdrop.models.resnet import DroppableResNet, block_executions
+from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.specs import parse_model_name
 from blockdrop.models.zoo import build_backbone
 from blockdrop.names import EngineName, Precision

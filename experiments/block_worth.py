@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from blockdrop.training.setup import Setup, open_setup
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -44,7 +45,6 @@ from blockdrop.progress import progress
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.policies import training_keep_probs
-from blockdrop.training.setup import Setup, open_setup
 from experiments.dynamics import DEALS
 from experiments.tables import table
 

@@ -6,15 +6,15 @@ from statistics import mean
 from typing import Any
 
 import torch
+from blockdrop.training.setup import Setup
 from torch import Tensor
 
+from agents.names import DEFAULT_THRESHOLD
 from blockdrop.data import Images, Normalisation
 from blockdrop.flops import count_flops
 from blockdrop.inference.executor import Executor
 from blockdrop.measure import evaluate_images, executor, predict_under
-from blockdrop.names import DEFAULT_THRESHOLD
 from blockdrop.training.compute import Compute
-from blockdrop.training.setup import Setup
 
 DEALS = 5
 """Times that policies are dealt to other images."""

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from blockdrop.training.setup import Setup, open_setup
 from torch import Tensor
 
 from agents.estimators import Estimator, make_estimator
@@ -29,12 +30,11 @@ from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.flops import count_flops
 from blockdrop.measure import executor
-from blockdrop.models.resnet import block_executions
+from blockdrop.models.droppable import block_executions
 from blockdrop.names import Precision
 from blockdrop.output import check_writable, write_json
 from blockdrop.progress import progress
 from blockdrop.training.config import ModelConfig
-from blockdrop.training.setup import Setup, open_setup
 
 LARGEST_ENUMERATION = 16  # bits of a draw
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from blockdrop.training.setup import Setup, open_setup
 from torch import Tensor
 
 from agents.policies import map_policy
@@ -29,7 +30,6 @@ from blockdrop.output import write_json
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.policies import open_static_policy
-from blockdrop.training.setup import Setup, open_setup
 from experiments.comparison import Right
 
 LARGEST_FILE = 256 << 20

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from blockdrop.training.setup import Setup, open_setup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -33,7 +34,6 @@ from blockdrop.output import check_writable, write_json
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import ModelConfig, TrainingConfig
 from blockdrop.training.run_directory import check_same_run, read_flags
-from blockdrop.training.setup import Setup, open_setup
 from experiments.dynamics import DEALS, evaluate_end
 from experiments.runs import (
     Step,

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from blockdrop.__main__ import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = {"agents": set(), "blockdrop": {"agents"}, "experiments": {"agents", "blockdrop"}}
@@ -27,6 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "flops": {"models"},
     "inference": {"data.sets", "models", "flops"},
     "policy_stats": set(),
+    "report.table": {"policy_stats"},
     "policy_curves": {"data", "flops", "inference"},
     "figures": {"data", "policy_stats", "policy_curves"},
     "report": {"flops", "policy_curves", "figures"},
@@ -46,10 +49,9 @@ ROOMS: dict[str, set[str]] = {
     },
     "diagnosis": {"data", "models", "training", "training.compute"},
 }  # fmt: skip
-"""What a room may import beside the ground, from the bottom up. A file belongs to the longest name that fits."""
+"""What a room may import beside the ground, from the bottom up. A file belongs to the longest name that fits.
 
-COMMANDS = ("pretrain", "cl_train", "finetune", "evaluate", "distill", "count", "visualize", "export", "doctor")
-"""May import every room; none may import them, nor one of them another."""
+The commands may import every room; none may import them, nor one of them another."""
 
 KNOWN_CIRCLES = {("blockdrop.training.policies", "blockdrop.training.setup")}
 """Imports (of, by) that close a circle and are still to go."""
@@ -90,7 +92,7 @@ def wrong_imports(imports: dict[str, set[str]]) -> list[str]:
     allowed = {room: set(GROUND[:i]) for i, room in enumerate(GROUND)}
     allowed |= {room: {*GROUND, *others} for room, others in ROOMS.items()}
     allowed |= dict.fromkeys(COMMANDS, everywhere)
-    allowed["__main__"] = allowed[""] = everywhere
+    allowed |= {"__main__": everywhere, "": everywhere}
     for module, others in imports.items():
         floor = module.split(".")[0]
         for other in others:

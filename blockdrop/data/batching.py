@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,15 @@ def split_rows(order: Tensor, batch_size: int, keep_single: bool) -> list[Tensor
     return batches
 
 
+def batch_sizes(total: int, batch_size: int) -> list[int]:
+    """Images of each training batch of an epoch, of `total` images.
+
+    >>> batch_sizes(5, 2)
+    [2, 3]
+    """
+    return [len(rows) for rows in split_rows(torch.arange(total), batch_size, keep_single=False)]
+
+
 def plan_batches(
     order: Tensor, batch_size: int, keep_single: bool, start: int = 0, share: tuple[int, int] = (0, 1)
 ) -> list[Tensor]:
@@ -62,16 +72,27 @@ def plan_batches(
     Args:
         order: row numbers (M,).
         batch_size, keep_single: of the whole batches, as in `split_rows`.
+        start, share: as in `part_of_epoch`.
+    Raises:
+        ValueError: as `part_of_epoch`.
+
+    >>> [rows.tolist() for rows in plan_batches(torch.arange(9), 4, True, share=(1, 2))]
+    [[2, 3], [6, 7], []]
+    """
+    return part_of_epoch(split_rows(order, batch_size, keep_single), start, share)
+
+
+def part_of_epoch(batches: Sequence[Tensor], start: int, share: tuple[int, int]) -> list[Tensor]:
+    """What one process takes of the rows (N,) of each batch.
+
+    Args:
         start: leave out the first so many batches.
         share: (rank, world_size). Processes get rows that follow each other, one more or less; with fewer rows
             than processes the last ones get none.
     Raises:
         ValueError: a negative start, a rank outside 0 … world_size - 1.
-
-    >>> [rows.tolist() for rows in plan_batches(torch.arange(9), 4, True, share=(1, 2))]
-    [[2, 3], [6, 7], []]
     """
     rank, world_size = share
     if start < 0 or not 0 <= rank < world_size:
         raise ValueError(f"start {start}, share {share}: no such part of an epoch")
-    return [rows.tensor_split(world_size)[rank] for rows in split_rows(order, batch_size, keep_single)[start:]]
+    return [rows.tensor_split(world_size)[rank] for rows in batches[start:]]

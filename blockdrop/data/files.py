@@ -11,6 +11,7 @@ from typing import IO, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from blockdrop.errors import DataError
@@ -110,15 +111,18 @@ def decode_image(file: str | Path | IO[bytes], name: str) -> Image.Image:
         raise UnreadableImageError(name, _first_line(error)) from None
 
 
-def resize_short_side(image: Image.Image, side: int, name: str) -> Image.Image:
+def resize_short_side(image: Image.Image, side: int, name: str, interpolation: str = "bilinear") -> Image.Image:
     """The image with its short side of so many pixels.
 
+    Args:
+        name: for messages.
+        interpolation: bilinear or bicubic.
     Raises:
         UnreadableImageError: it would take too much memory.
     """
     if side * side * max(image.size) > LARGEST_RESIZED * min(image.size):
         raise UnreadableImageError(name, "a strip of {} × {} pixels".format(*image.size))
-    return transforms.resize(image, [side])
+    return transforms.resize(image, [side], InterpolationMode(interpolation))
 
 
 def _system_error(name: str, error: OSError) -> DataError:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from blockdrop.data.batching import Augment, derived_seed, normalise, plan_batches
+from blockdrop.data.batching import Augment, batch_sizes, derived_seed, normalise, plan_batches
 from blockdrop.data.cache import Arrays, Cache, in_range
 from blockdrop.data.files import ImageFiles, UnreadableImageError, none_readable, resize_short_side
 from blockdrop.data.sets import Normalisation
@@ -33,9 +33,22 @@ class MemoryImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_size(self) -> int:
+        """Side in pixels."""
+        return self.images.shape[-1]
+
     def subset(self, rows: Tensor) -> MemoryImages:
         """The images of these rows, int64 (S,)."""
         return MemoryImages(self.images[rows], self.labels[rows], self.padding, self.flip)
+
+    def count_batches(self, batch_size: int) -> int:
+        """Training batches of an epoch."""
+        return len(batch_sizes(len(self), batch_size))
+
+    def smallest_batch(self, batch_size: int) -> int:
+        """Images of the smallest of them."""
+        return min(batch_sizes(len(self), batch_size))
 
     def batches(
         self,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Normalisation(NamedTuple):
@@ -11,6 +15,48 @@ class Normalisation(NamedTuple):
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+
+RESIZE_FACTOR = 256 / 224
+"""Large images are resized to this multiple of the crop, as is usual on ImageNet."""
+INTERPOLATIONS = ("bilinear", "bicubic")
+LARGEST_IN_MEMORY = 64
+"""Images up to this side (pixels) are held in memory, larger ones stream."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an image to what a network wants: the short side resized, the centre cut out, values normalised."""
+
+    image_size: int
+    """Side of the square that is cut out, in pixels."""
+    normalisation: Normalisation
+    resize: int
+    """The short side before that, in pixels."""
+    interpolation: str = "bilinear"
+    """bilinear or bicubic."""
+
+    @classmethod
+    def usual(cls, image_size: int, normalisation: Normalisation) -> Preprocessing:
+        """Large images are resized to 8/7 of the crop first, small ones to the crop itself."""
+        large = image_size > LARGEST_IN_MEMORY
+        return cls(image_size, normalisation, round(image_size * RESIZE_FACTOR) if large else image_size)
+
+    def transform(self) -> Callable[[Any], Tensor]:
+        """A torchvision transform: PIL image to float32 (3, image_size, image_size)."""
+        import torch  # names of data sets are needed where torch isn't
+        from torchvision.transforms import v2
+
+        return v2.Compose(
+            [
+                v2.RGB(),
+                v2.Resize([self.resize], interpolation=v2.InterpolationMode(self.interpolation)),
+                v2.CenterCrop([self.image_size]),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(self.normalisation.mean, self.normalisation.std),
+            ]
+        )
 
 
 NORMALISATIONS = {

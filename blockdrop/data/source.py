@@ -14,17 +14,13 @@ import torchvision
 
 from blockdrop.data.cache import Cache
 from blockdrop.data.files import ImageFiles, left_out
+from blockdrop.data.images import Images
 from blockdrop.data.memory import MemoryImages, decode_once, load_digits
-from blockdrop.data.sets import DATASETS
+from blockdrop.data.sets import DATASETS, LARGEST_IN_MEMORY, Preprocessing
 from blockdrop.data.shards import Archives, find_shards, open_shards, read_class_names
 from blockdrop.data.streamed import StreamedImages
 from blockdrop.data.tree import find_trees, open_tree
 from blockdrop.errors import DataError
-
-LARGEST_IN_MEMORY = 64
-"""Images up to this side (pixels) are held in memory, larger ones stream."""
-
-Images = MemoryImages | StreamedImages
 
 
 class DataSource:
@@ -44,6 +40,8 @@ class DataSource:
         cache_dir: str | Path | None = None,
         workers: int = 2,
         skip_bad_images: bool = False,
+        *,
+        preprocessing: Preprocessing | None = None,
     ):
         """
         Args:
@@ -56,13 +54,16 @@ class DataSource:
             workers: processes that read streamed images.
             skip_bad_images: leave out images that can't be read, and list them in `bad_images`, instead of
                 stopping at the first.
+            preprocessing: how images of more than 64 px are resized and cut out; its `image_size` wins. Default:
+                the usual of `image_size`.
         Raises:
             DataError: missing or empty folder, unknown name.
         """
         if name not in DATASETS:
             raise DataError(f"unknown data set {name}; choose {', '.join(DATASETS)}")
         self.name, self.info = name, DATASETS[name]
-        self.data_dir, self.image_size, self.workers = Path(data_dir), image_size, workers
+        self.preprocessing = preprocessing or Preprocessing.usual(image_size, self.info.normalisation)
+        self.data_dir, self.image_size, self.workers = Path(data_dir), self.preprocessing.image_size, workers
         self.cache = Cache(self.data_dir, Path(cache_dir) / "decoded" if cache_dir else None)
         self.cifar: dict[bool, Any] | None = None
         self._files: dict[bool, Callable[[], ImageFiles]] = {}
@@ -126,7 +127,7 @@ class DataSource:
         else:
             files = self._files[train]()
             if self.image_size > LARGEST_IN_MEMORY:
-                return StreamedImages(files, self.image_size, self.workers, self._bad_images)
+                return StreamedImages(files, self.preprocessing, self.workers, self._bad_images)
             images, labels = decode_once(files, self.image_size, self.cache, self._bad_images)
         return MemoryImages(images, labels, self.info.padding, self.info.flip)
 

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
-from types import FrameType
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,23 +10,22 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from blockdrop.data.batching import Augment, derived_seed, normalise, plan_batches
+from blockdrop.data.batching import Augment, batch_sizes, derived_seed, normalise, plan_batches
 from blockdrop.data.files import ImageFiles, UnreadableImageError, none_readable, resize_short_side
-from blockdrop.data.sets import Normalisation
+from blockdrop.data.reading import Reading, read_batches
+from blockdrop.data.sets import Normalisation, Preprocessing
 from blockdrop.errors import DataError
-
-RESIZE_FACTOR = 256 / 224
-"""Streamed images are resized to this multiple of the crop, as is usual on ImageNet."""
 
 
 class StreamedImages:
     """Images read from disk by worker processes, which are a few batches ahead.
 
-    Training: the short side resized to 8/7 of `image_size`, a random crop, a flip. Test: the centre crop.
+    Training: the short side resized, a random crop, a flip. Test: the centre crop.
 
     Args:
         files: where the images are.
-        image_size: side in pixels.
+        preprocessing: size of the crop, and what the short side is resized to; images are normalised as `batches`
+            is told.
         workers: processes; 0: read in this one.
         bad_images: gets name and reason of the images that can't be read, which are missing in their batches;
             None: the first one ends the batches.
@@ -43,12 +35,13 @@ class StreamedImages:
     def __init__(
         self,
         files: ImageFiles,
-        image_size: int,
+        preprocessing: Preprocessing,
         workers: int,
         bad_images: dict[str, str] | None = None,
         rows: np.ndarray | None = None,
     ):
-        self.files, self.image_size, self.workers, self.bad_images = files, image_size, workers, bad_images
+        self.files, self.preprocessing = files, preprocessing
+        self.workers, self.bad_images = workers, bad_images
         self.rows = np.arange(len(files.labels)) if rows is None else rows
 
     def __len__(self) -> int:
@@ -59,9 +52,23 @@ class StreamedImages:
         """int64 (M,), those of unreadable images included."""
         return torch.from_numpy(self.files.labels[self.rows])
 
+    @property
+    def image_size(self) -> int:
+        """Side in pixels."""
+        return self.preprocessing.image_size
+
     def subset(self, rows: Tensor) -> StreamedImages:
         """The images of these rows, int64 (S,)."""
-        return StreamedImages(self.files, self.image_size, self.workers, self.bad_images, self.rows[rows.numpy()])
+        rows_left = self.rows[rows.numpy()]
+        return StreamedImages(self.files, self.preprocessing, self.workers, self.bad_images, rows_left)
+
+    def count_batches(self, batch_size: int) -> int:
+        """Training batches of an epoch."""
+        return len(batch_sizes(len(self), batch_size))
+
+    def smallest_batch(self, batch_size: int) -> int:
+        """Images of the smallest of them."""
+        return min(batch_sizes(len(self), batch_size))
 
     def batches(
         self,
@@ -87,21 +94,13 @@ class StreamedImages:
             generator = torch.Generator().manual_seed(derived_seed(*augment))
             order = torch.randperm(len(self), generator=generator)
         plan = plan_batches(order, batch_size, augment is None, start, share)
-        loader = torch.utils.data.DataLoader(
-            _Reader(self, augment),
-            batch_size=None,
-            sampler=(rows.tolist() for rows in plan),
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_the_main_process,
-            generator=torch.Generator(),  # else it draws from the global one, which a run that goes on restores
-            pin_memory=torch.device(device).type == "cuda",
+        pinned = torch.device(device).type == "cuda"
+        read = read_batches(
+            _Reader(self, augment), (rows.tolist() for rows in plan), Reading(self.workers, pin_memory=pinned)
         )
         count = 0
         unread: list[tuple[str, str]] = []
-        for batch in self._watched(loader):
-            if isinstance(batch, DataError):
-                raise batch
+        for batch in read:
             for name, reason in batch.bad:
                 assert self.bad_images is not None
                 self.bad_images[name] = reason
@@ -111,28 +110,6 @@ class StreamedImages:
             yield normalise(images, normalisation, channels_last), batch.labels.to(device, non_blocking=True)
         if unread and not count and start == 0 and (len(unread) > 1 or len(self) == 1):  # each a batch of its own
             raise none_readable(len(unread), "the data set", UnreadableImageError(*unread[0]))
-
-    def _watched(self, loader: torch.utils.data.DataLoader[Any]) -> Iterator[Any]:
-        """What the loader yields; raises `DataError` where one of its processes is killed or can't be started."""
-        others = set(multiprocessing.active_children())
-        try:
-            batches = iter(loader)
-        except OSError as error:
-            raise DataError(
-                f"--workers {self.workers}: can't be started ({error.strerror}); pass fewer, or free memory"
-            ) from None
-        readers = set(multiprocessing.active_children()) - others
-        if readers:
-            _leave_dead_workers_to_the_loader()
-        try:
-            yield from batches
-        except Exception as error:
-            killed = isinstance(error, RuntimeError | OSError | EOFError) and _first_ended(readers)
-            for reader in readers:
-                reader.kill()  # they ignore other signals, and the program can't end before them
-            if killed:
-                raise _killed(killed) from None
-            raise
 
 
 class _Batch(NamedTuple):
@@ -145,7 +122,7 @@ class _Reader(torch.utils.data.Dataset[Any]):
     """Batches by their rows."""
 
     def __init__(self, source: StreamedImages, augment: Augment | None):
-        self.files, self.rows, self.size = source.files, source.rows, source.image_size
+        self.files, self.rows, self.preprocessing = source.files, source.rows, source.preprocessing
         self.skip, self.augment = source.bad_images is not None, augment
 
     def __getitem__(self, indices: list[int]) -> _Batch | DataError:
@@ -162,13 +139,15 @@ class _Reader(torch.utils.data.Dataset[Any]):
                 return error
         if len(bad) == len(indices) > 1:
             return none_readable(len(bad), "a batch", UnreadableImageError(*bad[0]))
-        empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        size = self.preprocessing.image_size
+        empty = torch.empty(0, 3, size, size, dtype=torch.uint8)
         return _Batch(torch.stack(images) if images else empty, torch.tensor(labels, dtype=torch.int64), bad)
 
     def _image(self, index: int) -> Tensor:
         """uint8 (3, H, W)."""
-        row, size = int(self.rows[index]), self.size
-        image = resize_short_side(self.files.read(row), round(size * RESIZE_FACTOR), self.files.name(row))
+        row, wanted = int(self.rows[index]), self.preprocessing
+        size, name = wanted.image_size, self.files.name(row)
+        image = resize_short_side(self.files.read(row), wanted.resize, name, wanted.interpolation)
         if self.augment is None:
             image = transforms.center_crop(image, [size])
         else:
@@ -178,48 +157,3 @@ class _Reader(torch.utils.data.Dataset[Any]):
             if generator.random() < 0.5:
                 image = transforms.horizontal_flip(image)
         return transforms.pil_to_tensor(image)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """A signal may come to all processes, and the main one may want to finish its batch."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-class _Quietly:
-    """torch's handler for the end of a child process, less the errors that it raises wherever the program is."""
-
-    def __init__(self, handler: Callable[[int, FrameType | None], Any]):
-        self.handler = handler
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        with contextlib.suppress(RuntimeError):
-            self.handler(number, frame)
-
-
-def _leave_dead_workers_to_the_loader() -> None:
-    """It looks for them by itself when a batch takes longer than 5 seconds."""
-    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-    in_main_thread = threading.current_thread() is threading.main_thread()  # no other may set handlers
-    if in_main_thread and callable(handler) and not isinstance(handler, _Quietly):
-        signal.signal(signal.SIGCHLD, _Quietly(handler))
-
-
-def _first_ended(readers: Iterable[BaseProcess]) -> BaseProcess | None:
-    """One that is over, though there is more to read. Where one is lost in the midst of handing over a batch, that
-    is seen a moment before its end is."""
-    wait([reader.sentinel for reader in readers], timeout=1)
-    return next((reader for reader in readers if reader.exitcode), None)
-
-
-def _killed(reader: BaseProcess) -> DataError:
-    code = reader.exitcode or 0
-    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-    return DataError(
-        f"process {reader.pid}, which reads images, was ended {how}, as happens where memory runs out; pass fewer "
-        "--workers, or free memory"
-    )

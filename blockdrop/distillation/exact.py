@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from blockdrop.distillation.method import Distillation, DistillConfig
 from blockdrop.errors import UserError, require
@@ -11,7 +11,8 @@ from blockdrop.models.specs import parse_model_name
 
 if TYPE_CHECKING:
     from blockdrop.distillation.report import Contender
-    from blockdrop.training.setup import Setup
+    from blockdrop.models.backbone import Backbone
+    from blockdrop.training.opening import Opened
 
 SAME_LOGITS = 1e-3
 """Largest difference that exact removal may make, for logits within ±1; in proportion for larger ones."""
@@ -38,21 +39,22 @@ class ExactConfig(DistillConfig):
         teacher = parse_model_name(self.network)
         return f"exactplain{teacher.depth}_{teacher.dataset}"
 
-    def open_student(self, teacher: Setup) -> Setup:
+    def open_student(self, teacher: Opened) -> Opened:
         from blockdrop.models.plain import remove_shortcuts  # torch, which --help does without
 
-        require(teacher.resnet.droppable, f"--method exact: {teacher.model} has no identity shortcuts to remove")
-        plain = remove_shortcuts(teacher.resnet, teacher.image_size)
-        return replace(teacher, model=self.student_name, resnet=plain, has_policy=False)
+        dynamic = teacher.dynamic
+        require(dynamic.network.droppable, f"--method exact: {dynamic.model} has no identity shortcuts to remove")
+        plain = remove_shortcuts(cast("Backbone", dynamic.network), dynamic.image_size)
+        return replace(teacher, dynamic=dynamic.with_network(plain, self.student_name))
 
-    def check_networks(self, student: Setup, teacher: Setup) -> str:
+    def check_networks(self, student: Opened, teacher: Opened) -> str:
         """By how much logits differ on test images; raises `UserError` if it is more than `SAME_LOGITS`."""
         import torch  # here, as --help does without
 
-        batch, _ = next(iter(student.data.test.batches(CHECKED_IMAGES, student.normalisation)))
-        teacher.resnet.eval()
+        own, its = student.dynamic.network, teacher.dynamic.network.eval()
+        batch, _ = next(iter(student.data.test.batches(CHECKED_IMAGES, student.dynamic.normalisation)))
         with torch.no_grad():
-            pairs = [(student.resnet(images), teacher.resnet(images)) for images in batch.split(128)]
+            pairs = [(own(images), its(images)) for images in batch.split(128)]
         difference = max((found - expected).abs().max().item() for found, expected in pairs)
         largest = max(expected.abs().max().item() for _, expected in pairs)
         if not difference <= SAME_LOGITS * max(1.0, largest):
@@ -70,6 +72,6 @@ class ExactConfig(DistillConfig):
         from blockdrop.distillation.report import Contender  # torch, which --help does without
         from blockdrop.training.supervised import test_and_save
 
-        for epoch in job.run.state.epochs(1):
-            print(f"exact plain net{test_and_save(job.student, job.setup, job.compute, job.run, epoch)}")
-        return [Contender("student", job.setup.model, job.student)]
+        for epoch in job.session.run.state.epochs(1):
+            print(f"exact plain net{test_and_save(job.student, job.data, job.session, epoch)}")
+        return [Contender("student", job.student)]

@@ -5,7 +5,7 @@ shortcuts; and the procedures that the paper compares it with.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from blockdrop.distillation.method import Distillation, StudentConfig
 from blockdrop.errors import require
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from blockdrop.distillation.report import Contender
     from blockdrop.models.backbone import Backbone
-    from blockdrop.training.setup import Setup
+    from blockdrop.training.opening import Opened
 
 Procedure = Literal["RES_NMT", "CNN_NMT", "TA", "KD", "KL"]
 WITH_STUDENT: tuple[Procedure, ...] = ("CNN_NMT", "TA", "KD", "KL")
@@ -101,13 +101,14 @@ class JointConfig(StudentConfig):
             return self.milestones
         return -(-self.max_epochs // 2), -(-3 * self.max_epochs // 4)  # the paper's 100 and 150 of 200
 
-    def check_networks(self, student: Setup, teacher: Setup) -> str:
+    def check_networks(self, student: Opened, teacher: Opened) -> str:
         from blockdrop.distillation.joint_loss import check_joint  # torch, which --help does without
         from blockdrop.distillation.stages import check_same_stages
 
         if self.procedure in ("TA", "KD"):
-            check_same_stages(student.resnet, teacher.resnet, student.image_size)
-            check_joint(student.resnet, teacher.resnet)
+            own, its = cast("Backbone", student.dynamic.network), cast("Backbone", teacher.dynamic.network)
+            check_same_stages(own, its, student.dynamic.image_size)
+            check_joint(own, its)
         return super().check_networks(student, teacher)
 
     def run(self, job: Distillation) -> list[Contender]:
@@ -118,14 +119,14 @@ class JointConfig(StudentConfig):
         from blockdrop.models.plain import PlainNet, fold_dirac, use_dirac
         from blockdrop.training.supervised import cross_entropy_objective
 
-        student = job.student
+        student = job.network
         if self.dirac:
             assert isinstance(student, PlainNet)
             use_dirac(student)
         if self.schedule is None and not self.milestones:
             epochs = " and ".join(map(str, self.decay_epochs))
             print(f"learning rate: {self.lr:g}, times {self.lr_decay_ratio:g} at epochs {epochs}, as in the paper")
-        small = job.setup.image_size <= 64
+        small = job.student.image_size <= 64
         trained: nn.Module = student
         if self.procedure in ("RES_NMT", "CNN_NMT"):
             objective = cross_entropy_objective(student)
@@ -136,13 +137,13 @@ class JointConfig(StudentConfig):
             weight = (1e-3 if small else 1e-4) if self.feature_weight is None else self.feature_weight
             floor = (0.5 if small else 5e-3) if self.side_floor is None else self.side_floor
             joint = JointRD(student, job.teacher, weight, floor, self.side_epochs, self.procedure == "TA")
-            trained = objective = job.compute.place(joint)
+            trained = objective = job.session.compute.place(joint)
 
         def deployable() -> Backbone:
             return fold_dirac(student) if isinstance(student, PlainNet) else student
 
-        job.fit_all_epochs(self, trained, objective, parameter_groups(trained), deployable)
-        return [Contender("student", job.setup.model, deployable())]
+        job.fit_all_epochs(trained, objective, parameter_groups(trained), deployable)
+        return [Contender("student", job.student.with_network(deployable()))]
 
 
 def parameter_groups(trained: nn.Module) -> list[dict[str, Any]]:

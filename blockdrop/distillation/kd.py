@@ -57,14 +57,15 @@ class KdConfig(StudentConfig):
 
     def run(self, job: Distillation) -> list[Contender]:
         """The student drawn to the teacher's logits; with `--with_baseline` also the student alone."""
+        from blockdrop.data import identify
         from blockdrop.distillation.hinton import HintonLoss, hinton_objective  # torch, which --help does without
         from blockdrop.distillation.report import Contender
         from blockdrop.training.run_directory import RunDirectory
         from blockdrop.training.supervised import cross_entropy_objective
 
-        student, contenders = job.student, []
+        student, contenders = job.network, []
         if self.with_baseline:
-            alone = copy.deepcopy(student)
+            alone = job.student.with_network(copy.deepcopy(student))
             print("the student alone")
             with RunDirectory(
                 self.baseline,
@@ -72,19 +73,19 @@ class KdConfig(StudentConfig):
                 self,
                 overwrite=self.overwrite,
                 resume=self.resume,
-                processes=job.compute.processes,
-                data=job.setup.identify_data(),
+                processes=job.session.processes,
+                data=identify(job.data),
             ) as run:
-                baseline = replace(job, run=run, student=alone)
-                objective = cross_entropy_objective(alone)
-                baseline.fit_all_epochs(self, alone, objective, alone.parameters(), lambda: alone)
+                baseline = replace(job, session=replace(job.session, run=run), student=alone)
+                network = baseline.network
+                baseline.fit_all_epochs(network, cross_entropy_objective(network), network.parameters())
                 run.finish_with_test()
-            contenders = [Contender("alone", job.setup.model, alone)]
+            contenders = [Contender("alone", alone)]
             print("the student with the teacher")
         loss = HintonLoss(self.alpha, self.beta, self.temperature, self.scale_kl)
         objective = hinton_objective(student, job.frozen_teacher, loss)
-        job.fit_all_epochs(self, student, objective, student.parameters(), lambda: student)
-        return [*contenders, Contender("distilled", job.setup.model, student)]
+        job.fit_all_epochs(student, objective, student.parameters())
+        return [*contenders, Contender("distilled", job.student)]
 
     def profile(self, contenders: list[Contender], image_size: int) -> str:
         from blockdrop.distillation.report import profile_inference  # torch, which --help does without

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from blockdrop.errors import UserError, require
 from blockdrop.models.specs import Variant, parse_model_name
@@ -17,11 +17,12 @@ from blockdrop.training.config import Groups, RunConfig, SupervisedConfig
 if TYPE_CHECKING:
     from torch import nn
 
+    from blockdrop.data import Data
     from blockdrop.distillation.report import Contender
+    from blockdrop.dynamic import DynamicNetwork
     from blockdrop.models.backbone import Backbone
-    from blockdrop.training.compute import Compute
-    from blockdrop.training.run_directory import RunDirectory
-    from blockdrop.training.setup import Setup
+    from blockdrop.training.opening import Opened
+    from blockdrop.training.session import Session
     from blockdrop.training.supervised import Objective, TestAndSave
 
 
@@ -71,7 +72,7 @@ class DistillConfig(RunConfig):
         """The run directories that are filled."""
         return (Path(self.cv_dir),)
 
-    def open_student(self, teacher: Setup) -> Setup:
+    def open_student(self, teacher: Opened) -> Opened:
         """The student, with the teacher's data and normalisation.
 
         Raises:
@@ -79,7 +80,7 @@ class DistillConfig(RunConfig):
         """
         raise NotImplementedError
 
-    def check_networks(self, student: Setup, teacher: Setup) -> str:
+    def check_networks(self, student: Opened, teacher: Opened) -> str:
         """What there is to say of these two networks; "" is nothing.
 
         Raises:
@@ -155,21 +156,21 @@ class StudentConfig(SupervisedConfig, DistillConfig):
             return super().step_factor(epoch)
         return self.lr_decay_ratio ** sum(epoch >= decay for decay in self.decay_epochs)
 
-    def open_student(self, teacher: Setup) -> Setup:
+    def open_student(self, teacher: Opened) -> Opened:
         """The student, fresh or from `--student_init`."""
         import torch  # here, as --help does without
 
         from blockdrop.models.zoo import build_backbone
-        from blockdrop.training.setup import open_setup
+        from blockdrop.training.opening import Opened, open_networks
 
-        spec = parse_model_name(self.student_name)
+        spec, its = parse_model_name(self.student_name), teacher.dynamic
         require(
-            spec.image_size == teacher.image_size,
-            f"--student {self.student}: for {spec.image_size} px images, the teacher's have {teacher.image_size}",
+            spec.image_size == its.image_size,
+            f"--student {self.student}: for {spec.image_size} px images, the teacher's have {its.image_size}",
         )
         wanted = self.student_variant()
         if self.student is None and not wanted.numbers():
-            wanted = teacher.variant if spec.droppable else replace(teacher.variant, expansion=None)
+            wanted = its.variant if spec.droppable else replace(its.variant, expansion=None)
         if self.student_init:
             own = replace(
                 self,
@@ -181,24 +182,17 @@ class StudentConfig(SupervisedConfig, DistillConfig):
                 reduction_mode=wanted.reduction_mode,
             )
             fresh_head = "torchvision" in self.student_init  # made for ImageNet's classes
-            opened = open_setup(own, self.student_init, fresh_head)
-            student, wanted, checkpoints = opened.resnet, opened.variant, opened.checkpoints
+            opened = open_networks(own, self.student_init, policy="none", new_head=fresh_head)
+            student, wanted, checkpoints = opened.dynamic.network, opened.dynamic.variant, opened.checkpoints
         else:
             torch.manual_seed(self.seed)
-            like_teacher = spec.family == "dsplain" or spec.name == teacher.model
-            shortcut = teacher.resnet.shortcut if like_teacher else None
+            like_teacher = spec.family == "dsplain" or spec.name == its.model
+            shortcut = its.network.shortcut if like_teacher else None
             with about_the_student():
                 student, checkpoints = build_backbone(spec, teacher.data.num_classes, shortcut, wanted), []
-        return replace(
-            teacher,
-            model=self.student_name,
-            variant=wanted,
-            resnet=student,
-            has_policy=False,
-            checkpoints=checkpoints,
-        )
+        return Opened(its.with_network(student, self.student_name, wanted), teacher.data, checkpoints)
 
-    def check_networks(self, student: Setup, teacher: Setup) -> str:
+    def check_networks(self, student: Opened, teacher: Opened) -> str:
         if "torchvision" in self.student_init:
             return "the student's head: fresh, since torchvision's is for ImageNet's classes"
         return ""
@@ -217,51 +211,53 @@ def about_the_student() -> Iterator[None]:
 class Distillation:
     """What every method works with."""
 
-    compute: Compute
-    run: RunDirectory
-    setup: Setup
-    """Of the student, with the data."""
+    session: Session[Any]
+    student: DynamicNetwork
+    """Without a policy network."""
+    data: Data
     teacher: Backbone
     """Trained (but in procedures that need none), in eval mode."""
-    student: Backbone
+
+    @property
+    def network(self) -> Backbone:
+        """The student's network, which is trained."""
+        return cast("Backbone", self.student.network)
 
     @property
     def frozen_teacher(self) -> Backbone:
         """A copy that runs fast and never changes."""
-        return self.compute.place(self.teacher.folded())
+        return self.session.compute.place(self.teacher.folded())
 
-    def tests(self, config: StudentConfig, network: Callable[[], Backbone]) -> TestAndSave:
-        """Tests and saves, at the ends of epochs, what `network` gives."""
+    def tests(self, network: Callable[[], Backbone] | None = None) -> TestAndSave:
+        """Tests and saves, at the ends of epochs, the student's network, or what `network` gives in its place."""
         from blockdrop.training.supervised import TestAndSave  # torch, which --help does without
 
-        return TestAndSave(config, self.setup, self.compute, self.run, network)
+        return TestAndSave(self.session, self.student, self.data, network)
 
-    def fit(self, config: StudentConfig, module: nn.Module, objective: Objective, **options: Any) -> None:
+    def fit(self, module: nn.Module, objective: Objective, **options: Any) -> None:
         """`blockdrop.training.supervised.fit` with this run's data."""
         from blockdrop.training.supervised import fit
 
-        fit(config, self.setup, self.compute, self.run, module, objective, **options)
+        fit(self.session, self.data, self.student.normalisation, objective, module=module, **options)
 
     def fit_all_epochs(
         self,
-        config: StudentConfig,
         module: nn.Module,
         objective: Objective,
         parameters: Any,
-        network: Callable[[], Backbone],
+        network: Callable[[], Backbone] | None = None,
     ) -> None:
         """Trains for `--max_epochs` epochs.
 
         Args:
             module: holds all that changes; goes into train mode.
-            network: gives what is tested and saved.
+            network: gives what is tested and saved, if that isn't the student's network.
         """
         self.fit(
-            config,
             module,
             objective,
             parameters=parameters,
             begin_epoch=module.train,
-            end_epoch=self.tests(config, network),
-            epochs=config.max_epochs,
+            end_epoch=self.tests(network),
+            epochs=self.session.config.max_epochs,
         )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from blockdrop.flops import count_flops
+from blockdrop.data import Images
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.measure import evaluate_images, executor, measure_passes
 from blockdrop.models.backbone import Backbone
 from blockdrop.names import EngineName
 from blockdrop.training.compute import Compute
-from blockdrop.training.setup import Setup
 
 PROFILE_ROWS = 8
 
@@ -24,13 +24,23 @@ class Contender(NamedTuple):
 
     role: str
     """teacher, student, alone, …."""
-    model: str
-    network: Backbone
+    dynamic: DynamicNetwork
+    """Without a policy network."""
+
+    @property
+    def model(self) -> str:
+        """The network's name."""
+        return self.dynamic.model
+
+    @property
+    def network(self) -> Backbone:
+        """The network itself."""
+        return cast(Backbone, self.dynamic.network)
 
 
 def compare(
     contenders: Sequence[Contender],
-    setup: Setup,
+    images: Images,
     compute: Compute,
     engine: EngineName,
     batch_size: int,
@@ -42,21 +52,28 @@ def compare(
     `measure_passes`), of the engine asked for and of eager torch, where a shortcut's addition isn't fused into a
     convolution.
     """
-    how = (setup.data.test, setup.normalisation, compute)
     runs = [executor(c.network, None, compute, engine) for c in contenders]
     accuracies = [
-        evaluate_images(c.network, None, *how, image_size=setup.image_size, run=run).accuracy
+        evaluate_images(c.dynamic, images, compute, run=run).accuracy
         for c, run in zip(contenders, runs, strict=True)
     ]
-    networks = [c.network for c in contenders]
-    seconds = measure_passes(networks, *how, batch_size, (engine, "eager"), timed_images, {engine: runs})
+    seconds = measure_passes(
+        [c.network for c in contenders],
+        images,
+        contenders[0].dynamic.normalisation,
+        compute,
+        batch_size=batch_size,
+        engines=(engine, "eager"),
+        timed_images=timed_images,
+        executors={engine: runs},
+    )
     return [
         {
             "role": c.role,
             "model": c.model,
             "accuracy": accuracy,
             "parameters": sum(p.numel() for p in c.network.parameters()),
-            "flops": count_flops(c.network, None, setup.image_size).full,
+            "flops": c.dynamic.flop_table().full,
             "seconds": times[engine],
             "engine": run.engine_name,
             "eager_seconds": times["eager"],

@@ -5,7 +5,7 @@ frozen, then fine-tuned with labels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from blockdrop.distillation.method import Distillation, StudentConfig
 from blockdrop.errors import require
@@ -14,7 +14,8 @@ from blockdrop.training.config import Groups
 
 if TYPE_CHECKING:
     from blockdrop.distillation.report import Contender
-    from blockdrop.training.setup import Setup
+    from blockdrop.models.backbone import Backbone
+    from blockdrop.training.opening import Opened
 
 
 @dataclass(kw_only=True)
@@ -39,12 +40,14 @@ class StagewiseConfig(StudentConfig):
         """--stage_epochs, or a fifth of all."""
         return self.stage_epochs or max(1, self.max_epochs // 5)
 
-    def check_networks(self, student: Setup, teacher: Setup) -> str:
+    def check_networks(self, student: Opened, teacher: Opened) -> str:
         """Where the student's head is from; raises `UserError` if stages' maps differ, or need more epochs."""
         from blockdrop.distillation.stages import check_same_stages  # torch, which --help does without
 
-        check_same_stages(student.resnet, teacher.resnet, student.image_size)
-        stages, epochs = len(student.resnet.blocks), self.epochs_of_a_stage
+        own, its = student.dynamic, teacher.dynamic
+        networks = (cast("Backbone", dynamic.network) for dynamic in (own, its))
+        check_same_stages(*networks, own.image_size)
+        stages, epochs = len(own.network.stage_sizes), self.epochs_of_a_stage
         require(
             self.max_epochs >= stages * epochs,
             f"--max_epochs {self.max_epochs}: {stages} stages of {epochs} epochs take {stages * epochs}",
@@ -57,26 +60,25 @@ class StagewiseConfig(StudentConfig):
         from blockdrop.distillation.stages import Hybrid, stage_objective, stage_parameters, train_only
         from blockdrop.training.supervised import cross_entropy_objective
 
-        student, teacher = job.student, job.frozen_teacher
+        student, teacher = job.network, job.frozen_teacher
         stages, stage_epochs = len(student.blocks), self.epochs_of_a_stage
         student.fc.load_state_dict(teacher.fc.state_dict())
-        tests = job.tests(self, lambda: student)
-        images = job.setup.data.test
+        tests = job.tests()
+        images, session = job.data.test, job.session
         for stage in range(stages):
 
             def end_epoch(epoch: int, last: bool, stage: int = stage) -> str:
                 if not last:
                     return ""
                 hybrid = Hybrid(student, teacher, stage + 1).eval()
-                accuracy = hybrid.accuracy(images, job.setup.normalisation, job.compute)
-                job.run.log(epoch, "stages", {"stage": stage + 1, "hybrid_accuracy": accuracy})
+                accuracy = hybrid.accuracy(images, job.student.normalisation, session.compute)
+                session.run.log(epoch, "stages", {"stage": stage + 1, "hybrid_accuracy": accuracy})
                 if stage == stages - 1:
                     return tests(epoch, True)  # no stage of the teacher's is left
                 return f", test accuracy with the teacher's later stages {accuracy:.4f}"
 
             print(f"stage {stage + 1} of {stages}: the student's map against the teacher's")
             job.fit(
-                self,
                 student,
                 stage_objective(student, teacher, stage),
                 parameters=stage_parameters(student, stage),
@@ -91,7 +93,6 @@ class StagewiseConfig(StudentConfig):
         if rest := self.max_epochs - stages * stage_epochs:
             print("fine-tuning the whole student with labels")
             job.fit(
-                self,
                 student,
                 cross_entropy_objective(student),
                 parameters=student.parameters(),
@@ -101,4 +102,4 @@ class StagewiseConfig(StudentConfig):
                 first_epoch=stages * stage_epochs,
                 lr=self.finetune_lr,
             )
-        return [Contender("student", job.setup.model, student)]
+        return [Contender("student", job.student)]

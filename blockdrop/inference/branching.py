@@ -4,11 +4,11 @@ a block."""
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
-from blockdrop.models.backbone import Backbone
+from blockdrop.models.backbone import Network
+from blockdrop.models.droppable import Droppable
 from blockdrop.models.policy_networks import folded_policy_network
 
 
@@ -19,11 +19,12 @@ class BranchingNetwork(nn.Module):
     in Python, `DroppableResNet` is faster and takes batches.
 
     Args:
-        resnet, policy_network: left as they are, the ResNet droppable; copies with folded BatchNorm run.
+        resnet, policy_network: left as they are, the network droppable; copies with folded BatchNorm run.
     """
 
-    def __init__(self, resnet: Backbone, policy_network: PolicyNetwork):
+    def __init__(self, resnet: Network, policy_network: PolicyNetwork):
         super().__init__()
+        assert isinstance(resnet, Droppable)
         self.resnet = resnet.folded()
         self.policy_network = folded_policy_network(policy_network)
         self.eval()
@@ -39,18 +40,20 @@ class BranchingNetwork(nn.Module):
         """
         keep_probs, _ = self.policy_network(image)
         x = self.resnet.stem(image)
-        for i, (branch, ds) in enumerate(self.resnet.branches()):
+        for i, (branch, always) in enumerate(self.resnet.branches()):
             # Compared anew for each block, not read from `policy`: AOTInductor (torch 2.14) keeps one scalar for a
             # buffer, so that all conditions that are elements of one tensor would follow the first of them.
-            x = _run_or_drop(keep_probs[0, i] >= threshold, x, branch, ds, self.resnet.relu_after_sum)
+            x = _run_or_drop(keep_probs[0, i] >= threshold, x, branch, always, self.resnet)
         return self.resnet.head(x), keep_probs >= threshold, keep_probs
 
 
-def _run_or_drop(keep: Tensor, x: Tensor, branch: nn.Module, ds: nn.Module | None, relu: bool) -> Tensor:
+def _run_or_drop(keep: Tensor, x: Tensor, branch: nn.Module, always: nn.Module | None, net: Droppable) -> Tensor:
+    inner, shortcut = net.enter(x, always)
+
     def run(x: Tensor, shortcut: Tensor) -> Tensor:
-        return F.relu(shortcut + branch(x)) if relu else shortcut + branch(x)
+        return net.kept(branch, x, shortcut)
 
     def drop(x: Tensor, shortcut: Tensor) -> Tensor:
         return shortcut.clone()  # a branch of torch.cond may not return its input
 
-    return torch.cond(keep, run, drop, (x, x if ds is None else ds(x)))
+    return torch.cond(keep, run, drop, (shortcut if inner is None else inner, shortcut))

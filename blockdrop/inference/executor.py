@@ -28,11 +28,12 @@ from blockdrop.inference import openvino_engine
 from blockdrop.inference.cache import ProgramCache
 from blockdrop.inference.openvino_engine import OpenVINOEngine, Program, UnsupportedLayerError
 from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, plan_batch
-from blockdrop.inference.torch_engine import TorchEngine
+from blockdrop.inference.torch_engine import TorchEngine, make_engine
 from blockdrop.inference.workers import Workers
-from blockdrop.models.backbone import Backbone
+from blockdrop.models.backbone import Backbone, Network
+from blockdrop.models.droppable import take_rows
+from blockdrop.models.parts import DroppableParts
 from blockdrop.models.policy_networks import folded_policy_network
-from blockdrop.models.resnet import take_rows
 from blockdrop.names import EngineName
 
 ROWS_AT_ONCE = 4
@@ -67,7 +68,7 @@ class _Piece(NamedTuple):
 
 
 def compile(
-    resnet: Backbone,
+    resnet: Network,
     policy_network: PolicyNetwork | None = None,
     *,
     dtype: torch.dtype = torch.float32,
@@ -80,8 +81,8 @@ def compile(
     """The fast executor of a trained network, dynamic or static, for inference.
 
     Args:
-        resnet, policy_network: left as they are; any network of the zoo. Without a policy network every block runs
-            unless a call brings a policy, which a plain net refuses if it drops blocks.
+        resnet, policy_network: left as they are; any network of the zoo, or a converted one. Without a policy
+            network every block runs unless a call brings a policy, which a plain net refuses if it drops blocks.
         dtype: torch.float32, or torch.bfloat16 where the processor has it.
         threshold: run a block where its keep probability is at least this.
         engine: "openvino" compiles a program for each frequent sub-policy (CPUs, `pip install
@@ -115,7 +116,7 @@ class Executor:
 
     def __init__(
         self,
-        resnet: Backbone,
+        resnet: Network,
         policy_network: PolicyNetwork | None,
         dtype: torch.dtype,
         threshold: float,
@@ -249,14 +250,14 @@ class Executor:
         self.engine_name = "torch" if self._openvino is None else "openvino"
         channels_last = torch.channels_last
         packed = copy.deepcopy(net).to(self.dtype).to(memory_format=channels_last)
-        self._torch = TorchEngine(packed)
+        self._torch = make_engine(packed)
         self._policy_trunk = None
         if trunk is not None:
             self._policy_trunk = _PolicyRunner(trunk, self.dtype)
         self._policy_programs: dict[tuple[tuple[int, ...], int, bool], Program] = {}
         self._known_shapes: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
 
-    def _make_openvino(self, net: Backbone, trunk: PolicyNetwork | None) -> OpenVINOEngine | None:
+    def _make_openvino(self, net: Network, trunk: PolicyNetwork | None) -> OpenVINOEngine | None:
         wanted = self._wanted_engine
         if wanted not in ("auto", "torch", "openvino"):
             raise UserError(f"engine {wanted}: choose auto, torch or openvino")
@@ -524,8 +525,10 @@ def _plain_tensors() -> Iterator[None]:
         yield
 
 
-def _segments(resnet: Backbone) -> list[Range]:
-    """A stage each, cut behind the stage's first block, where maps have become small."""
+def _segments(resnet: Network) -> list[Range]:
+    """A stage each, cut behind its first block, where maps have become small; of a network by parts the whole."""
+    if not isinstance(resnet, Backbone):
+        return [(0, resnet.num_blocks)]
     starts = np.cumsum([0, *resnet.stage_sizes]).tolist()
     cuts = [0, *(start + 1 for start in starts[1:-1]), starts[-1]]
     return [(first, last) for first, last in itertools.pairwise(cuts) if first < last]
@@ -550,6 +553,9 @@ def _sentinels(network: nn.Module) -> list[Tensor]:
     parts: list[nn.Module] = [network]
     if isinstance(network, Backbone):
         parts = [network.conv1, network.bn1, network.fc, *network.ds]
+        parts += [cast(nn.ModuleList, stage)[-1] for stage in network.blocks]
+    elif isinstance(network, DroppableParts):
+        parts = [network.stem_part, network.head_part, *network.transitions]
         parts += [cast(nn.ModuleList, stage)[-1] for stage in network.blocks]
     elif isinstance(network, PolicyNetwork) and isinstance(network.features, Backbone):
         return [*_what_changes(network.logit), *_sentinels(network.features)]

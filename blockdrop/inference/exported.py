@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
-from blockdrop.data.sets import Normalisation
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import require
 from blockdrop.inference.branching import BranchingNetwork
 from blockdrop.inference.formats import Format, optional_package
-from blockdrop.models.backbone import Backbone
+from blockdrop.models.backbone import Network
 from blockdrop.models.checkpoints.dialects import FORMAT, read_checkpoint
 from blockdrop.models.checkpoints.safetensors_files import encode_metadata, write_safetensors_file
-from blockdrop.models.specs import Variant, parse_model_name
+from blockdrop.models.checkpoints.saving import preprocessing_record
 from blockdrop.version import project_version
 
 Runner = Callable[..., tuple[Tensor, ...]]
@@ -37,36 +37,49 @@ LATENCY_ROUNDS = 30
 
 @dataclass(frozen=True)
 class Networks:
-    """What a checkpoint holds, ready to export."""
+    """A dynamic network, ready to export, and the threshold that is recorded."""
 
-    model: str
-    variant: Variant
-    resnet: Backbone
-    policy_network: PolicyNetwork | None
-    policy_net: str
-    normalisation: Normalisation
-    classes: list[str] | None
+    dynamic: DynamicNetwork
     threshold: float
+
+    @property
+    def network(self) -> Network:
+        """Whose blocks are dropped."""
+        return self.dynamic.network
+
+    @property
+    def policy_network(self) -> PolicyNetwork | None:
+        """None: all blocks run."""
+        return self.dynamic.policy_network
 
     def metadata(self) -> dict[str, str]:
         """What a file says of itself: plain text, or JSON."""
+        dynamic = self.dynamic
         values: dict[str, Any] = {
             "format": FORMAT,
             "version": project_version(),
-            "model": self.model,
-            "variant": self.variant.numbers(),
-            "shortcut": self.resnet.shortcut or "none",
-            "normalisation": {"mean": self.normalisation.mean, "std": self.normalisation.std},
-            "classes": self.classes,
+            "model": dynamic.model,
+            "variant": dynamic.variant.numbers(),
+            "shortcut": self.network.shortcut or "none",
+            "normalisation": {"mean": dynamic.normalisation.mean, "std": dynamic.normalisation.std},
+            "preprocessing": preprocessing_record(dynamic.preprocessing),
+            "classes": dynamic.classes,
         }
+        if dynamic.origin is not None:
+            values |= {"origin": dynamic.origin, "outputs": dynamic.num_classes}
         if self.policy_network is not None:
-            values |= {"policy_net": self.policy_net, "threshold": self.threshold}
+            values |= {"policy_net": dynamic.policy_net, "threshold": self.threshold}
         return encode_metadata(values)
 
     def random_images(self) -> list[Tensor]:
         """Normal noise in place of normalised images, each (1, 3, H, W)."""
-        size = parse_model_name(self.model).image_size
+        size = self.dynamic.image_size
         return list(torch.randn(CHECK_IMAGES, 1, 3, size, size, generator=torch.Generator().manual_seed(0)))
+
+
+def without_policy(networks: Networks) -> Networks:
+    """The full network alone."""
+    return replace(networks, dynamic=networks.dynamic.with_network(networks.network))
 
 
 def write_checked(networks: Networks, form: Format, path: Path) -> None:
@@ -86,7 +99,7 @@ def write_checked(networks: Networks, form: Format, path: Path) -> None:
     run = open_file(path)
     if networks.policy_network is None:
         check_static_graph(run, networks)
-        report_latency({f"all {networks.resnet.num_blocks} blocks": run}, networks)
+        report_latency({f"all {networks.network.num_blocks} blocks": run}, networks)
     else:
         check_graph(run, networks)
         report_dynamic_latency(run, networks, open_full_onnx(networks) if form == "onnx" else None)
@@ -98,7 +111,7 @@ def write_onnx(networks: Networks, path: Path) -> None:
     static = networks.policy_network is None
     names = (INPUTS[:1], OUTPUTS[:1]) if static else (INPUTS, OUTPUTS)
     model = _onnx_model(*_graph(networks), *names)
-    conditions, expected = sum(node.op_type == "If" for node in model.graph.node), networks.resnet.num_blocks
+    conditions, expected = sum(node.op_type == "If" for node in model.graph.node), networks.network.num_blocks
     if conditions != (0 if static else expected):
         raise RuntimeError(f"{conditions} If nodes for {expected} blocks; update torch")
     _move_weights_into_branches(model.graph)
@@ -119,7 +132,7 @@ def open_onnx(path: Path) -> Runner:
 
 def open_full_onnx(networks: Networks) -> Callable[[Tensor], object]:
     """The full network, without policy network or branches, in ONNX Runtime: what the dynamic one must beat."""
-    model = _onnx_model(*_graph(replace(networks, policy_network=None)), INPUTS[:1], OUTPUTS[:1])
+    model = _onnx_model(*_graph(without_policy(networks)), INPUTS[:1], OUTPUTS[:1])
     session = _onnx_session(model.SerializeToString())
     return lambda image: session.run(OUTPUTS[:1], {"image": image.numpy()})
 
@@ -189,7 +202,7 @@ def open_aoti(path: Path) -> Runner:
 def write_safetensors(networks: Networks, path: Path) -> None:
     """Weights under `resnet.` and `policy_network.`, BatchNorm not folded, with the metadata in the header; read
     like any checkpoint."""
-    write_safetensors_file(path, _state(networks.resnet, networks.policy_network), networks.metadata())
+    write_safetensors_file(path, _state(networks.network, networks.policy_network), networks.metadata())
 
 
 def check_graph(run: Runner, networks: Networks) -> None:
@@ -213,7 +226,7 @@ def check_graph(run: Runner, networks: Networks) -> None:
                 "torch or of the runtime",
             )
             with torch.inference_mode():  # under the file's own policy: rounding may flip a close decision
-                expected = networks.resnet(image, policy)
+                expected = networks.network(image, policy)
             differences["logits"].append(_difference(logits, expected))
             differences["keep_probs"].append(float((keep_probs - expected_probs).abs().max()))
             kept.append(int(policy.sum()))
@@ -234,7 +247,7 @@ def check_static_graph(run: Runner, networks: Networks) -> None:
     """
     images = networks.random_images()
     with torch.inference_mode():
-        largest = float(np.max([_difference(run(image)[0], networks.resnet(image)) for image in images]))
+        largest = float(np.max([_difference(run(image)[0], networks.network(image)) for image in images]))
     print(f"check: {len(images)} runs; largest difference from torch {largest:.1e} of the largest logit")
     _require_close("logits", largest)
 
@@ -257,7 +270,7 @@ def report_dynamic_latency(run: Runner, networks: Networks, run_full: Callable[[
     threshold, keep_all = torch.tensor(networks.threshold), torch.tensor(0.0)
     kept = sum(int(run(image, threshold)[1].sum()) for image in images) / len(images)
     graphs: dict[str, Callable[[Tensor], object]] = {
-        f"dynamic, {kept:.1f} of {networks.resnet.num_blocks} blocks kept": lambda image: run(image, threshold),
+        f"dynamic, {kept:.1f} of {networks.network.num_blocks} blocks kept": lambda image: run(image, threshold),
         "dynamic, all blocks kept": lambda image: run(image, keep_all),
     }
     if run_full is not None:
@@ -284,13 +297,13 @@ def _check_weights(networks: Networks, path: Path) -> None:
     found = read_checkpoint(path)
     parts = {"resnet": found.resnet or {}, "policy_network": found.policy_network or {}}
     read_back = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
-    expected = _state(networks.resnet, networks.policy_network)
+    expected = _state(networks.network, networks.policy_network)
     same = read_back.keys() == expected.keys() and all(read_back[key].equal(expected[key]) for key in expected)
     require(same, f"{path}: read back, the weights aren't those written; nothing written")
     print(f"check: {len(read_back)} tensors read back, all equal")
 
 
-def _state(resnet: Backbone, policy_network: PolicyNetwork | None) -> dict[str, Tensor]:
+def _state(resnet: Network, policy_network: PolicyNetwork | None) -> dict[str, Tensor]:
     parts = {"resnet": resnet, "policy_network": policy_network}
     return {
         f"{part}.{key}": value.clone(memory_format=torch.contiguous_format)  # safetensors refuses what is shared
@@ -304,5 +317,5 @@ def _graph(networks: Networks) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """What is exported, and an example of its inputs."""
     image = networks.random_images()[0]
     if networks.policy_network is None:
-        return networks.resnet.folded(), (image,)
-    return BranchingNetwork(networks.resnet, networks.policy_network), (image, torch.tensor(networks.threshold))
+        return networks.network.folded(), (image,)
+    return BranchingNetwork(networks.network, networks.policy_network), (image, torch.tensor(networks.threshold))

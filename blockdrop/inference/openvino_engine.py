@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from agents.policy_network import PolicyNetwork
 from blockdrop.inference.plan import Range
 from blockdrop.inference.signal_stack import kept_signal_stack
-from blockdrop.models.backbone import Backbone, Branch, NoShortcut, PadShortcut
+from blockdrop.models.backbone import Backbone, Branch, Network, NoShortcut, PadShortcut, is_plain_conv
 from blockdrop.models.policy_networks import NoFeatures
 from blockdrop.models.shift import Shift, ShiftBranch
 
@@ -113,11 +113,13 @@ class OpenVINOEngine:
 
     def __init__(
         self,
-        net: Backbone,
+        net: Network,
         policy_network: PolicyNetwork | None,
         dtype: torch.dtype,
         threads: int,
     ):
+        if not isinstance(net, Backbone):
+            raise UnsupportedLayerError("a network that is given by its parts")
         self.net, self.policy_network, self.dtype, self.threads = net, policy_network, dtype, threads
         self.core = ov.Core()
         branches = [branch for branch, _ in net.branches()]
@@ -255,34 +257,38 @@ def _layer(layer: nn.Module, x: Any) -> Any:
     match layer:
         case nn.Identity() | nn.Dropout():
             return x
-        case nn.Sequential():
+        case nn.Sequential() if type(layer) is nn.Sequential:
             for part in layer:
                 x = _layer(part, x)
             return x
+        case nn.ReLU():
+            return op.relu(x)
         case ShiftBranch():
             x = op.relu(_layer(layer.bn1, _layer(layer.conv1, x)))
             return op.relu(_layer(layer.bn2, _layer(layer.conv2, _layer(layer.shift, x))))
         case Shift():
             return _convolution(layer.as_convolution(), x)
-        case Branch():
+        case Branch() if type(layer) is Branch:
             for i, (conv, norm) in enumerate(layer.layers(), start=1):
                 x = _layer(norm, _layer(conv, x))
                 x = op.relu(x) if i < layer.depth else x
             return x
-        case nn.Conv2d(padding_mode="zeros") if not isinstance(layer.padding, str):
+        case nn.Conv2d(padding_mode="zeros") if is_plain_conv(layer) and not isinstance(layer.padding, str):
             return _convolution(layer, x)
         case nn.Linear():
             x = op.matmul(x, _weights(layer.weight, *layer.weight.shape), False, True)
             return x if layer.bias is None else op.add(x, _weights(layer.bias, 1, -1))
         case PadShortcut():
             return _pad_shortcut(layer, x)
-        case nn.MaxPool2d(return_indices=False):
+        case nn.MaxPool2d(return_indices=False) if type(layer) is nn.MaxPool2d:
             padding, rounding = _pair(layer.padding), "ceil_torch" if layer.ceil_mode else "floor"
             strides, dilation = _pair(layer.stride), _pair(layer.dilation)
             pool = ov.opset14.max_pool if layer.ceil_mode else op.max_pool
             return pool(x, strides, dilation, padding, padding, _pair(layer.kernel_size), rounding).output(0)
-        case nn.AvgPool2d(padding=0, ceil_mode=False, divisor_override=None):
-            return op.avg_pool(x, _pair(layer.stride), [0, 0], [0, 0], _pair(layer.kernel_size), True).output(0)
+        case nn.AvgPool2d(padding=0, divisor_override=None) if type(layer) is nn.AvgPool2d:
+            rounding = "ceil" if layer.ceil_mode else "floor"  # without padding torch rounds up like others
+            pool = op.avg_pool(x, _pair(layer.stride), [0, 0], [0, 0], _pair(layer.kernel_size), True, rounding)
+            return pool.output(0)
     raise UnsupportedLayerError(str(layer).splitlines()[0])
 
 

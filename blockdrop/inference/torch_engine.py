@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from blockdrop.inference.plan import Range, block_ranges
-from blockdrop.models.backbone import Backbone, Branch, NoShortcut
-from blockdrop.models.resnet import put_rows, take_rows
+from blockdrop.models.backbone import Backbone, Branch, Network, NoShortcut, is_plain_conv
+from blockdrop.models.droppable import Droppable, put_rows, take_rows
 
 
 class _Conv:
@@ -64,7 +64,7 @@ class _FusedConv(_Conv):
 
 def _fuses(conv: nn.Module) -> bool:
     return (
-        isinstance(conv, nn.Conv2d)
+        is_plain_conv(conv)
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)
         and conv.weight.device.type == "cpu"
@@ -111,6 +111,55 @@ class TorchEngine:
         for block, ranges in zip(self.blocks[first:last], block_ranges(bits), strict=True):
             x = block(x, ranges)
         return self.net.head(x) if last == len(self.blocks) else x
+
+
+class PartsEngine:
+    """Runs a network that is given by its parts, on rows that need not agree on their policy: each block for the
+    rows that keep it, by the block's own module.
+
+    Args:
+        net: a `Droppable.folded()` copy, on its device, in its number format.
+    """
+
+    def __init__(self, net: Droppable):
+        self.net = net
+
+    def run(self, blocks: Range, x: Tensor, bits: NDArray[np.bool_]) -> Tensor:
+        """Runs the whole network, its only segment.
+
+        Args:
+            blocks: (0, K).
+            x: images (m, 3, H, W).
+            bits: bool (m, K).
+        Returns:
+            logits (m, classes).
+        """
+        assert blocks == (0, self.net.num_blocks)
+        x = self.net.stem(x)
+        for (branch, always), ranges in zip(self.net.branches(), block_ranges(bits), strict=True):
+            inner, x = self.net.enter(x, always)
+            assert inner is None, "blocks of parts take what a dropped one gives"
+            if len(ranges) == 1:
+                start, stop = ranges[0]
+                some = x[start:stop]
+                y = self.net.kept(branch, some, some)
+                if len(y) == len(x):
+                    x = y
+                else:
+                    x[start:stop] = y
+            elif ranges:
+                rows = torch.from_numpy(np.concatenate([np.arange(*r) for r in ranges])).to(x.device)
+                some = take_rows(x, rows)
+                x = put_rows(x, rows, self.net.kept(branch, some, some))
+        return self.net.head(x)
+
+
+def make_engine(net: Network) -> TorchEngine | PartsEngine:
+    """The engine for a network as `folded` gives it."""
+    if isinstance(net, Backbone):
+        return TorchEngine(net)
+    assert isinstance(net, Droppable)
+    return PartsEngine(net)
 
 
 def _fused_convs(branch: nn.Module) -> list[_Conv]:

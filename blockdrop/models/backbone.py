@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeGuard, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from blockdrop.models.specs import Variant
 from blockdrop.names import Shortcut
 
-AnyBackbone = TypeVar("AnyBackbone", bound="Backbone")
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
@@ -173,14 +173,62 @@ class NoShortcut(nn.Module):
         raise TypeError("a plain net's block has no shortcut")
 
 
-class Backbone(nn.Module):
+class Network(nn.Module):
+    """A stem, stages of residual blocks and a head: what every network here is, whoever made it."""
+
+    droppable = False
+    """Whether a policy may drop blocks."""
+    stage_sizes: tuple[int, ...]
+    """Blocks per stage."""
+    shortcut: Shortcut | None
+    """The kind of the stages' first shortcuts, for checkpoints; None where there are none of a known kind."""
+    image_size: int | None = None
+    """Side in pixels of the square images that it is made for, where that is known."""
+    built_from: tuple[str, Variant] | None = None
+    """Name and widths that the zoo made it from."""
+
+    @property
+    def num_blocks(self) -> int:
+        """K, the number of blocks."""
+        return sum(self.stage_sizes)
+
+    def stem(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) to the first block's input (N, …)."""
+        raise NotImplementedError
+
+    def branches(self) -> list[tuple[nn.Module, nn.Module | None]]:
+        """Per block in running order what a policy drops, and what runs in every case (None: nothing)."""
+        raise NotImplementedError
+
+    def head(self, x: Tensor) -> Tensor:
+        """The last block's output (N, …) to logits (N, classes)."""
+        raise NotImplementedError
+
+    def folded(self) -> Self:
+        """A copy for inference, in eval mode, without BatchNorm where it can be folded; same logits."""
+        raise NotImplementedError
+
+    def check_policy(self, policy: Tensor, images: Tensor) -> None:
+        """Raises `ValueError` unless `policy` is bool (N, K) or (S, N, K) for images (N, 3, H, W), and keeps every
+        block of a network that can't drop any."""
+        expected = (len(images), self.num_blocks)
+        if policy.dtype != torch.bool or policy.dim() not in (2, 3) or policy.shape[-2:] != expected:
+            raise ValueError(
+                f"policy: got {policy.dtype} of shape {tuple(policy.shape)}; "
+                f"expected torch.bool of shape (N, K) = {expected} or (S, N, K)"
+            )
+        if not self.droppable and not bool(policy.all()):
+            raise ValueError(f"policy: drops blocks, but the blocks of a {type(self).__name__} have no shortcuts")
+
+
+class Backbone(Network):
     """Stem, stages of blocks, head. Blocks are numbered 0 … K-1 from the input and all run.
 
     A block computes y = relu(shortcut(x) + F(x)); without `relu_after_sum` y = shortcut(x) + F(x) (shift nets,
     whose branches end with their own ReLU); where there is `NoShortcut` y = relu(F(x)).
 
     Args:
-        conv1, bn1: stem, followed by a ReLU and `maxpool`.
+        conv1, bn1: stem, followed by a ReLU and `maxpool`; conv1 may be an `nn.Sequential` (a deep stem).
         maxpool: `nn.MaxPool2d`, or `nn.Identity()` for small images.
         blocks: one list of branches per stage.
         ds: the first shortcut of each stage (`nn.Identity()` where shapes agree).
@@ -190,9 +238,6 @@ class Backbone(nn.Module):
         relu_after_sum: whether a block ends with a ReLU.
         inner_shortcut: the shortcut of a stage's other blocks; None = the identity.
     """
-
-    droppable = False
-    """Whether a policy may drop blocks."""
 
     def __init__(
         self,
@@ -216,14 +261,9 @@ class Backbone(nn.Module):
         self.inner_shortcut = inner_shortcut
         self.avgpool = avgpool or nn.AdaptiveAvgPool2d(1)
         self.fc = fc
-        self.shortcut: Shortcut | None = shortcut
-        self.stage_sizes: tuple[int, ...] = tuple(len(stage) for stage in blocks)
+        self.shortcut = shortcut
+        self.stage_sizes = tuple(len(stage) for stage in blocks)
         self.relu_after_sum = relu_after_sum
-
-    @property
-    def num_blocks(self) -> int:
-        """K, the number of blocks."""
-        return sum(self.stage_sizes)
 
     def branches(self) -> list[tuple[nn.Module, nn.Module | None]]:
         """(branch, shortcut) per block in running order; shortcut is None where it is the identity."""
@@ -268,19 +308,7 @@ class Backbone(nn.Module):
             x = self.close(self.block_sum(x, branch, shortcut))
         return self.head(x)
 
-    def check_policy(self, policy: Tensor, images: Tensor) -> None:
-        """Raises `ValueError` unless `policy` is bool (N, K) or (S, N, K) for images (N, 3, H, W), and keeps every
-        block of a network that can't drop any."""
-        expected = (len(images), self.num_blocks)
-        if policy.dtype != torch.bool or policy.dim() not in (2, 3) or policy.shape[-2:] != expected:
-            raise ValueError(
-                f"policy: got {policy.dtype} of shape {tuple(policy.shape)}; "
-                f"expected torch.bool of shape (N, K) = {expected} or (S, N, K)"
-            )
-        if not self.droppable and not bool(policy.all()):
-            raise ValueError(f"policy: drops blocks, but the blocks of a {type(self).__name__} have no shortcuts")
-
-    def folded(self: AnyBackbone) -> AnyBackbone:
+    def folded(self) -> Self:
         """A copy for inference with each BatchNorm folded into the convolution before it; same logits.
 
         The copy is in eval mode and doesn't follow later changes of this module.
@@ -293,8 +321,8 @@ class Backbone(nn.Module):
                     conv, norm = _fold(*layers)
                     branch.add_module(f"conv{i}", conv)
                     branch.add_module(f"bn{i}", norm)
-            if isinstance(ds, nn.Sequential) and len(ds) == 2:
-                ds[0], ds[1] = _fold(ds[0], ds[1])
+            _fold_chain(ds)
+        _fold_chain(net.maxpool)
         return net.requires_grad_(False)
 
 
@@ -303,12 +331,32 @@ def is_channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.stride(1) == 1 and not x.is_contiguous()
 
 
+def is_plain_conv(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a layer computes `nn.Conv2d`'s convolution of its own weight: no subclass with another forward, and
+    no hook that makes the weight anew."""
+    return type(layer) in (nn.Conv2d, NarrowProjection) and not layer._forward_pre_hooks
+
+
 def _fold(conv: nn.Module, norm: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The two as one convolution and the identity, where they can be."""
     if isinstance(conv, DiracConv2d):
         conv = conv.folded()
-    if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+    if isinstance(conv, nn.Sequential):
+        _fold_chain(conv)
+        if len(conv):
+            conv[-1], norm = _fold(conv[-1], norm)
+        return conv, norm
+    if is_plain_conv(conv) and type(norm) is nn.BatchNorm2d and norm.running_mean is not None:
         return fuse_conv_bn_eval(conv, norm), nn.Identity()
     return conv, norm
+
+
+def _fold_chain(chain: nn.Module | None) -> None:
+    """Folds each BatchNorm of an `nn.Sequential` into the convolution right before it, in place."""
+    if not isinstance(chain, nn.Sequential):
+        return
+    for i in range(len(chain) - 1):
+        chain[i], chain[i + 1] = _fold(chain[i], chain[i + 1])
 
 
 def backbone_parts(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Self
 
 import torch
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
 from blockdrop.errors import UserError
-from blockdrop.models.backbone import Backbone, Branch, NoShortcut, conv2d, initialise
+from blockdrop.models.backbone import Backbone, Branch, Network, NoShortcut, conv2d, initialise
+from blockdrop.models.parts import DroppableParts
 from blockdrop.models.resnet import make_resnet
 from blockdrop.names import POLICY_NETS
 
@@ -44,56 +47,22 @@ class Standardise(nn.BatchNorm1d):
         head.bias.data = head.bias - head.weight @ self.running_mean
 
 
-class StemFeatures(Backbone):
-    """Features of the output of another backbone's stem, for C channels of which there are 4 C features.
+class StemFeatures(nn.Module):
+    """Features of the output of another network's stem, for C channels of which there are 4 C features.
 
-    The map is average-pooled and goes through two 3×3 convolutions (to 2 C channels; to 4 C, with stride 2), each
-    with BatchNorm and ReLU, and a global average; then features are standardised. The stem's modules are the
-    backbone's own, shared and not copied, and training these features changes nothing of them: no gradient reaches
-    them, their BatchNorm takes its running statistics in every mode and never updates them, and `train()` leaves
-    their mode alone (`eval()` goes for all).
-
-    Args:
-        backbone: whose `conv1`, `bn1` and `maxpool` are shared.
-        pool: the factor of the average-pooling.
+    The stem's output is average-pooled and goes through two convolutions of width 3 (to 2 C channels; to 4 C, with
+    stride 2), each with BatchNorm and ReLU, and a global average; then features are standardised. The stem's
+    modules are the network's own, shared and not copied, and training these features changes nothing of them: no
+    gradient reaches them, in every mode they work as in eval mode, and `train()` leaves their mode alone (`eval()`
+    goes for all).
     """
 
-    def __init__(self, backbone: Backbone, pool: int):
-        assert isinstance(backbone.conv1, nn.Conv2d)
-        channels = backbone.conv1.out_channels
-        branch = Branch(
-            [conv2d(channels, 2 * channels, 3), conv2d(2 * channels, 4 * channels, 3, stride=2)],
-            [nn.BatchNorm2d(2 * channels), nn.BatchNorm2d(4 * channels)],
-        )
-        pools = nn.Sequential(backbone.maxpool, nn.AvgPool2d(pool))
-        blocks = [[initialise(branch)]]
-        super().__init__(
-            backbone.conv1, backbone.bn1, pools, blocks, [NoShortcut()], fc=nn.Identity(), shortcut=None
-        )
-        self.feature_dim = 4 * channels
-        self.standardise: nn.Module = Standardise(self.feature_dim)
+    standardise: nn.Module
 
     @property
     def borrowed(self) -> tuple[nn.Module, ...]:
-        """The backbone's modules."""
-        return self.conv1, self.bn1, self.get_submodule("maxpool.0")
-
-    def stem(self, images: Tensor) -> Tensor:
-        """images (N, 3, H, W) to the pooled map (N, C, H', W'), without a gradient."""
-        with torch.no_grad():
-            x, norm = self.conv1(images), self.bn1
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm):  # keep probabilities are the same in training
-                batch = norm.running_mean is None
-                x = F.batch_norm(
-                    x, norm.running_mean, norm.running_var, norm.weight, norm.bias, batch, 0.0, norm.eps
-                )
-            else:
-                x = norm(x)
-            return self.maxpool(F.relu(x, inplace=True))
-
-    def head(self, x: Tensor) -> Tensor:
-        """Last feature map (N, 4 C, H, W) to standardised features (N, 4 C)."""
-        return self.standardise(super().head(x))
+        """The other network's modules."""
+        raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`, but `train()` leaves the borrowed modules' mode alone."""
@@ -103,6 +72,112 @@ class StemFeatures(Backbone):
             for part, training in theirs:
                 part.training = training
         return self
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        """No gradient, and the borrowed modules as in eval mode: keep probabilities are the same in training."""
+        modes = [part for module in self.borrowed for part in module.modules() if part.training]
+        for part in modes:
+            part.training = False
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for part in modes:
+                part.training = True
+
+
+class BackboneStemFeatures(StemFeatures, Backbone):
+    """Those of a `Backbone`'s stem; themselves one, so that they run as fast.
+
+    Args:
+        backbone: whose `conv1`, `bn1` and `maxpool` are shared.
+        pool: the factor of the average-pooling.
+    """
+
+    def __init__(self, backbone: Backbone, pool: int):
+        convs = [layer for layer in backbone.conv1.modules() if isinstance(layer, nn.Conv2d)]
+        channels = convs[-1].out_channels
+        pools = nn.Sequential(backbone.maxpool, nn.AvgPool2d(pool))
+        blocks = [[_branch(channels)]]
+        super().__init__(
+            backbone.conv1, backbone.bn1, pools, blocks, [NoShortcut()], fc=nn.Identity(), shortcut=None
+        )
+        self.feature_dim = 4 * channels
+        self.standardise = Standardise(self.feature_dim)
+
+    @property
+    def borrowed(self) -> tuple[nn.Module, ...]:
+        """The backbone's modules."""
+        return self.conv1, self.bn1, self.get_submodule("maxpool.0")
+
+    def stem(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) to the pooled map (N, C, H', W'), without a gradient."""
+        with self._looking():
+            return super().stem(images)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Last feature map (N, 4 C, H, W) to standardised features (N, 4 C)."""
+        return self.standardise(super().head(x))
+
+
+class PartsStemFeatures(StemFeatures):
+    """Those of the stem of a network that is given by its parts: of maps (N, C, H, W) or (N, H, W, C); of tokens
+    (N, T, C), pooled and convolved along T.
+
+    Args:
+        network: whose stem is shared.
+        pool: the factor of the average-pooling; less where a map is smaller.
+    Raises:
+        ValueError: the shape of the stem's output isn't known, or is another.
+    """
+
+    def __init__(self, network: DroppableParts, pool: int):
+        super().__init__()
+        shape = network.stem_shape
+        if shape is None or len(shape) not in (2, 3):
+            raise ValueError(f"stem features: of a map (C, H, W) or tokens (T, C), not of shape {shape}")
+        *sides, channels = shape
+        # Only channels differ from both sides of a map, which is square.
+        self.channels_last = len(shape) == 2 or (shape[0] == shape[1] != shape[2])
+        if not self.channels_last:
+            channels, *sides = shape
+        self.stem_part = network.stem_part
+        pool = min(pool, *sides)
+        self.pool: nn.Module = nn.AvgPool1d(pool) if len(shape) == 2 else nn.AvgPool2d(pool)
+        self.branch = _branch(channels, tokens=len(shape) == 2)
+        self.feature_dim = 4 * channels
+        self.standardise = Standardise(self.feature_dim)
+
+    @property
+    def borrowed(self) -> tuple[nn.Module, ...]:
+        """The network's stem."""
+        return (self.stem_part,)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) to standardised features (N, 4 C)."""
+        with self._looking():
+            x = self.stem_part(images)
+            x = self.pool(x.movedim(-1, 1) if self.channels_last else x)
+        x = F.relu(self.branch(x))
+        return self.standardise(x.flatten(2).mean(2))
+
+
+def _branch(channels: int, tokens: bool = False) -> nn.Module:
+    if not tokens:
+        return initialise(
+            Branch(
+                [conv2d(channels, 2 * channels, 3), conv2d(2 * channels, 4 * channels, 3, stride=2)],
+                [nn.BatchNorm2d(2 * channels), nn.BatchNorm2d(4 * channels)],
+            )
+        )
+    return Branch(
+        [
+            nn.Conv1d(channels, 2 * channels, 3, padding=1, bias=False),
+            nn.Conv1d(2 * channels, 4 * channels, 3, stride=2, padding=1, bias=False),
+        ],
+        [nn.BatchNorm1d(2 * channels), nn.BatchNorm1d(4 * channels)],
+    )
 
 
 class NoFeatures(nn.Module):
@@ -118,7 +193,7 @@ def build_policy_network(
     large_images: bool = False,
     policy_net: str = "reference",
     *,
-    backbone: Backbone | None = None,
+    backbone: Network | None = None,
     initial_keep: float | None = None,
 ) -> PolicyNetwork:
     """A policy network for K blocks, with fresh weights.
@@ -139,7 +214,13 @@ def build_policy_network(
     if policy_net == "stem":
         if backbone is None:
             raise ValueError("policy network stem: looks through a backbone's stem; pass backbone=")
-        stem = StemFeatures(backbone, pool=7 if large_images else 4)  # 56 × 56 or 32 × 32 to 8 × 8
+        pool = 7 if large_images else 4  # 56 × 56 or 32 × 32 to 8 × 8
+        stem: BackboneStemFeatures | PartsStemFeatures
+        if isinstance(backbone, DroppableParts):
+            stem = PartsStemFeatures(backbone, pool)
+        else:
+            assert isinstance(backbone, Backbone)
+            stem = BackboneStemFeatures(backbone, pool)
         network = PolicyNetwork(stem, stem.feature_dim, num_blocks)
     elif policy_net == "constant":
         with warnings.catch_warnings():

@@ -115,6 +115,58 @@ class ModelSpec:
         return "pad_avgpool" if of_reference else "projection"
 
 
+LIBRARIES = ("timm", "torchvision")
+DEFAULT_MODEL = "R110_C10"
+"""The reference's."""
+
+
+@dataclass(frozen=True)
+class ForeignSpec:
+    """The name of a network that somebody else's code builds, understood: `timm:resnet50d`,
+    `torchvision:resnext50_32x4d`, or `my_package.my_module:build`, a function that returns the network."""
+
+    name: str
+    library: str
+    """timm, torchvision, or the module that holds the function."""
+    target: str
+    """The network's name in the library, or the function's."""
+
+    dataset = "Folder"
+    droppable = True
+    architecture = property(lambda self: self.name)
+    family = "brought"
+
+    @property
+    def is_function(self) -> bool:
+        """Whether a function of the user's own builds it: never called because a file says so."""
+        return self.library not in LIBRARIES
+
+
+Spec = ModelSpec | ForeignSpec
+
+
+def parse_name(name: str) -> Spec:
+    """The name of any network to what it stands for: with a colon that of somebody else's, else the zoo's.
+
+    Raises:
+        UserError: as `parse_model_name`; or a name with a colon that is neither `library:network` nor
+            `module:function`.
+
+    >>> parse_name("timm:resnet50d").library, parse_name("R110_C10").dataset
+    ('timm', 'C10')
+    """
+    if ":" not in name:
+        return parse_model_name(name)
+    library, _, target = name.partition(":")
+    is_module = all(part.isidentifier() for part in library.split("."))
+    is_target = target.isidentifier() if library not in LIBRARIES else re.fullmatch(r"[\w.\-]+", target)
+    if not (is_module and is_target):
+        raise UserError(
+            f"{name}: names of networks with a colon are timm:<name>, torchvision:<name>, or <module>:<function>"
+        )
+    return ForeignSpec(name, library, target)
+
+
 def parse_model_name(name: str) -> ModelSpec:
     """`<family><depth>_<dataset>` to what it stands for; see `FAMILIES`.
 

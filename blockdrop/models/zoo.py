@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from agents.policy_network import PolicyNetwork
@@ -43,6 +45,12 @@ def build_backbone(
     if shortcut is not None and spec.default_shortcut is None:
         raise UserError(f"shortcut {shortcut}: {spec.architecture} has no shortcuts")
     shortcut = shortcut or spec.default_shortcut
+    network = _build_family(spec, classes, shortcut, variant)
+    network.image_size, network.built_from = spec.image_size, (spec.name, variant)
+    return network
+
+
+def _build_family(spec: ModelSpec, classes: int, shortcut: Shortcut | None, variant: Variant) -> Backbone:
     if spec.family == "shiftresnet":
         if variant.reduction is not None or variant.reduction_mode is not None:
             given = f"mode {variant.reduction_mode}" if variant.reduction is None else variant.reduction
@@ -58,13 +66,15 @@ def build_backbone(
         mode, reduction = variant.reduction_mode or "block", variant.reduction or 1.0
         branch = reduced_branch(mode, reduction, spec.bottleneck)
         widths = reduced_widths(widths, reduction) if mode == "net" else widths
-    how = (spec.bottleneck, spec.large_images, branch)
+    shape: dict[str, Any] = {
+        "bottleneck": spec.bottleneck, "large_images": spec.large_images, "branch": branch,
+    }  # fmt: skip
     if spec.family == "exactplain":
-        return make_exact_plain(spec.layers, widths, classes, *how)
+        return make_exact_plain(spec.layers, widths, classes, **shape)
     if spec.family in ("plain", "dsplain"):
-        return make_plain(spec.layers, widths, classes, shortcut, *how)
+        return make_plain(spec.layers, widths, classes, shortcut, **shape)
     assert shortcut is not None
-    return make_resnet(spec.layers, widths, classes, shortcut, *how)
+    return make_resnet(spec.layers, widths, classes, shortcut, **shape)
 
 
 def build(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -37,6 +37,10 @@ class Compute:
         """The module on the device, in the memory layout; parameters stay float32."""
         module = module.to(self.device)
         return module.to(memory_format=torch.channels_last) if self.channels_last else module
+
+    def in_float32(self) -> Compute:
+        """The same in float32, as tests run."""
+        return replace(self, dtype=torch.float32)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """bfloat16 autocast where the number format asks for it."""

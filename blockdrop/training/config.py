@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from agents.names import RewardName
 from blockdrop.errors import UserError, require
-from blockdrop.models.specs import Variant, parse_model_name
+from blockdrop.models.specs import DEFAULT_MODEL, Variant, parse_name
 from blockdrop.names import PolicyNet, Precision, ReductionMode, Shortcut
 from blockdrop.ranges import (
     Count,
@@ -37,15 +37,17 @@ class ModelConfig:
     """What a newcomer needs, shown first."""
     GROUPS: ClassVar[Groups] = {
         "network": (
-            "arch", "shortcut", "expansion", "reduction", "reduction_mode", "policy_net",
+            "arch", "shortcut", "expansion", "reduction", "reduction_mode", "image_size", "policy_net",
         ),
         "data": ("normalisation", "download", "workers", "skip_bad_images"),
         "device and seed": ("device", "precision", "channels_last", "seed"),
     }  # fmt: skip
 
-    model: str = "R110_C10"
-    """Name of the network and its data set, R<depth>_<dataset>: R20_Digits, R110_C10, R50_ImgNet, …. The README
-    lists depths and data sets."""
+    model: str | None = None
+    """Name of the network and its data set, R<depth>_<dataset>: R20_Digits, R110_C10, R50_ImgNet, … (the README
+    lists depths and data sets); or a network of others on an image tree: timm:resnet50d,
+    torchvision:resnext50_32x4d, or my_package.my_module:build, a function that returns the network. Default: what
+    the checkpoint says, else R110_C10."""
     arch: str | None = None
     """Architecture that takes the place of --model's, on the same data set: plain20, dsplain20, shiftresnet20,
     resnet20, …."""
@@ -57,6 +59,9 @@ class ModelConfig:
     reduction_mode: ReductionMode | None = None
     """What --reduction shrinks: block (inner widths / reduction), net (all widths / √reduction) or depthwise
     (inner convolutions become depthwise). Default: the checkpoint's, else block."""
+    image_size: Annotated[int, Range(least=8, most=4096)] | None = None
+    """Side in pixels of the square images of a network of others. Default: the checkpoint's, else what the network
+    says of itself."""
     data_dir: Folder = "data/"
     """Folder of the data: an image tree (train/<class>/…, and test/ or val/), tar shards (train/*.tar, …) or
     torchvision's CIFAR files."""
@@ -92,17 +97,18 @@ class ModelConfig:
     def check(self) -> None:
         """Raises `UserError` for a value out of range, and for flags that don't go together."""
         check_ranges(self)
-        parse_model_name(self.network)
+        if self.model is not None or self.arch is not None:
+            parse_name(self.network)
         Variant(self.expansion, self.reduction, self.reduction_mode)
 
     @property
     def network(self) -> str:
-        """Architecture and data set: --model, or --arch on --model's data set."""
-        return self.model if self.arch is None else f"{self.arch}_{parse_model_name(self.model).dataset}"
+        """The network that the flags name: --model, else the reference's, or --arch on its data set."""
+        return self.with_arch(self.model or DEFAULT_MODEL)
 
-    def variant(self, recorded: Variant = Variant()) -> Variant:
-        """The widths that the flags ask for, or where they don't, the recorded ones."""
-        return recorded.overridden_by(Variant(self.expansion, self.reduction, self.reduction_mode))
+    def with_arch(self, name: str) -> str:
+        """A network's name, or the one that --arch makes of it."""
+        return name if self.arch is None else f"{self.arch}_{parse_name(name).dataset}"
 
     def compute(self) -> Compute:
         """The device, number format and memory layout that the flags ask for."""
@@ -274,8 +280,9 @@ class PolicyTrainingConfig(TrainingConfig):
 
     def check(self) -> None:
         super().check()
-        spec = parse_model_name(self.network)
-        require(spec.droppable, f"{self.network}: {spec.architecture} has no blocks that a policy could drop")
+        if self.model is not None or self.arch is not None:
+            spec = parse_name(self.network)
+            require(spec.droppable, f"{self.network}: {spec.architecture} has no blocks that a policy could drop")
         for flag in ("anneal", "price_rate"):
             self.check_meaning(flag, self.target_flops is not None, "--target_flops")
         sampling = ("leave_one_out", "antithetic", "value_baseline", "block_credit")

@@ -7,40 +7,40 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from agents.names import DEFAULT_THRESHOLD
 from agents.policies import map_policy
-from agents.policy_network import PolicyNetwork
 from agents.static_policies import StaticPolicy, make_static_policy
+from blockdrop.data import Data, Images
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import UserError
 from blockdrop.flops import FlopTable
 from blockdrop.inference.operating_point import threshold_for_budget
 from blockdrop.models.checkpoints.operating_points import check_operating_point
-from blockdrop.names import DEFAULT_THRESHOLD
 from blockdrop.training.compute import Compute
-
-if TYPE_CHECKING:
-    from blockdrop.training.setup import Setup
 
 SOME_IMAGES = 5000
 """Training images on which thresholds are chosen and usage is counted."""
 
 
 @torch.no_grad()
-def training_keep_probs(policy_network: PolicyNetwork, setup: Setup, compute: Compute) -> Tensor:
+def training_keep_probs(dynamic: DynamicNetwork, images: Images, compute: Compute) -> Tensor:
     """Keep probabilities, (N, K) on the CPU, of some training images as they are, not augmented; always the same.
 
     Args:
-        policy_network: left in eval mode.
+        dynamic: its policy network is left in eval mode.
+        images: the training images.
     """
-    images = setup.data.train
+    policy_network = dynamic.policy_network
+    assert policy_network is not None
     some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:SOME_IMAGES]
     policy_network.eval()
     batches = images.subset(some.sort().values).batches(
-        256, setup.normalisation, compute.device, channels_last=compute.channels_last
+        256, dynamic.normalisation, compute.device, channels_last=compute.channels_last
     )
     return torch.cat([policy_network(batch)[0].cpu() for batch, _ in batches])
 
@@ -53,7 +53,7 @@ class OperatingPoint:
         self.found: dict[str, float] = {}
 
     def choose(
-        self, budget: float, policy_network: PolicyNetwork, setup: Setup, compute: Compute, flops: FlopTable
+        self, budget: float, dynamic: DynamicNetwork, images: Images, compute: Compute, flops: FlopTable
     ) -> None:
         """The lowest threshold under which training images as they are, not augmented, cost at most the budget.
 
@@ -62,9 +62,10 @@ class OperatingPoint:
 
         Args:
             budget: mean FLOPs per image, as a fraction of the full network's.
-            policy_network: left in eval mode.
+            dynamic: its policy network is left in eval mode.
+            images: the training images.
         """
-        keep_probs = training_keep_probs(policy_network, setup, compute)
+        keep_probs = training_keep_probs(dynamic, images, compute)
         try:
             self.threshold = threshold_for_budget(keep_probs, flops, budget)
         except UserError as error:
@@ -87,23 +88,24 @@ class OperatingPoint:
         self.threshold, self.found = state_dict["threshold"], dict(state_dict["found"])
 
 
-def open_static_policy(text: str, setup: Setup, compute: Compute) -> StaticPolicy:
+def open_static_policy(text: str, dynamic: DynamicNetwork, data: Data, compute: Compute) -> StaticPolicy:
     """The policy of a --policy flag; `dist_k` draws by what the policy network does with training images, or, as
     `dist_k:K:FILE`, by the usage in a file that evaluate --json wrote.
 
     Raises:
         UserError: see `make_static_policy`; or the file holds no usage of so many blocks.
     """
-    blocks, usage = setup.resnet.num_blocks, None
+    blocks, usage = dynamic.num_blocks, None
     kind, *rest = text.split(":", 2)
     name = text
     if kind == "dist_k" and len(rest) == 2:
         if not rest[1]:
             raise UserError(f"--policy {text}: names no file after the second colon")
         usage, name = _recorded_usage(text, rest[1], blocks), f"{kind}:{rest[0]}"
-    elif kind == "dist_k" and setup.has_policy:
-        keep_probs = training_keep_probs(compute.place(setup.policy_network), setup, compute)
-        usage = map_policy(keep_probs, setup.stored_threshold).double().mean(0).tolist()
+    elif kind == "dist_k" and dynamic.policy_network is not None:
+        compute.place(dynamic.policy_network)
+        keep_probs = training_keep_probs(dynamic, data.train, compute)
+        usage = map_policy(keep_probs, dynamic.threshold).double().mean(0).tolist()
     try:
         return replace(make_static_policy(name, blocks, usage), name=text)
     except ValueError as error:

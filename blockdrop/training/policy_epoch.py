@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from agents.deciders import Decider, Look
+from agents.policy_network import PolicyNetwork
+from agents.rewards import Reward
+from blockdrop.data import Data
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.figures import usage_per_block
 from blockdrop.flops import FlopTable
+from blockdrop.inference.executor import Executor
 from blockdrop.measure import evaluate_images
-from blockdrop.policy_stats import Outcomes
-from blockdrop.training.compute import Compute
+from blockdrop.policy_stats import Outcomes, losses_and_margins
+from blockdrop.processes import Processes
+from blockdrop.training.config import PolicyTrainingConfig
 from blockdrop.training.means import Means
 from blockdrop.training.policies import OperatingPoint
-from blockdrop.training.run_directory import RunDirectory
-from blockdrop.training.setup import Setup
+from blockdrop.training.session import Session
+
+
+def make_reward(config: PolicyTrainingConfig, flops: FlopTable) -> Reward:
+    """The reward that `--reward` names: it is trained on, logged and stored."""
+    return Reward(config.reward, config.penalty, torch.tensor(flops.blocks))
+
+
+def gathered(policy_network: PolicyNetwork, processes: Processes) -> Look:
+    """The policy network as deciders take it: this process's images to all processes' keep probabilities and
+    values, with gradient."""
+
+    def look(images: Tensor) -> tuple[Tensor, Tensor]:
+        keep_probs, values = map(processes.gather, policy_network(images))
+        return keep_probs, values
+
+    return look
 
 
 class SampledEpoch:
@@ -32,15 +54,16 @@ class SampledEpoch:
 
     def add(self, policy: Tensor, logits: Tensor, labels: Tensor, **means: Tensor) -> None:
         """One batch: bool (N, K), (N, classes), (N,), and scalars that are means over the batch."""
-        self.rows.append((policy.cpu(), logits.argmax(-1).cpu(), labels.cpu()))
+        losses, _ = losses_and_margins(logits, labels)
+        self.rows.append((policy.cpu(), logits.argmax(-1).cpu(), labels.cpu(), losses.cpu()))
         self.means.add(len(labels), **{name: value.item() for name, value in means.items()})
 
-    def metrics(self, penalty: float, lr: float) -> dict[str, float]:
+    def metrics(self, reward: Reward, lr: float) -> dict[str, float]:
         """Accuracy, reward, blocks, … of the sampled policies, means, learning rate, images/s."""
-        policy, predictions, labels = self._joined()
-        outcomes = Outcomes(policy, predictions, labels, self.flops.per_image(policy))
+        policy, predictions, labels, losses = self._joined()
+        outcomes = Outcomes(policy, predictions, labels, self.flops.per_image(policy), losses=losses)
         return {
-            **outcomes.metrics(penalty),
+            **outcomes.metrics(reward),
             **self.means.means(),
             "lr": lr,
             "block_executions": self.block_executions,
@@ -60,49 +83,56 @@ class SampledEpoch:
         return tuple(torch.cat(parts) for parts in zip(*self.rows, strict=True))
 
 
+@dataclass(frozen=True)
+class Test:
+    """What is tested at the end of an epoch."""
+
+    __test__ = False  # no test class
+
+    run: Executor
+    decider: Decider
+    point: OperatingPoint
+    """Of the decider's policies."""
+    facts: Mapping[str, float]
+    """To be stored beside the metrics."""
+
+
 def finish_epoch(
-    setup: Setup,
-    run: RunDirectory,
-    compute: Compute,
+    session: Session[Any],
+    dynamic: DynamicNetwork,
+    data: Data,
     epoch: int,
     train: dict[str, float],
-    penalty: float,
-    test: bool,
-    decided: int | None = None,
-    point: OperatingPoint | None = None,
-    shuffle_policies: bool = False,
+    *,
+    reward: Reward,
+    test: Test | None,
+    stage: str = "",
 ) -> None:
-    """Logs and prints the epoch; if `test`, tests the MAP policies and saves a checkpoint."""
+    """Logs and prints the epoch; with a test, tests the policies and saves a checkpoint.
+
+    Args:
+        train: metrics of the epoch's training.
+        test: None: no test after this epoch.
+        stage: what to say of the epoch beside its number.
+    """
+    run = session.run
     run.log(epoch, "train", train)
-    stage = "" if decided is None else f", {decided} of {setup.resnet.num_blocks} blocks decided"
     print(f"epoch {epoch}{stage}: {_line(train)}, {train['images_per_second']:.0f} images/s")
-    setup.report_bad_images(compute.processes)
-    if not test:
+    session.report_bad_images(data)
+    if test is None:
         return
-    point = point or OperatingPoint()
-    outcomes = evaluate_images(
-        setup.resnet,
-        setup.policy_network if setup.static is None else setup.static,
-        setup.data.test,
-        setup.normalisation,
-        replace(compute, dtype=torch.float32),
-        image_size=setup.image_size,
-        threshold=point.threshold,
-        decided=decided,
-        shuffle_policies=shuffle_policies,
-    )
-    metrics = outcomes.metrics(penalty)
-    if decided is not None:
-        metrics["decided"] = decided
-    if point.found:
-        metrics["threshold"] = point.threshold
+    compute = session.compute.in_float32()
+    outcomes = evaluate_images(dynamic, data.test, compute, decider=test.decider, run=test.run)
+    metrics = {**outcomes.metrics(reward), **test.facts}
+    if test.point.found:
+        metrics["threshold"] = test.point.threshold
     run.log(epoch, "test", metrics)
-    figure = usage_per_block(outcomes.usage_per_block.tolist(), setup.resnet.stage_sizes)
+    figure = usage_per_block(outcomes.usage_per_block.tolist(), dynamic.network.stage_sizes)
     run.log_figure(epoch, "test/usage_per_block", figure)
-    setup.save(run, epoch, metrics, point.recorded())
+    session.save(dynamic, epoch, metrics, test.point.recorded())
     print(
         f"    test: {_line(metrics)}, {metrics['flops']:.3E} FLOPs/img"
-        + (f" at threshold {point.threshold:.4g}" if point.found else "")
+        + (f" at threshold {test.point.threshold:.4g}" if test.point.found else "")
     )
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blockdrop.data import Data, Normalisation
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.measure import evaluate_images
 from blockdrop.models.backbone import Backbone
-from blockdrop.training.compute import Compute
-from blockdrop.training.config import SupervisedConfig
 from blockdrop.training.means import Means
-from blockdrop.training.run_directory import RunDirectory
-from blockdrop.training.setup import Setup
+from blockdrop.training.session import Session
 from blockdrop.training.update import Update
 
 
@@ -49,12 +48,12 @@ def cross_entropy_objective(net: nn.Module, label_smoothing: float = 0.0) -> Obj
 
 
 def fit(
-    config: SupervisedConfig,
-    setup: Setup,
-    compute: Compute,
-    run: RunDirectory,
-    module: nn.Module,
+    session: Session[Any],
+    data: Data,
+    normalisation: Normalisation,
     objective: Objective,
+    *,
+    module: nn.Module,
     parameters: Iterable[Any],
     begin_epoch: Callable[[], object],
     end_epoch: Callable[[int, bool], str],
@@ -69,6 +68,7 @@ def fit(
     Of a resumed run, epochs that are over are not run again.
 
     Args:
+        session: whose flags are a `SupervisedConfig`.
         module: holds all that changes.
         parameters: tensors or parameter groups, as an optimiser takes them.
         begin_epoch: puts the networks into the mode that training wants.
@@ -80,13 +80,14 @@ def fit(
     Raises:
         NumericalError: the loss is no longer finite.
     """
+    config, compute, run = session.config, session.compute, session.run
     peak = config.lr if lr is None else lr
     optimizer: torch.optim.Optimizer
     if adam:
         optimizer = torch.optim.Adam(parameters, peak)
     else:
         optimizer = torch.optim.SGD(parameters, peak, config.momentum, weight_decay=config.wd, nesterov=True)
-    batches = setup.count_batches(config)
+    batches = session.count_batches(data.train)
     processes = compute.processes
     update = Update(config, run, batches, [optimizer], {"network": module}, processes)
     one_cycle = None
@@ -107,7 +108,7 @@ def fit(
                 group["lr"] = peak * config.step_factor(epoch - first_epoch)
         means = Means()
         state.track_epoch(means=means)
-        load = functools.partial(setup.training_batches, config, compute, epoch)
+        load = functools.partial(session.batches, data.train, normalisation, epoch)
         for batch, (images, labels) in state.batches(load):
             with compute.autocast():
                 step = objective(images, labels, epoch - first_epoch)
@@ -126,43 +127,44 @@ def fit(
         run.log(epoch, phase, {**found, **means.last, "images_per_second": means.images / seconds})
         shown = ", ".join(f"{'train accuracy' if k == 'accuracy' else k} {v:.4f}" for k, v in found.items())
         line = f"epoch {epoch}: {shown}, {seconds:.1f} s, {means.images / seconds:.0f} images/s"
-        setup.report_bad_images(processes)
+        session.report_bad_images(data)
         print(f"{line}{end_epoch(epoch, epoch == first_epoch + epochs - 1)}")
 
 
 class TestAndSave:
-    """An `end_epoch` that tests the network every `--test_every` epochs and after the last, and saves it.
+    """An `end_epoch` that tests a network every `--test_every` epochs and after the last, and saves it.
 
     Args:
-        network: what is tested and saved.
+        dynamic: what is known of the network; has no policy network.
+        network: what is tested and saved in place of `dynamic`'s own, if that isn't trained as it is.
     """
 
     __test__ = False  # no test class
 
     def __init__(
         self,
-        config: SupervisedConfig,
-        setup: Setup,
-        compute: Compute,
-        run: RunDirectory,
-        network: Callable[[], Backbone],
+        session: Session[Any],
+        dynamic: DynamicNetwork,
+        data: Data,
+        network: Callable[[], Backbone] | None = None,
     ):
-        self.config, self.setup, self.compute, self.run, self.network = config, setup, compute, run, network
+        self.session, self.dynamic, self.data, self.network = session, dynamic, data, network
 
     def __call__(self, epoch: int, last: bool) -> str:
         """Returns the end of the epoch's line."""
-        if epoch % self.config.test_every and not last:
+        if epoch % self.session.config.test_every and not last:
             return ""
-        return test_and_save(self.network(), self.setup, self.compute, self.run, epoch)
+        dynamic = self.dynamic if self.network is None else self.dynamic.with_network(self.network())
+        return test_and_save(dynamic, self.data, self.session, epoch)
 
 
-def test_and_save(network: Backbone, setup: Setup, compute: Compute, run: RunDirectory, epoch: int) -> str:
+def test_and_save(dynamic: DynamicNetwork, data: Data, session: Session[Any], epoch: int) -> str:
     """Tests a network in float32, logs and saves it; returns what there is to say."""
-    compute = replace(compute, dtype=torch.float32)
-    outcomes = evaluate_images(
-        network, None, setup.data.test, setup.normalisation, compute, image_size=setup.image_size
-    )
+    outcomes = evaluate_images(dynamic, data.test, session.compute.in_float32())
     metrics = {"accuracy": outcomes.accuracy}
-    run.log(epoch, "test", metrics)
-    replace(setup, resnet=network).save(run, epoch, metrics)
+    session.run.log(epoch, "test", metrics)
+    session.save(dynamic, epoch, metrics)
     return f", test accuracy {outcomes.accuracy:.4f}"
+
+
+test_and_save.__test__ = False  # type: ignore[attr-defined]  # no test

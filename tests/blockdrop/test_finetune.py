@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from blockdrop.training.setup import open_setup
 
 from agents.names import ESTIMATORS, PATHWISE
 from blockdrop import build, cl_train, evaluate, finetune, load_checkpoint, save_checkpoint
@@ -24,7 +25,6 @@ from blockdrop.models.resnet import DroppableResNet
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import ModelConfig
 from blockdrop.training.policies import OperatingPoint
-from blockdrop.training.setup import open_setup
 from blockdrop.training.update import Update
 
 Command = Callable[..., tuple[int, str, str]]

@@ -13,12 +13,15 @@ from blockdrop.version import project_version
 LIGHT = (
     "agents.names",
     "blockdrop",
+    "blockdrop.__main__",
+    "blockdrop.console",
     "blockdrop.data",
     "blockdrop.data.sets",
     "blockdrop.errors",
     "blockdrop.models.specs",
     "blockdrop.names",
     "blockdrop.output",
+    "blockdrop.progress",
     "blockdrop.version",
 )
 

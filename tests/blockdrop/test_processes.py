@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from blockdrop.training.setup import Setup
 from torch import nn
 
 from agents.policy_network import PolicyNetwork
@@ -31,7 +32,6 @@ from blockdrop.processes import ALONE, Processes, current_processes, joined
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import TrainingConfig
 from blockdrop.training.run_directory import RunDirectory
-from blockdrop.training.setup import Setup
 from blockdrop.training.supervised import TestAndSave
 from blockdrop.training.update import Update
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blockdrop.training.setup import open_setup
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -14,7 +15,6 @@ from blockdrop.data import NORMALISATIONS, MemoryImages
 from blockdrop.findings import Findings, evenly_by_class, look, page_of, small_pixels
 from blockdrop.measure import evaluate_images
 from blockdrop.policy_curves import predictions_at
-from blockdrop.training.setup import open_setup
 from blockdrop.visualize import VisualizeConfig
 from tests.conftest import randomise_statistics, write_image_tree
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from blockdrop.training.setup import open_setup
 from torch import Tensor, nn
 
 from blockdrop import build, save_checkpoint
 from blockdrop.data import NORMALISATIONS, Images
 from blockdrop.flops import FlopTable
-from blockdrop.training.setup import open_setup
 from experiments import block_worth
 from experiments.block_worth import (
     CLASSES_FIRST,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from blockdrop.training.setup import Setup
 
 from blockdrop import Variant, build
 from blockdrop.data import NORMALISATIONS, MemoryImages
 from blockdrop.flops import count_flops
 from blockdrop.training.compute import choose_compute
-from blockdrop.training.setup import Setup
 from experiments.dynamics import affordable_share, evaluate_end, reroute_unsure
 
 

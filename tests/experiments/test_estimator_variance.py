@@ -14,7 +14,7 @@ from torch import Tensor
 from agents.policies import bound_keep_probs
 from blockdrop import build, save_checkpoint
 from blockdrop.data import NORMALISATIONS
-from blockdrop.models.resnet import block_executions
+from blockdrop.models.droppable import block_executions
 from experiments import estimator_variance
 from experiments.estimator_variance import (
     Contender,

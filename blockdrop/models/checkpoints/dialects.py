@@ -10,6 +10,7 @@ each in torch's zip or pre-1.6 serialisation (`read_torch_file`), or as safetens
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -21,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockdrop.data.sets import NORMALISATIONS, Normalisation
+from agents.names import DEFAULT_THRESHOLD
+from blockdrop.data.sets import INTERPOLATIONS, LARGEST_IN_MEMORY, NORMALISATIONS, Normalisation, Preprocessing
 from blockdrop.errors import CheckpointError
 from blockdrop.models.checkpoints.operating_points import check_operating_point
 from blockdrop.models.checkpoints.safetensors_files import SUFFIX as SAFETENSORS
@@ -29,10 +31,11 @@ from blockdrop.models.checkpoints.safetensors_files import read_safetensors_file
 from blockdrop.models.checkpoints.tensor_pickle import one_line
 from blockdrop.models.checkpoints.torch_files import read_torch_file
 from blockdrop.models.specs import Variant, parse_model_name
-from blockdrop.names import DEFAULT_THRESHOLD, POLICY_NETS, SHORTCUTS, Shortcut
+from blockdrop.names import POLICY_NETS, SHORTCUTS, Shortcut
 
 FORMAT = "blockdrop"
 LONGEST_KEY = 200
+LARGEST_ORIGIN = 100_000
 State = dict[str, Tensor]
 
 
@@ -43,9 +46,9 @@ class Checkpoint:
     path: str
     dialect: str
     """"blockdrop", "reference" or "torchvision"."""
-    resnet: State | None
+    resnet: State | None = field(repr=False)
     """Backbone weights under our names, or None."""
-    policy_network: State | None
+    policy_network: State | None = field(repr=False)
     """Policy network weights, or None."""
     shortcut: Shortcut | None
     """Recorded by our dialect, inferred for others; None without a backbone or without shortcuts."""
@@ -54,13 +57,19 @@ class Checkpoint:
     model: str | None = None
     variant: Variant = Variant()
     policy_net: str = "reference"
-    classes: list[str] | None = None
+    classes: list[str] | None = field(default=None, repr=False)
     epoch: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
     version: str | None = None
-    operating_point: dict[str, Any] | None = None
+    operating_point: dict[str, Any] | None = field(default=None, repr=False)
     """The threshold chosen after training, and how: see `check_operating_point`."""
+    preprocessing: Preprocessing | None = None
+    """Recorded by our dialect, where it was known."""
+    origin: dict[str, Any] | None = None
+    """Of a network that isn't the zoo's: how its parts were found."""
+    outputs: int | None = None
+    """Width of the logits, where it is recorded."""
 
     @property
     def threshold(self) -> float:
@@ -70,13 +79,22 @@ class Checkpoint:
     @property
     def architecture(self) -> str | None:
         """Recorded family and depth, such as plain20; None for other dialects, which know ResNets only."""
-        return None if self.model is None else parse_model_name(self.model).architecture
+        if self.model is None or self.origin is not None:
+            return None
+        return parse_model_name(self.model).architecture
+
+    @property
+    def large_images(self) -> bool | None:
+        """Whether its network is for images of more than 64 px; None where the file doesn't say."""
+        if self.preprocessing is not None:
+            return self.preprocessing.image_size > LARGEST_IN_MEMORY
+        return None if self.model is None or self.origin is not None else parse_model_name(self.model).large_images
 
     @property
     def num_classes(self) -> int | None:
         """Outputs of the backbone's head; None without a backbone or with a head that isn't linear."""
         head = (self.resnet or {}).get("fc.weight")
-        return None if head is None or head.dim() != 2 else len(head)
+        return self.outputs if head is None or head.dim() != 2 else len(head)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -219,14 +237,19 @@ def _ours(path: Path, content: Mapping[str, Any], resnet: State | None, policy: 
         classes, version, point = (content.get(key) for key in ("classes", "version", "operating_point"))
         if not (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))):
             raise ValueError("classes")
+        normalisation, origin = Normalisation(mean, std), content.get("origin")
+        outputs = _integer(content.get("outputs"))
         return Checkpoint(
             path=str(path),
             dialect=FORMAT,
             resnet=resnet,
             policy_network=policy,
             shortcut=shortcut,
-            normalisation=Normalisation(mean, std),
-            model=_model_name(content["model"]),
+            normalisation=normalisation,
+            preprocessing=_preprocessing(content.get("preprocessing"), normalisation),
+            origin=None if origin is None else check_origin(origin),
+            outputs=outputs if outputs is not None and 0 < outputs < 10**6 else None,
+            model=_text(content["model"]) if origin is not None else _model_name(content["model"]),
             variant=read_variant(content.get("variant", {})),
             policy_net=policy_net,
             classes=classes,
@@ -236,7 +259,7 @@ def _ours(path: Path, content: Mapping[str, Any], resnet: State | None, policy: 
             version=version if isinstance(version, str) else None,
             operating_point=None if point is None else check_operating_point(point),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: a blockdrop checkpoint with a damaged header ({one_line(error)})"
         ) from None
@@ -254,6 +277,38 @@ def _three_numbers(values: Any) -> tuple[float, float, float]:
     if not all(_is_number(value) and math.isfinite(value) for value in values):
         raise ValueError("normalisation is not by finite numbers")
     return float(values[0]), float(values[1]), float(values[2])
+
+
+def _preprocessing(recorded: Any, normalisation: Normalisation) -> Preprocessing | None:
+    if recorded is None:
+        return None
+    values = _mapping(recorded)
+    image_size, resize, interpolation = (values.get(key) for key in ("image_size", "resize", "interpolation"))
+    sizes = (image_size, resize)
+    if (
+        not all(type(size) is int and 1 <= size <= 100_000 for size in sizes)
+        or interpolation not in INTERPOLATIONS
+    ):
+        raise ValueError("preprocessing")
+    return Preprocessing(sizes[0], normalisation, sizes[1], interpolation)  # type: ignore[arg-type]
+
+
+def check_origin(origin: Any) -> dict[str, Any]:
+    """A copy of a record of how a network's parts were found: text, numbers, None, and lists and dicts of them.
+
+    Raises:
+        ValueError: anything else, or more than `LARGEST_ORIGIN` letters of it as JSON.
+    """
+    text = json.dumps(origin)
+    if not isinstance(origin, Mapping) or len(text) > LARGEST_ORIGIN:
+        raise ValueError("origin")
+    return json.loads(text)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= LONGEST_KEY:
+        raise ValueError(f"{one_line(value)} is no name")
+    return value
 
 
 def _model_name(value: Any) -> str:

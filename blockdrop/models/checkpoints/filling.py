@@ -12,7 +12,7 @@ from torch import nn
 
 from agents.policy_network import PolicyNetwork
 from blockdrop.errors import CheckpointError
-from blockdrop.models.backbone import Backbone
+from blockdrop.models.backbone import Backbone, Network
 from blockdrop.models.checkpoints.dialects import FORMAT, Checkpoint, State, read_checkpoint, stage_sizes
 from blockdrop.models.policy_networks import name_of
 from blockdrop.models.specs import CIFAR_DEPTHS, IMAGENET_LAYERS, ModelSpec, Variant, parse_model_name
@@ -33,7 +33,7 @@ def load_checkpoint(
         resnet: filled from the backbone weights. Its shortcut kind must be the checkpoint's: zero-padding
             shortcuts have no weights, so only this check notices the wrong kind.
         policy_network: filled from the policy network's weights, but for what it shares with a backbone: that must
-            have been loaded before, or come in the same call.
+            have been loaded before, or come in the same call. It gets the file's operating point as its threshold.
         ignore_head: leave `resnet.fc` as it is (fine-tuning for other classes).
     Returns:
         what else the checkpoint says: model name, normalisation, epoch, metrics, ….
@@ -48,6 +48,8 @@ def load_checkpoint(
         filled.append((policy_network, _policy_state(checkpoint, policy_network, filled)))
     for module, state in filled:
         module.load_state_dict(state)
+    if policy_network is not None:
+        policy_network.threshold = checkpoint.threshold
     return checkpoint
 
 
@@ -144,6 +146,26 @@ def check_family(checkpoint: Checkpoint, family: str) -> None:
         raise CheckpointError(f"{checkpoint.path}: holds {name}, the model is of the {wanted} family; {mend}")
 
 
+def fill_brought(checkpoint: Checkpoint, network: Network, ignore_head: bool = False) -> None:
+    """Fills a network that isn't the zoo's, all or nothing.
+
+    Args:
+        ignore_head: leave the head's weights as they are.
+    Raises:
+        CheckpointError: no network in the file, or another one.
+    """
+    if checkpoint.resnet is None:
+        raise CheckpointError(f"{checkpoint.path}: holds a policy network but no backbone")
+    state = dict(checkpoint.resnet)
+    if ignore_head:
+        state |= {key: value for key, value in network.state_dict().items() if key.startswith(HEADS)}
+    network.load_state_dict(_complete(checkpoint.path, state, network))
+
+
+HEADS = ("fc.", "head_part.")
+"""What the names of a head's weights begin with."""
+
+
 def _check_same_network(path: str, state: State, resnet: Backbone) -> None:
     def name(weights: Mapping[str, Any]) -> str:
         return describe_depth(stage_sizes(weights), "blocks.0.0.conv3.weight" in weights)
@@ -190,13 +212,14 @@ def _policy_state(
 
 
 def _check_policy_network(checkpoint: Checkpoint, state: State, policy_network: PolicyNetwork) -> None:
-    if checkpoint.model is not None:  # pooling has no weights, so only this check notices another kind
-        large_images = parse_model_name(checkpoint.model).large_images
-        if checkpoint.policy_net != name_of(policy_network, large_images):
-            raise CheckpointError(
-                f"{checkpoint.path}: its policy network is {checkpoint.policy_net}; "
-                f"policy_net={checkpoint.policy_net} is needed"
-            )
+    large_images = checkpoint.large_images
+    kind = None if large_images is None else name_of(policy_network, large_images)
+    # pooling has no weights, so only this check notices another kind
+    if large_images is not None and checkpoint.policy_net != kind:
+        raise CheckpointError(
+            f"{checkpoint.path}: its policy network is {checkpoint.policy_net}; "
+            f"policy_net={checkpoint.policy_net} is needed, or blockdrop.load, which makes both networks"
+        )
     logit = state.get("logit.weight")
     if logit is not None and logit.dim() == 2 and len(logit) != policy_network.num_blocks:
         raise CheckpointError(

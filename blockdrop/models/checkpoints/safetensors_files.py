@@ -12,28 +12,38 @@ from torch import Tensor
 
 from blockdrop.errors import CheckpointError, UserError
 from blockdrop.models.checkpoints.tensor_pickle import STORAGES, one_line
+from blockdrop.output import write_whole
 
 SUFFIX = ".safetensors"
 PARTS = {"resnet": "resnet", "policy_network": "agent"}
 """What tensors' names begin with, and where our other checkpoints keep those tensors."""
-JSON_KEYS = ("normalisation", "classes", "threshold", "variant")
+JSON_KEYS = (
+    "normalisation", "classes", "threshold", "variant", "preprocessing", "origin", "outputs", "epoch", "metrics",
+    "operating_point", "acc", "reward",
+)  # fmt: skip
 """Of the metadata, whose values are text; the others are plain."""
 
 
 def encode_metadata(values: Mapping[str, Any]) -> dict[str, str]:
-    """Plain values as the text that a header may hold."""
-    return {key: json.dumps(value) if key in JSON_KEYS else str(value) for key, value in values.items()}
+    """Plain values as the text that a header may hold; what is None but has no place for it is left out."""
+    return {
+        key: json.dumps(value) if key in JSON_KEYS else str(value)
+        for key, value in values.items()
+        if key in JSON_KEYS or value is not None
+    }
 
 
 def write_safetensors_file(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None
 ) -> None:
-    """Contiguous tensors that share no memory.
+    """Contiguous tensors that share no memory, whole or not at all.
 
     Raises:
+        OSError: it can't be written.
         UserError: safetensors is not installed.
     """
-    _safetensors("safetensors.torch").save_file(dict(tensors), path, metadata=metadata)
+    content = _safetensors("safetensors.torch").save(dict(tensors), metadata=metadata)
+    write_whole(path, lambda file: file.write(content))
 
 
 def read_safetensors_file(path: str | Path, our_format: str) -> dict[str, Any]:
@@ -63,7 +73,7 @@ def read_safetensors_file(path: str | Path, our_format: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged metadata ({one_line(error)})") from None
     content["shortcut"] = None if content.get("shortcut") == "none" else content.get("shortcut")
-    if "threshold" in content:
+    if "threshold" in content and not content.get("operating_point"):
         content["operating_point"] = {"threshold": content.pop("threshold")}
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     for name, tensor in tensors.items():

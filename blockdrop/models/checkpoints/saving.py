@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
-from blockdrop.data.sets import Normalisation
+from blockdrop.data.sets import Normalisation, Preprocessing
 from blockdrop.errors import CheckpointError, NumericalError
-from blockdrop.models.backbone import Backbone
-from blockdrop.models.checkpoints.dialects import FORMAT, State
+from blockdrop.models.backbone import Backbone, Network
+from blockdrop.models.checkpoints.dialects import FORMAT, State, check_origin
 from blockdrop.models.checkpoints.operating_points import check_operating_point
+from blockdrop.models.checkpoints.safetensors_files import PARTS, encode_metadata, write_safetensors_file
+from blockdrop.models.checkpoints.safetensors_files import SUFFIX as SAFETENSORS
 from blockdrop.models.specs import Variant, parse_model_name
 from blockdrop.models.zoo import build_backbone, family_of
 from blockdrop.output import write_whole
@@ -26,7 +28,7 @@ def save_checkpoint(
     *,
     model: str,
     variant: Variant = Variant(),
-    resnet: Backbone,
+    resnet: Network,
     normalisation: Normalisation,
     policy_network: PolicyNetwork | None = None,
     policy_net: str = "reference",
@@ -35,13 +37,20 @@ def save_checkpoint(
     metrics: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
     operating_point: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | None = None,
+    origin: Mapping[str, Any] | None = None,
+    outputs: int | None = None,
 ) -> None:
     """Writes our dialect, atomically: the file appears whole or not at all.
 
     Keys `agent`, `resnet`, `epoch`, `acc` and `reward` are where the BlockDrop reference looks for them.
 
     Args:
-        model, variant: what `build` or `build_static` make the network from.
+        path: of the safetensors format if it ends in `.safetensors`, else of torch's.
+        model, variant: what `build` or `build_static` make the network from; with an origin just its name.
+        preprocessing: what the network wants, if that isn't usual for its size and `normalisation`.
+        origin: of a network that isn't the zoo's: plain values that say how its parts were found.
+        outputs: width of the logits.
         operating_point: see `check_operating_point`.
     Raises:
         ValueError: an operating point that couldn't be read back; a model name and variant of another network.
@@ -52,7 +61,9 @@ def save_checkpoint(
         for key, value in network.state_dict().items() if network is not None else ():
             if not bool(torch.isfinite(value).all()):
                 raise NumericalError(f"{key} is no longer finite after epoch {epoch}; try a smaller --lr")
-    _check_description(model, variant, resnet)
+    if origin is None:
+        assert isinstance(resnet, Backbone), "others have an origin"
+        _check_description(model, variant, resnet)
     metrics = dict(metrics or {})
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -62,6 +73,7 @@ def save_checkpoint(
         "shortcut": resnet.shortcut,
         "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
         "classes": classes,
+        "outputs": outputs,
         "epoch": epoch,
         "metrics": metrics,
         "acc": metrics.get("accuracy", metrics.get("acc")),
@@ -73,10 +85,36 @@ def save_checkpoint(
         content |= {"agent": _contiguous_state(policy_network), "policy_net": policy_net}
     if operating_point is not None:
         content["operating_point"] = check_operating_point(operating_point)
+    if preprocessing is not None:
+        content["preprocessing"] = preprocessing_record(preprocessing)
+    if origin is not None:
+        content["origin"] = check_origin(origin)
     try:
-        write_whole(path, lambda file: torch.save(content, file))
+        if Path(path).suffix == SAFETENSORS:
+            _save_safetensors(Path(path), content)
+        else:
+            write_whole(path, lambda file: torch.save(content, file))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise CheckpointError(f"{path}: can't write the checkpoint ({str(error).splitlines()[0]})") from None
+
+
+def preprocessing_record(preprocessing: Preprocessing) -> dict[str, Any]:
+    """As files hold it, beside the normalisation."""
+    return {
+        "image_size": preprocessing.image_size,
+        "resize": preprocessing.resize,
+        "interpolation": preprocessing.interpolation,
+    }
+
+
+def _save_safetensors(path: Path, content: Mapping[str, Any]) -> None:
+    tensors = {
+        f"{part}.{key}": value.clone()  # safetensors refuses what is shared
+        for part, name in PARTS.items()
+        for key, value in (content.get(name) or {}).items()
+    }
+    facts = {key: value for key, value in content.items() if key not in (*PARTS.values(), "config")}
+    write_safetensors_file(path, tensors, encode_metadata(facts))
 
 
 def _check_description(model: str, variant: Variant, resnet: Backbone) -> None:

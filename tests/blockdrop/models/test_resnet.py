@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from blockdrop import from_torchvision
+from blockdrop.errors import UserError
 from blockdrop.models.backbone import NarrowProjection, conv2d
-from blockdrop.models.resnet import DroppableResNet, block_executions, make_shortcut, plan_rows
+from blockdrop.models.droppable import block_executions, plan_rows
+from blockdrop.models.resnet import DroppableResNet, make_shortcut
 from tests.conftest import randomise_statistics
 
 # every family (3 and 4 stages, basic and bottleneck, small and large stem) with every shortcut kind
@@ -257,9 +259,9 @@ def test_a_narrow_projection_is_the_convolution_that_it_stands_for() -> None:
 def test_what_is_no_torchvision_resnet_is_refused() -> None:
     model = torchvision.models.resnet18()
     model.layer2[0].attention = nn.Identity()
-    with pytest.raises(TypeError, match="no torchvision ResNet has: attention"):
+    with pytest.raises(UserError, match=r"layer2\.0\.attention is a Identity: no block of a torchvision ResNet"):
         from_torchvision(model)
-    with pytest.raises(TypeError, match="expected a torchvision ResNet"):
+    with pytest.raises(UserError, match="expected a torchvision ResNet"):
         from_torchvision(torchvision.models.mobilenet_v3_small())
 
 

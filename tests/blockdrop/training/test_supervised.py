@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from blockdrop.training.setup import open_setup
 from torch import Tensor, nn
 
 from blockdrop import load_checkpoint
@@ -19,7 +20,6 @@ from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.training.config import SupervisedConfig
 from blockdrop.training.run_directory import RunDirectory
-from blockdrop.training.setup import open_setup
 from blockdrop.training.supervised import Objective, Step, TestAndSave, cross_entropy_objective, fit
 from tests.conftest import write_image_tree
 

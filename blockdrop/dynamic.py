@@ -1,0 +1,230 @@
+"""`DynamicNetwork`: a network with droppable blocks, the policy network that decides on them, and all that the two
+know of themselves: operating point, image size, preprocessing, class names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.deciders import Decider, Decision, Learned, keep_all
+from agents.names import DEFAULT_THRESHOLD
+from agents.policy_network import PolicyNetwork
+from blockdrop.data.sets import Normalisation, Preprocessing
+from blockdrop.errors import UserError, require
+from blockdrop.flops import FlopTable, count_flops
+from blockdrop.models.backbone import Network
+from blockdrop.models.checkpoints.saving import save_checkpoint
+from blockdrop.models.conversion import num_classes_of
+from blockdrop.models.specs import Variant
+
+
+class DynamicNetwork(nn.Module):
+    """A network, and the policy network that decides image by image which of its blocks run.
+
+    Without a policy network (a plain net, or one whose policy is still to be learned) every block runs.
+
+    Calling it runs images, normalised as `transform` does, at its own operating point:
+
+        logits, policy = dynamic(images)
+
+    Args:
+        network: with K blocks; droppable, unless there is no policy network.
+        policy_network: decides on K blocks; its `threshold` is the operating point's.
+        model: what the network is built from: a name of the zoo, `timm:…`, `torchvision:…`, or a class's name.
+        preprocessing: of the images that the network wants.
+        variant: of a network of the zoo.
+        policy_net: name of the kind of policy network.
+        classes: names in label order.
+        operating_point: how the threshold was chosen; see `check_operating_point`.
+        origin: of a network that isn't the zoo's: how its parts were found; see `blockdrop.models.conversion`.
+        metrics: what was measured when it was saved.
+        epoch: after which it was saved.
+        config: flags of the run that made it.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        policy_network: PolicyNetwork | None = None,
+        *,
+        model: str,
+        preprocessing: Preprocessing,
+        variant: Variant = Variant(),
+        policy_net: str | None = None,
+        classes: Sequence[str] | None = None,
+        operating_point: Mapping[str, Any] | None = None,
+        origin: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        epoch: int | None = None,
+        config: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.network, self.policy_network = network, policy_network
+        self.model, self.variant, self.origin = model, variant, None if origin is None else dict(origin)
+        self._policy_net = policy_net
+        self.preprocessing = preprocessing
+        self.classes = None if classes is None else list(classes)
+        self.operating_point = None if operating_point is None else dict(operating_point)
+        self.metrics, self.epoch, self.config = dict(metrics or {}), epoch, dict(config or {})
+        network.image_size = preprocessing.image_size
+        if policy_network is not None and policy_network.num_blocks != network.num_blocks:
+            raise UserError(
+                f"{model}: has {network.num_blocks} blocks, its policy network decides on "
+                f"{policy_network.num_blocks}"
+            )
+
+    # ---- what it knows of itself
+
+    @property
+    def num_blocks(self) -> int:
+        """K."""
+        return self.network.num_blocks
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits."""
+        return num_classes_of(self.network, self.image_size)
+
+    @property
+    def policy_net(self) -> str | None:
+        """Name of the kind of policy network; None where there is none."""
+        return None if self.policy_network is None else self._policy_net
+
+    @property
+    def threshold(self) -> float:
+        """A block runs where its keep probability is at least this: the policy network's own."""
+        return DEFAULT_THRESHOLD if self.policy_network is None else self.policy_network.threshold
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images, in pixels."""
+        return self.preprocessing.image_size
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """Of images scaled to [0, 1]."""
+        return self.preprocessing.normalisation
+
+    @property
+    def transform(self) -> Callable[[Any], Tensor]:
+        """A torchvision transform from a PIL image to what the network wants, float32 (3, H, W)."""
+        return self.preprocessing.transform()
+
+    def flop_table(self, looks: bool | None = None) -> FlopTable:
+        """What each part costs for one image.
+
+        Args:
+            looks: whether the policy network counts; default: if there is one.
+        """
+        policy_network = None if looks is False else self.policy_network
+        return count_flops(self.network, policy_network, self.image_size)
+
+    def flops(self, policy: Tensor | None = None) -> Tensor:
+        """FLOPs of images under their policies, policy network included.
+
+        Args:
+            policy: bool (N, K); default: all blocks, of one image.
+        Returns:
+            int64 (N,).
+        """
+        everything = torch.ones(1, self.num_blocks, dtype=torch.bool)
+        return self.flop_table().per_image(everything if policy is None else policy)
+
+    # ---- running
+
+    def decider(self) -> Decider:
+        """What decides by itself: the policy network at the operating point, else all blocks."""
+        if self.policy_network is None:
+            return keep_all(self.num_blocks)
+        return Learned(self.policy_network, self.num_blocks, self.threshold)
+
+    def decide(self, images: Tensor) -> Decision:
+        """Keep probabilities (N, K), policy bool (N, K) and values of images (N, 3, H, W)."""
+        self.check_images(images)
+        return self.decider()(images)
+
+    def forward(self, images: Tensor, policy: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Runs images under their policies.
+
+        Args:
+            images: float (N, 3, H, W), normalised, of `image_size` pixels a side.
+            policy: bool (N, K) in place of what is decided at the operating point.
+        Returns:
+            logits (N, classes), and the policy that ran, bool (N, K).
+        Raises:
+            BlockdropError: images of another size or type.
+        """
+        self.check_images(images)
+        if policy is None:
+            policy = self.decider()(images).policy
+        return self.network(images, policy), policy
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises `BlockdropError` for images that the network wasn't made for."""
+        side = self.image_size
+        if images.dim() != 4 or images.shape[1:] != (3, side, side) or not images.is_floating_point():
+            raise UserError(
+                f"images: {images.dtype} of shape {tuple(images.shape)}; {self.model} takes normalised float "
+                f"images (N, 3, {side}, {side}), as .transform makes them"
+            )
+
+    def with_network(
+        self, network: Network, model: str | None = None, variant: Variant | None = None
+    ) -> DynamicNetwork:
+        """The same facts about another network, which has no policy network.
+
+        Args:
+            model, variant: what that network is built from; default: what this one's is.
+        """
+        return DynamicNetwork(
+            network,
+            model=model or self.model,
+            variant=self.variant if variant is None else variant,
+            preprocessing=self.preprocessing,
+            classes=self.classes,
+            origin=self.origin,
+        )
+
+    # ---- files
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Writes the networks and all that is known of them into one file, whole or not at all; `blockdrop.load`
+        reads it.
+
+        Args:
+            path: a safetensors file if it ends in `.safetensors`, else a file of torch's.
+            overwrite: replace a file of this name.
+        Raises:
+            BlockdropError: the file exists, or can't be written; a weight isn't finite.
+        """
+        path = Path(path)
+        require(overwrite or not path.exists(), f"{path}: exists; pass overwrite=True to replace it")
+        save_checkpoint(
+            path,
+            model=self.model,
+            variant=self.variant,
+            resnet=self.network,
+            normalisation=self.normalisation,
+            preprocessing=self.preprocessing,
+            policy_network=self.policy_network,
+            policy_net=self.policy_net or "reference",
+            classes=self.classes,
+            epoch=self.epoch or 0,
+            metrics=self.metrics,
+            config=self.config,
+            operating_point=self.operating_point,
+            origin=self.origin,
+            outputs=self.num_classes,
+        )
+
+    def __repr__(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        what = f"{self.model}, {self.num_blocks} blocks, {self.num_classes} classes, {self.image_size} px, "
+        what += f"{parameters:,} parameters"
+        if self.policy_network is None:
+            return f"DynamicNetwork({what}, no policy network)"
+        return f"DynamicNetwork({what}, policy network {self.policy_net}, threshold {self.threshold:.4g})"

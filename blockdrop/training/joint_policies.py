@@ -1,0 +1,89 @@
+"""Who decides while policies and ResNet are fine-tuned jointly."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from agents.deciders import Decider, Learned, Look, Shuffled, Static
+from agents.static_policies import StaticPolicy
+from blockdrop.dynamic import DynamicNetwork
+from blockdrop.measure import executor, look_through
+from blockdrop.training.compute import Compute
+from blockdrop.training.policies import OperatingPoint
+from blockdrop.training.policy_epoch import Test, gathered
+
+
+class JointPolicies:
+    """Who decides in training, in recalibration and in tests: the policy network, or a static policy.
+
+    Args:
+        dynamic: its policy network is the one that learns.
+        static: takes the policy network's place.
+        shuffled: each image gets the policy of another one.
+
+    Attributes:
+        point: threshold of the policy network's MAP policies.
+        borrowed: modules of the ResNet that the policy network looks through.
+    """
+
+    def __init__(
+        self,
+        dynamic: DynamicNetwork,
+        compute: Compute,
+        static: StaticPolicy | None = None,
+        shuffled: bool = False,
+    ):
+        self.dynamic, self.compute, self.static, self.shuffled = dynamic, compute, static, shuffled
+        self.point = OperatingPoint()
+        self.borrowed: tuple[nn.Module, ...] = ()
+        if dynamic.policy_network is not None:
+            self.compute.place(dynamic.policy_network)
+            self.borrowed = dynamic.policy_network.borrowed
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What is trained beside the ResNet, by its name in messages."""
+        network = self.dynamic.policy_network
+        return {} if network is None else {"policy network": network}
+
+    def train(self, learns: bool) -> None:
+        """Puts the policy network into the mode of a batch."""
+        if self.dynamic.policy_network is not None:
+            self.dynamic.policy_network.train(learns)
+
+    def in_training(self, draws: torch.Generator, static_draws: torch.Generator) -> Decider:
+        """For an epoch's batches.
+
+        Args:
+            draws: of shuffled policies.
+            static_draws: of a static policy.
+        """
+        if self.static is not None:
+            return Static(self.static, static_draws)
+        assert self.dynamic.policy_network is not None
+        return self._of(gathered(self.dynamic.policy_network, self.compute.processes), draws)
+
+    def in_recalibration(self) -> Decider:
+        """For BatchNorm's statistics: the policy network is a copy, which stays as it is meanwhile."""
+        if self.static is not None:
+            return Static(self.static)
+        policy_network = copy.deepcopy(self.dynamic.policy_network)
+        assert policy_network is not None
+        return self._of(policy_network.eval())
+
+    def test(self) -> Test:
+        """For the test after an epoch."""
+        run = executor(self.dynamic.network, self.dynamic.policy_network, self.compute.in_float32())
+        decider: Decider
+        if self.static is not None:
+            decider = Static(self.static)
+        else:
+            decider = self._of(look_through(run, self.compute.processes))
+        return Test(run, decider, self.point, {})
+
+    def _of(self, look: Look, draws: torch.Generator | None = None) -> Decider:
+        learned = Learned(look, self.dynamic.num_blocks, self.point.threshold)
+        return Shuffled(learned, draws) if self.shuffled else learned

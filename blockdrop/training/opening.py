@@ -1,0 +1,248 @@
+"""From a command's flags to networks, data and session, opened and checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from agents.static_policies import StaticPolicy
+from blockdrop.data import NORMALISATIONS, Data, DataSource, identify
+from blockdrop.dynamic import DynamicNetwork
+from blockdrop.errors import CheckpointError, require
+from blockdrop.loading import WhichPolicy, assemble, name_of_network, recorded_size
+from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint
+from blockdrop.models.checkpoints.filling import load_policy_trunk
+from blockdrop.models.checkpoints.published import torchvision_checkpoint
+from blockdrop.models.sources import Source, open_source
+from blockdrop.models.specs import Variant, parse_model_name, parse_name
+from blockdrop.processes import Processes, current_processes
+from blockdrop.training.compute import Compute
+from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, TrainingConfig
+from blockdrop.training.policies import open_static_policy, policy_file
+from blockdrop.training.run_directory import RunDirectory, check_usable
+from blockdrop.training.session import Session
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+@dataclass
+class Opened:
+    """What a command's flags name."""
+
+    dynamic: DynamicNetwork
+    data: Data
+    checkpoints: list[Checkpoint]
+    """In the order of the flags; later ones win."""
+    static: StaticPolicy | None = None
+    """Decides in place of a policy network."""
+
+    @property
+    def has_backbone(self) -> bool:
+        """Whether a checkpoint filled the network; otherwise its weights are fresh."""
+        return any(checkpoint.resnet is not None for checkpoint in self.checkpoints)
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether a checkpoint held a policy network."""
+        return any(checkpoint.policy_network is not None for checkpoint in self.checkpoints)
+
+    @property
+    def decides(self) -> bool:
+        """Whether blocks may be dropped: by the policy network, or a static policy."""
+        return self.dynamic.policy_network is not None or self.static is not None
+
+    @property
+    def origins(self) -> list[str]:
+        """The files that weights come from."""
+        return [checkpoint.path for checkpoint in self.checkpoints]
+
+
+def open_networks(
+    config: ModelConfig,
+    paths: Sequence[str],
+    *,
+    policy: WhichPolicy = "loaded",
+    new_head: bool = False,
+    initial_keep: float | None = None,
+) -> Opened:
+    """Builds the networks, fills them from the checkpoints in order, and opens the data.
+
+    Args:
+        config: checked flags.
+        paths: checkpoints of any dialect, or the word torchvision; each fills what it holds, later ones win.
+        new_head: keep a fresh classifier head (fine-tuning for other classes).
+        initial_keep: keep probability that a fresh policy network starts near.
+    Raises:
+        BlockdropError: anything missing, damaged or not fitting together.
+    """
+    checkpoints = [read_checkpoint(path) for path in paths if path != "torchvision"]
+    name = config.with_arch(name_of_network(config.model, checkpoints))
+    if "torchvision" in paths:
+        published = torchvision_checkpoint(parse_model_name(name))
+        checkpoints.insert(paths.index("torchvision"), published)
+    source = open_source(
+        parse_name(name),
+        shortcut=config.shortcut,
+        variant=Variant(config.expansion, config.reduction, config.reduction_mode),
+        image_size=config.image_size or recorded_size(checkpoints),
+    )
+    data = _open_data(config, source)
+    backbones = [c for c in checkpoints if c.resnet is not None]
+    if backbones and not new_head:
+        _check_classes(backbones[-1], data)
+    torch.manual_seed(config.seed)
+    dynamic = assemble(
+        source,
+        checkpoints,
+        num_classes=data.num_classes,
+        policy=policy,
+        policy_net=config.policy_net,
+        new_head=new_head,
+        initial_keep=initial_keep,
+        normalisation=NORMALISATIONS[config.normalisation] if config.normalisation else None,
+        classes=data.classes,
+    )
+    return Opened(dynamic, data, checkpoints)
+
+
+def _open_data(config: ModelConfig, source: Source) -> DataSource:
+    def opened(download: bool) -> DataSource:
+        return DataSource(
+            source.spec.dataset,
+            config.data_dir,
+            download=download,
+            cache_dir=config.cv_dir,
+            workers=config.workers,
+            skip_bad_images=config.skip_bad_images,
+            preprocessing=source.preprocessing(),
+        )
+
+    processes = current_processes()
+    if not config.download or processes.size == 1:
+        return opened(config.download)
+    processes.from_first(lambda: bool(opened(True)))
+    return opened(False)
+
+
+def open_training(
+    config: Config,
+    command: str,
+    paths: tuple[str, ...],
+    *,
+    policy: WhichPolicy = "fresh",
+    new_head: bool = False,
+    needs_backbone: bool = False,
+    needs_policy: bool = False,
+    policy_init: str | None = None,
+    initial_keep: float | None = None,
+    static: str | None = None,
+) -> tuple[Opened, Session[Config]]:
+    """Networks, data and session of a command that trains.
+
+    All that can fail is read before the run directory is begun, so that a run that can't start leaves no trace,
+    and deletes nothing under --overwrite.
+
+    Args:
+        paths, policy, new_head, initial_keep: as for `open_networks`.
+        needs_backbone, needs_policy: whether the checkpoints must hold them.
+        policy_init: backbone whose first blocks start the policy network's trunk.
+        static: policy that takes the policy network's place; see `open_static_policy`.
+    Raises:
+        BlockdropError: see `open_networks` and `RunDirectory`.
+    """
+    inputs = (*paths, *([policy_init] if policy_init else []))
+    compute = config.compute()
+    processes = compute.processes
+    processes.from_first(lambda: check_usable(config.cv_dir, config.overwrite, inputs, config.resume))
+    as_loaded = config if static is None else replace(config, policy_net=None)  # a recipe's isn't asked for
+    which: WhichPolicy = "loaded" if static is not None else policy
+    opened = open_networks(as_loaded, paths, policy=which, new_head=new_head, initial_keep=initial_keep)
+    files = ", ".join(paths)
+    require(
+        opened.has_backbone or not needs_backbone,
+        f"{files}: no trained backbone in it; add a checkpoint that has one",
+    )
+    require(
+        opened.has_policy or not needs_policy,
+        f"{files}: no policy network in it; run blockdrop.cl_train first, "
+        "or start a fresh one with --recipe fast or --initial_keep",
+    )
+    dynamic = opened.dynamic
+    if policy_init:
+        require(not opened.has_policy, f"--policy_init {policy_init}: {files} already holds a policy network")
+        assert dynamic.policy_network is not None
+        load_policy_trunk(policy_init, dynamic.policy_network)
+    if static is not None:
+        opened.static = open_static_policy(static, dynamic, opened.data, compute)
+        require(
+            opened.static.images is None, f"--policy {static}: holds a policy for each of some images; give one"
+        )
+        dynamic.policy_network = None
+    files_read = [*opened.origins, *([read_checkpoint(policy_init).path] if policy_init else [])]
+    files_read += [file] if static and (file := policy_file(static)) else []
+    return opened, open_session(config, command, dynamic, opened.data, compute, files_read)
+
+
+def open_session(
+    config: Config,
+    command: str,
+    dynamic: DynamicNetwork,
+    data: Data,
+    compute: Compute,
+    inputs: Sequence[str] = (),
+) -> Session[Config]:
+    """Checks that networks, data and flags fit, and begins the run directory, or goes on with it.
+
+    Args:
+        inputs: files that the run starts from.
+    Raises:
+        BlockdropError: see `RunDirectory`; a target that can't be reached; too few images for so many processes.
+    """
+    _check_target(config, dynamic)
+    _check_shares(config, data, compute.processes)
+    run = RunDirectory(
+        config.cv_dir,
+        command,
+        config,
+        overwrite=config.overwrite,
+        resume=config.resume,
+        inputs=inputs,
+        processes=compute.processes,
+        data=identify(data),
+    )
+    return Session(config, compute, run)
+
+
+def _check_target(config: TrainingConfig, dynamic: DynamicNetwork) -> None:
+    learns = dynamic.policy_network is not None
+    if learns and isinstance(config, PolicyTrainingConfig) and config.target_flops is not None:
+        least = dynamic.flop_table().least_share()
+        require(
+            config.target_flops > least,
+            f"--target_flops {config.target_flops}: with all blocks dropped the {dynamic.policy_net} policy "
+            f"network and the rest cost {least:.3f} of the full network's FLOPs; choose more, or a cheaper "
+            "--policy_net",
+        )
+
+
+def _check_shares(config: TrainingConfig, data: Data, processes: Processes) -> None:
+    """Reads the data; raises `BlockdropError` if a process would get nothing of a batch."""
+    smallest = data.train.smallest_batch(config.batch_size)
+    require(
+        smallest >= processes.size and len(data.test) > 0,
+        f"--batch_size {config.batch_size}: one of the batches would be of {smallest} images, "
+        f"too few for {processes.size} processes; choose another",
+    )
+
+
+def _check_classes(checkpoint: Checkpoint, data: DataSource) -> None:
+    if checkpoint.num_classes not in (None, data.num_classes):
+        raise CheckpointError(
+            f"{checkpoint.path}: made for {checkpoint.num_classes} classes, the data has {data.num_classes}; "
+            "point --data_dir at the data it was made for, or fine-tune it: pretrain --init CKPT --new_head"
+        )
+    if data.name == "Folder" and checkpoint.classes not in (None, data.classes):
+        raise CheckpointError(f"{checkpoint.path}: made for other class names than those in {data.data_dir}")
