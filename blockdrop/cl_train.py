@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 from agents.names import EstimatorName
 from blockdrop.console import run_command
 from blockdrop.errors import require
+from blockdrop.ranges import CheckpointName, Count, NotNegative, Positive
 from blockdrop.training.config import Groups, PolicyTrainingConfig, Recipe, check_estimator
-from blockdrop.training.ranges import CheckpointName, Count, NotNegative, Positive
 
 if TYPE_CHECKING:
     from blockdrop.data import Data

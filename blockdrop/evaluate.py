@@ -19,8 +19,8 @@ from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_writable, write_json
+from blockdrop.ranges import CheckpointName, Folder, Probability, Range
 from blockdrop.training.config import Groups, ModelConfig
-from blockdrop.training.ranges import CheckpointName, Folder, Probability, Range
 from blockdrop.version import project_version
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from agents.names import PATHWISE, EstimatorName, PathwiseName
 from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.names import Execution
+from blockdrop.ranges import CheckpointName, Count, CountOrNone, NotNegative, Positive, Probability, Range
 from blockdrop.training.config import Groups, PolicyTrainingConfig, Recipe, check_estimator
 from blockdrop.training.phases import JOINT, POLICIES_ALONE, SETTLED, Phase
-from blockdrop.training.ranges import CheckpointName, Count, CountOrNone, NotNegative, Positive, Probability, Range
 
 if TYPE_CHECKING:
     from agents.static_policies import StaticPolicy
