@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import difflib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import fields
@@ -31,8 +32,9 @@ from blockdrop.training.config import PolicyTrainingConfig
 from blockdrop.training.opening import open_session
 
 DECIDED = {
-    "recipe", "model", "arch", "shortcut", "expansion", "reduction", "reduction_mode", "image_size", "normalisation",
-    "policy_net", "initial_keep", "policy", "policy_init", "data_dir", "download", "skip_bad_images", "cv_dir",
+    "recipe", "model", "arch", "shortcut", "expansion", "reduction", "reduction_mode", "image_size",
+    "normalisation", "policy_net", "initial_keep", "policy", "policy_init", "data_dir", "download",
+    "skip_bad_images", "cv_dir",
     "pretrained", "load",
 }  # fmt: skip
 """Flags of the commands that the network, the data and the arguments of `train` stand for."""
@@ -107,17 +109,12 @@ def train(
         compute = configs[-1].compute()
         brought = evaluate_images(trained, data.test, compute.in_float32(), decider=keep_all(trained.num_blocks))
         for config in configs:
-            session = open_session(
-                config,
-                _command(config).__name__.rpartition(".")[2],
-                trained,
-                data,
-                compute,
-                network=_digest(trained),
-            )
+            command = _command(config)
+            name = command.__name__.rpartition(".")[2]
+            session = open_session(config, name, trained, data, compute, network=_digest(trained))
             with session.run:
-                session.announce(f"train --recipe {recipe}:", trained, data, [])
-                _command(config).train(trained, data, session)
+                session.announce(f"{name}, recipe {recipe}:", trained, data, ["the network given"])
+                command.train(trained, data, session)
         trained.eval()
         report = _report(trained, data.test, compute.in_float32(), brought, speed)
         if compute.processes.first:
@@ -201,23 +198,11 @@ def _configs(
     if recipe == "reference":
         classes = [cl_train.CurriculumConfig, finetune.FinetuneConfig]
     require(recipe in ("fast", "reference"), f"recipe {recipe!r}: choose fast or reference")
-    known = {field.name for cls in classes for field in fields(cls)}
-    decided = {
-        "recipe",
-        "model",
-        "cv_dir",
-        "pretrained",
-        "load",
-        "policy",
-        "policy_net",
-        "data_dir",
-        "initial_keep",
-    }
+    known = {field.name for cls in classes for field in fields(cls)} - DECIDED
     for flag in flags:
-        require(
-            flag in known - decided,
-            f"{flag}: no flag of blockdrop.train; choose {', '.join(sorted(known - decided))}",
-        )
+        nearest = difflib.get_close_matches(flag, known, 1)
+        mend = f"did you mean {nearest[0]}?" if nearest else f"choose {', '.join(sorted(known))}"
+        require(flag in known, f"{flag}: blockdrop.train has no such flag; {mend}")
     configs = []
     for cls in classes:
         own = {flag: value for flag, value in flags.items() if flag in {field.name for field in fields(cls)}}
@@ -262,7 +247,7 @@ def _digest(dynamic: DynamicNetwork) -> str:
     found = hashlib.sha256()
     for name, value in dynamic.state_dict().items():
         found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
 
 

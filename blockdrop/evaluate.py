@@ -20,8 +20,8 @@ from blockdrop.errors import require
 from blockdrop.evaluation import Evaluation, ThresholdChoice
 from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_writable, write_json
+from blockdrop.ranges import CheckpointName, Folder, Probability, Range
 from blockdrop.training.config import Groups, ModelConfig
-from blockdrop.training.ranges import CheckpointName, Folder, Probability, Range
 from blockdrop.version import project_version
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from blockdrop.distillation.method import Distillation, StudentConfig
 from blockdrop.errors import require
+from blockdrop.ranges import Count, Positive
 from blockdrop.training.config import Groups
-from blockdrop.training.ranges import Count, Positive
 
 if TYPE_CHECKING:
     from blockdrop.distillation.report import Contender

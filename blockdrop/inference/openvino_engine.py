@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from agents.policy_network import PolicyNetwork
 from blockdrop.inference.plan import Range
 from blockdrop.inference.signal_stack import kept_signal_stack
-from blockdrop.models.backbone import Backbone, Branch, Network, NoShortcut, PadShortcut, is_plain_conv
+from blockdrop.models.backbone import (
+    Backbone,
+    Branch,
+    EndedBranch,
+    Network,
+    NoShortcut,
+    PadShortcut,
+    is_plain_conv,
+)
 from blockdrop.models.policy_networks import NoFeatures
 from blockdrop.models.shift import Shift, ShiftBranch
 
@@ -268,6 +276,9 @@ def _layer(layer: nn.Module, x: Any) -> Any:
             return op.relu(_layer(layer.bn2, _layer(layer.conv2, _layer(layer.shift, x))))
         case Shift():
             return _convolution(layer.as_convolution(), x)
+        case EndedBranch():
+            branch = Branch(*zip(*layer.layers(), strict=True))
+            return _squeeze_and_excite(layer.end, _layer(branch, x))
         case Branch() if type(layer) is Branch:
             for i, (conv, norm) in enumerate(layer.layers(), start=1):
                 x = _layer(norm, _layer(conv, x))
@@ -300,6 +311,15 @@ def _convolution(conv: nn.Conv2d, x: Any) -> Any:
     else:
         x = op.group_convolution(x, _weights(conv.weight, conv.groups, -1, *conv.weight.shape[1:]), *geometry)
     return x if conv.bias is None else op.add(x, _weights(conv.bias, 1, -1, 1, 1))
+
+
+def _squeeze_and_excite(layer: Any, x: Any) -> Any:
+    """timm's `SEModule` of the usual kind."""
+    usual = type(layer).__name__ == "SEModule" and not layer.add_maxpool and type(layer.act) is nn.ReLU
+    if not usual or type(layer.gate).__name__ != "Sigmoid":
+        raise UnsupportedLayerError(f"{type(layer).__name__} at the end of a branch")
+    scale = _layer(layer.bn, _layer(layer.fc1, op.reduce_mean(x, _constant([2, 3]), True)))
+    return op.multiply(x, op.sigmoid(_layer(layer.fc2, op.relu(scale))))
 
 
 def _pad_shortcut(shortcut: PadShortcut, x: Any) -> Any:

@@ -48,6 +48,19 @@ class Branch(nn.Module):
         return [(self.get_submodule(f"conv{i}"), self.get_submodule(f"bn{i}")) for i in range(1, self.depth + 1)]
 
 
+class EndedBranch(Branch):
+    """A branch with something at its end: squeeze and excitation, stochastic depth (`end`)."""
+
+    def __init__(self, branch: Branch, end: nn.Module):
+        convs, norms = zip(*branch.layers(), strict=True)
+        super().__init__(convs, norms)
+        self.end = end
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `Branch.forward`."""
+        return self.end(super().forward(x))
+
+
 BranchMaker = Callable[[int, int, int], Branch]
 """(input channels, width, stride) to a branch with fresh weights."""
 
@@ -260,6 +273,7 @@ class Backbone(Network):
         blocks: Sequence[Sequence[nn.Module]],
         ds: Sequence[nn.Module],
         fc: nn.Module,
+        *,
         shortcut: Shortcut | None,
         avgpool: nn.Module | None = None,
         relu_after_sum: bool = True,

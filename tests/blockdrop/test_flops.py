@@ -4,11 +4,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockdrop import build, flops_per_image, from_torchvision
 from blockdrop.flops import count_flops, count_layers, reference_stem_surplus
+from blockdrop.models.conversion import convert
+from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.zoo import build_static
+from tests.blockdrop.models.brought import BY_NAME, MapNet, TokenNet, make
 
 
 @pytest.mark.parametrize(
@@ -142,3 +146,60 @@ def test_macs_as_they_are_and_as_published_with_shiftresnet(
     # the stem: 3·16 planes of 3×3 in truth, 1·64 in the published counts, on 32×32 pixels
     assert reference_stem_surplus(net) == (64 - 48) * 9 * 1024
     assert true + reference_stem_surplus(net) == reference
+
+
+def flops_of_layers(network: nn.Module, *inputs: torch.Tensor) -> int:
+    """Torch's own count of convolutions and linear layers on a real run; products of two maps are left out."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*inputs)
+    layers = {torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm}
+    return sum(flops for layer, flops in counter.get_flop_counts()["Global"].items() if layer in layers)
+
+
+@pytest.mark.parametrize("name", ["resnet50d", "seresnet50", "convnext_atto", "vit_tiny_patch16_224"])
+def test_torchs_counter_agrees_on_networks_that_people_bring(name: str) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    options = {"img_size": 64} if "vit" in name else {}
+    network, _ = convert(timm.create_model(name, **options).eval(), image_size=64)
+    policy_network = build_policy_network(network.num_blocks, policy_net="stem", backbone=network).eval()
+    image = torch.randn(1, 3, 64, 64)
+    table = count_flops(network, policy_network, 64)
+    assert table.policy_network == flops_of_layers(policy_network, image)
+    for share in (0.0, 0.5, 1.0):
+        policy = torch.rand(1, network.num_blocks) < share
+        counted = flops_per_image(network, policy_network, policy, 64).item()
+        assert counted == table.policy_network + flops_of_layers(network, image, policy)
+
+
+@pytest.mark.parametrize("kind", [MapNet, TokenNet])
+def test_a_block_costs_what_its_module_costs_and_transitions_are_fixed(kind: type[nn.Module]) -> None:
+    network, _ = convert(make(kind), **BY_NAME[kind], image_size=16)
+    table = count_flops(network, None, 16)
+    if kind is MapNet:
+        block, down = 8 * 8 * 6 * 6 * 9, 4 * 4 * 10 * 6 * 4
+        assert table.blocks == (2 * block, 2 * block, 2 * 4 * 4 * 10 * 10 * 9)
+        assert table.fixed == 2 * (8 * 8 * 6 * 3 * 9 + down + 10 * 5)
+    else:  # 16 tokens: queries, keys, values, output, and a perceptron twice as wide
+        assert table.blocks == (2 * 16 * (4 * 8 * 8 + 2 * 8 * 16),) * 3
+        assert table.fixed == 2 * (16 * 8 * 3 * 16 + 8 * 5)
+
+
+class Transposed(nn.Module):
+    """Layers of one and two dimensions, some transposed, and a number that must be computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Conv1d(4, 6, 3, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(3, 4, 2, 2)
+        self.back = nn.ConvTranspose1d(6, 2, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.back(self.line(self.up(images).flatten(2)))
+        return x * (2 if x.sum().item() > 0 else 1)
+
+
+def test_layers_of_any_dimension_count_even_where_numbers_decide() -> None:
+    net, image = Transposed(), torch.randn(1, 3, 8, 8)
+    macs = 64 * 3 * 4 * 4 + 256 * 6 * 2 * 3 + 256 * 6 * 2 * 3
+    assert sum(layer.macs for layer in count_layers(net, 8)) == macs
+    assert flops_of_layers(net, image) == 2 * macs

@@ -11,7 +11,7 @@ from torch import nn
 
 from blockdrop.data.sets import INTERPOLATIONS, NORMALISATIONS, Normalisation, Preprocessing
 from blockdrop.errors import UserError
-from blockdrop.flops import run_for_nothing
+from blockdrop.models.dry_run import run_for_nothing
 
 IMAGENET = NORMALISATIONS["imagenet"]
 

@@ -6,26 +6,13 @@ import copy
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from blockdrop.errors import UserError
-from blockdrop.models.backbone import Branch, Network
+from blockdrop.models.backbone import Branch, EndedBranch, Network
 from blockdrop.models.resnet import DroppableResNet
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
-
-
-class EndedBranch(Branch):
-    """A branch with something at its end: squeeze and excitation, stochastic depth."""
-
-    def __init__(self, branch: Branch, end: nn.Module):
-        convs, norms = zip(*branch.layers(), strict=True)
-        super().__init__(convs, norms)
-        self.end = end
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As `Branch.forward`."""
-        return self.end(super().forward(x))
 
 
 class _Layout(NamedTuple):
@@ -112,8 +99,8 @@ def take_apart(model: Any, layout: _Layout) -> DroppableResNet:
         blocks,
         ds,
         head,
-        "projection",
-        avgpool,
+        shortcut="projection",
+        avgpool=avgpool,
     )
     return keep_modes(network, [model], model.training)
 

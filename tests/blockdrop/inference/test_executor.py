@@ -16,11 +16,14 @@ from blockdrop.errors import UserError
 from blockdrop.inference import openvino_engine
 from blockdrop.inference.executor import ROWS_AT_ONCE
 from blockdrop.models.backbone import Backbone
+from blockdrop.models.conversion import convert
 from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.resnet import make_resnet as resnet_of
 from blockdrop.models.shift import ShiftBranch
 from blockdrop.models.specs import Variant
+from tests.blockdrop.models.brought import BY_NAME, MapNet, TokenNet
+from tests.blockdrop.models.brought import make as make_brought
 from tests.conftest import randomise_statistics
 
 needs_openvino = pytest.mark.skipif(not openvino_engine.is_installed(), reason="openvino is not installed")
@@ -167,6 +170,114 @@ def test_torchvisions_networks_for_large_images_run_too(make: Callable[[], nn.Mo
     with torch.no_grad():
         assert_same_logits(run(images, policy=policy)[0], resnet(images, policy, execution="masked"))
         assert_same_logits(run(images)[0], model(images))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["resnet26d", "seresnet18", "ecaresnet26t"])
+def test_timms_resnets_run_with_deep_stems_pooled_shortcuts_and_attention_to_channels(
+    name: str, engine: Any
+) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    model = timm.create_model(name)
+    randomise_statistics(model)
+    resnet, _ = convert(model.eval(), image_size=70)
+    images, policy = torch.randn(9, 3, 70, 70), some_policies(9, resnet.num_blocks)  # odd maps
+    if name == "ecaresnet26t" and engine == "openvino":
+        with pytest.raises(UserError, match="can't run EcaModule at the end of a branch; choose torch"):
+            blockdrop.compile(resnet, engine=engine)
+        return
+    policy_network = build_policy_network(resnet.num_blocks, policy_net="stem", backbone=resnet)
+    nn.init.normal_(policy_network.logit.weight, std=0.5)
+    run = blockdrop.compile(resnet, policy_network.eval(), engine=engine, compile_after=1)
+    with torch.no_grad():
+        expected, keep_probs = resnet(images, policy, execution="masked"), policy_network(images)[0]
+    for _ in range(2):
+        assert_same_logits(run(images, policy=policy)[0], expected)
+    torch.testing.assert_close(run.keep_probs(images), keep_probs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [MapNet, TokenNet])
+def test_networks_by_their_parts_run_in_the_torch_engine(kind: type[nn.Module], dtype: torch.dtype) -> None:
+    network, _ = convert(make_brought(kind), **BY_NAME[kind], image_size=16)
+    policy_network = build_policy_network(network.num_blocks, policy_net="stem", backbone=network)
+    nn.init.normal_(policy_network.logit.weight, std=0.5)
+    run = blockdrop.compile(network, policy_network.eval(), dtype=dtype)
+    assert run.engine_name == "torch"
+    for count in (0, 1, 3, 70):
+        images = torch.randn(count, 3, 16, 16)
+        policy = some_policies(count, network.num_blocks) if count else torch.ones(0, 3, dtype=torch.bool)
+        logits, ran = run(images, policy=policy)
+        assert logits.dtype == torch.float32
+        with torch.no_grad():
+            expected, keep_probs = network(images, policy, "masked"), policy_network(images)[0]
+        assert ran.equal(policy)
+        if dtype == torch.float32:
+            assert_same_logits(logits, expected) if count else None
+            assert run(images)[1].equal(keep_probs >= 0.5)
+            several = torch.stack([policy, ~policy])
+            with torch.no_grad():
+                torch.testing.assert_close(run(images, policy=several)[0], network(images, several))
+        elif count:
+            assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@needs_openvino
+def test_openvino_says_that_it_takes_no_parts() -> None:
+    network, _ = convert(make_brought(TokenNet), **BY_NAME[TokenNet], image_size=16)
+    assert blockdrop.compile(network).engine == "torch (OpenVINO can't run a network that is given by its parts)"
+    with pytest.raises(UserError, match="can't run a network that is given by its parts; choose torch"):
+        blockdrop.compile(network, engine="openvino")
+
+
+@pytest.mark.parametrize("part", ["stem_part", "head_part", "blocks.1.0", "transitions.1"])
+def test_the_executor_follows_every_part_even_for_one_image(part: str) -> None:
+    network, _ = convert(make_brought(MapNet), **BY_NAME[MapNet], image_size=16)
+    run, image = blockdrop.compile(network, engine="torch"), torch.randn(1, 3, 16, 16)
+    before, _ = run(image)
+    with torch.no_grad():
+        for parameter in network.get_submodule(part).parameters():
+            parameter.mul_(2)
+        assert_same_logits(run(image)[0], network(image))
+    assert not run(image)[0].allclose(before)
+
+
+class DoubledConv(nn.Conv2d):
+    """A subclass with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x)
+
+
+class DoubledPool(nn.AvgPool2d):
+    """A subclass with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+@pytest.mark.parametrize("change", ["conv", "hook", "pool"])
+def test_layers_with_a_forward_of_their_own_are_run_by_it(
+    make_resnet: Callable[..., DroppableResNet], change: str, engine: Any
+) -> None:
+    resnet = make_resnet("R8_C10", shortcut="projection")
+    branch = resnet.get_submodule("blocks.0.0")
+    conv = branch.get_submodule("conv1")
+    if change == "conv":
+        branch.add_module("conv1", DoubledConv(16, 16, 3, padding=1, bias=False))
+    elif change == "pool":
+        resnet.ds[1] = nn.Sequential(DoubledPool(2), nn.Conv2d(16, 32, 1), nn.BatchNorm2d(32))
+    else:
+        conv.register_forward_pre_hook(lambda _module, args: (2 * args[0],))
+    resnet.eval()
+    images, policy = torch.randn(5, 3, 32, 32), some_policies(5, 3)
+    with torch.no_grad():
+        expected = resnet(images, policy)
+        assert_same_logits(resnet.folded()(images, policy), expected)
+    assert_same_logits(
+        blockdrop.compile(resnet, engine=engine, compile_after=1)(images, policy=policy)[0], expected
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -5,17 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from blockdrop import from_torchvision
-from blockdrop.errors import UserError
 from blockdrop.models.backbone import NarrowProjection, conv2d
-from blockdrop.models.droppable import block_executions, plan_rows
+from blockdrop.models.droppable import block_executions
 from blockdrop.models.resnet import DroppableResNet, make_shortcut
-from tests.conftest import randomise_statistics
 
 # every family (3 and 4 stages, basic and bottleneck, small and large stem) with every shortcut kind
 MODELS = [
@@ -118,25 +112,6 @@ def test_policies_of_an_image_share_work_up_to_their_first_difference(
     assert rows == [4, 4, 4, 4, 6, 6]
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.data())
-def test_plan_runs_each_policy_exactly(data: st.DataObject) -> None:
-    shape = tuple(data.draw(st.integers(1, high)) for high in (3, 5, 6))
-    bits = data.draw(st.lists(st.booleans(), min_size=shape[0] * shape[1] * shape[2], max_size=90))
-    policies = torch.tensor(bits[: shape[0] * shape[1] * shape[2]]).view(shape)
-    steps, rows = plan_rows(policies)
-    # follow every row by the plan alone: its image and the blocks it ran
-    history: list[tuple[int, tuple[bool, ...]]] = [(n, ()) for n in range(shape[1])]
-    for step in steps:
-        parents = range(len(history)) if step.parents is None else step.parents.tolist()
-        running = range(len(parents)) if step.run is None else step.run.tolist()
-        history = [(history[p][0], (*history[p][1], row in set(running))) for row, p in enumerate(parents)]
-    assert len(set(history)) == len(history), "no prefix is computed twice"
-    for s in range(shape[0]):
-        for n in range(shape[1]):
-            assert history[rows[s, n]] == (n, tuple(policies[s, n].tolist()))
-
-
 def test_sparse_training_gives_the_gradient_of_masked_training(
     make_resnet: Callable[..., DroppableResNet],
 ) -> None:
@@ -215,33 +190,6 @@ def test_folding_batchnorm_keeps_the_logits(
         torch.testing.assert_close(folded(images, policy), resnet(images, policy), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        torchvision.models.resnet18,
-        torchvision.models.resnet50,
-        torchvision.models.resnext50_32x4d,
-        torchvision.models.wide_resnet50_2,
-        lambda: torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True]),
-        lambda: torchvision.models.resnet18(norm_layer=lambda width: nn.GroupNorm(8, width)),
-    ],
-    ids=["resnet18", "resnet50", "resnext50", "wide_resnet50", "dilated", "groupnorm"],
-)
-def test_torchvision_networks_keep_their_logits(make: Callable[[], nn.Module]) -> None:
-    model = make().eval()
-    randomise_statistics(model)
-    model.fc = nn.Sequential(nn.Dropout(), nn.Linear(model.fc.in_features, 7))
-    model.eval()
-    droppable, images = from_torchvision(model), torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(droppable(images), model(images), rtol=1e-5, atol=1e-5)
-        policy = torch.rand(2, droppable.num_blocks) < 0.5
-        masked = droppable(images, policy, execution="masked")
-        torch.testing.assert_close(droppable(images, policy), masked, rtol=1e-4, atol=1e-4)
-        droppable.conv1.weight.zero_()
-    assert not model.conv1.weight.eq(0).all(), "the model handed in is not touched"
-
-
 def test_a_narrow_projection_is_the_convolution_that_it_stands_for() -> None:
     projection = conv2d(8, 12, 1, 2).double()
     assert isinstance(projection, NarrowProjection)
@@ -254,15 +202,6 @@ def test_a_narrow_projection_is_the_convolution_that_it_stands_for() -> None:
         logits = conv(images.requires_grad_())
         found.append((logits, *torch.autograd.grad(logits.square().sum(), (images, conv.weight))))
     torch.testing.assert_close(*found)
-
-
-def test_what_is_no_torchvision_resnet_is_refused() -> None:
-    model = torchvision.models.resnet18()
-    model.layer2[0].attention = nn.Identity()
-    with pytest.raises(UserError, match=r"layer2\.0\.attention is a Identity: no block of a torchvision ResNet"):
-        from_torchvision(model)
-    with pytest.raises(UserError, match="expected a torchvision ResNet"):
-        from_torchvision(torchvision.models.mobilenet_v3_small())
 
 
 def weighted_logits(
@@ -358,24 +297,6 @@ def test_gates_need_a_policy_of_their_shape(
 ) -> None:
     with pytest.raises(ValueError, match="gates: "):
         make_resnet("R14_C10")(images_for("R14_C10"), policy, gates=gates)
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.data())
-def test_executions_are_the_distinct_prefixes_that_end_in_a_kept_block(data: st.DataObject) -> None:
-    shape = tuple(data.draw(st.integers(1, high)) for high in (4, 4, 5))
-    size = shape[0] * shape[1] * shape[2]
-    policies = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size))).view(shape)
-    prefixes = {
-        (n, tuple(policies[s, n, : t + 1].tolist()))
-        for s in range(shape[0])
-        for n in range(shape[1])
-        for t in range(shape[2])
-        if policies[s, n, t]
-    }
-    assert block_executions(policies) == len(prefixes)
-    assert block_executions(policies[0]) == policies[0].sum(), "one policy an image shares nothing"
-    assert block_executions(policies[:0]) == 0
 
 
 def test_executions_are_the_rows_that_the_blocks_run(make_resnet: Callable[..., DroppableResNet]) -> None:
