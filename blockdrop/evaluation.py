@@ -9,13 +9,10 @@ from typing import Annotated, Any, Self
 
 from blockdrop.errors import UserError, require
 from blockdrop.models.specs import parse_name
-from blockdrop.typed_json import Range, check_field, read_json, typed
+from blockdrop.ranges import Count, CountOrNone, NotNegative, Positive, Probability, Range
+from blockdrop.typed_json import check_field, read_json, typed
 
-Share = Annotated[float, Range(0, 1)]
-Threshold = Annotated[float, Range(0, 1, open=True)]
-Count = Annotated[int, Range(0)]
-AtLeastOne = Annotated[int, Range(1)]
-Amount = Annotated[float, Range(0)]
+Share = Annotated[float, Range(least=0, most=1)]
 
 
 # ---- statistics of policies
@@ -26,9 +23,9 @@ class ClassStatistics:
     """What a class's images got."""
 
     name: str
-    images: Count
+    images: CountOrNone
     accuracy: Share
-    blocks: Amount
+    blocks: NotNegative
     """Mean blocks used."""
     usage_per_block: list[Share]
     """(K,), shares of its images."""
@@ -40,7 +37,7 @@ class FrequentPolicy:
 
     policy: str
     """A character for each block: 1 runs, 0 is dropped."""
-    images: Count
+    images: CountOrNone
     share: Share
     accuracy: Share
 
@@ -61,11 +58,11 @@ class PolicyStatistics:
     """(K,), shares of images."""
     usage_per_stage: list[float]
     """Mean of its blocks'."""
-    blocks_histogram: list[Count]
+    blocks_histogram: list[CountOrNone]
     """(K + 1,), images that use so many blocks."""
     classes: list[ClassStatistics]
     """Of those that have images."""
-    unique_policies: AtLeastOne
+    unique_policies: Count
     frequent: list[FrequentPolicy]
     """The ten most frequent, of equal ones the fuller first."""
     coverage: dict[int, Share]
@@ -95,26 +92,26 @@ class PolicyStatistics:
 class CurveRow:
     """The dynamic network at one of several thresholds, on the same images."""
 
-    threshold: Threshold
+    threshold: Probability
     accuracy: Share
-    block_usage_mean: Amount
-    block_usage_std: Amount
-    flops_mean: Amount
-    flops_fraction: Amount
+    block_usage_mean: NotNegative
+    block_usage_std: NotNegative
+    flops_mean: NotNegative
+    flops_fraction: NotNegative
     """Of the full network's FLOPs."""
-    unique_policies: AtLeastOne
-    images_per_second: Amount | None
+    unique_policies: Count
+    images_per_second: NotNegative | None
 
 
 @dataclass(frozen=True)
 class ThresholdChoice:
     """How the threshold was chosen; None where no budget chose it."""
 
-    budget: Amount | None
+    budget: NotNegative | None
     """Fraction of the full network's FLOPs that was asked for."""
-    flops_fraction: Amount | None
+    flops_fraction: NotNegative | None
     """The fraction that was met on the images that chose."""
-    held_out_images: Count | None
+    held_out_images: CountOrNone | None
     """How many chose."""
 
 
@@ -126,44 +123,44 @@ class Evaluation:
     """As --model names it."""
     variant: dict[str, Any]
     """Widths that aren't the architecture's own: expansion, reduction, reduction_mode."""
-    parameters: Count
+    parameters: CountOrNone
     """Of the network without its policy network."""
     dataset: str
-    images: AtLeastOne
+    images: Count
     images_digest: str
     """Tells test sets apart: the same for the same classes and labels."""
     checkpoints: list[str]
     """Files that the networks came from."""
     accuracy: Share
-    block_usage_mean: Amount
+    block_usage_mean: NotNegative
     """Blocks per image."""
-    block_usage_std: Amount
+    block_usage_std: NotNegative
     """Sample deviation."""
-    num_blocks: Count
+    num_blocks: CountOrNone
     """K."""
-    flops_mean: Annotated[float, Range(0, open=True)]
-    flops_std: Amount
+    flops_mean: Positive
+    flops_std: NotNegative
     """Population deviation."""
-    unique_policies: AtLeastOne
+    unique_policies: Count
     full_accuracy: Share
-    full_flops: Annotated[float, Range(0, open=True)]
-    policy_network_flops: Amount
+    full_flops: Positive
+    policy_network_flops: NotNegative
     """0 where none runs."""
     flops_saved: float
     """Fraction of the full network's; below 0 where the policy network costs more than it saves."""
-    full_images_per_second: Amount | None
-    images_per_second: Amount | None
+    full_images_per_second: NotNegative | None
+    images_per_second: NotNegative | None
     """None where no clock ran."""
-    batch_size: AtLeastOne
+    batch_size: Count
     usage_per_block: list[Share]
     """(K,), shares of images."""
-    stage_sizes: list[Count]
+    stage_sizes: list[CountOrNone]
     """Blocks of each stage."""
     policy: str | None
     """The static policy that ran, as --policy names it."""
     policy_net: str | None
     """The policy network that ran."""
-    threshold: Threshold
+    threshold: Probability
     operating_point: ThresholdChoice
     statistics: PolicyStatistics | None
     curve: list[CurveRow]

@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from blockdrop.errors import UserError, require
+from blockdrop.ranges import Range
 
 LARGEST_FILE = 256 << 20
 """Bytes."""
 LARGEST_NUMBER = 1e300
 """Numbers of this size or more, and NaN, are none that we write."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """In an `Annotated` number: the values that are allowed."""
-
-    least: float = -LARGEST_NUMBER
-    most: float = LARGEST_NUMBER
-    open: bool = False
-    """Whether both ends are left out."""
-
-    def __contains__(self, value: float) -> bool:
-        return self.least < value < self.most if self.open else self.least <= value <= self.most
-
-    def __str__(self) -> str:
-        words = ("above", "below") if self.open else ("at least", "at most")
-        ends = [f"{word} {end:g}" for word, end in zip(words, (self.least, self.most), strict=True)]
-        return " and ".join(
-            end for end, value in zip(ends, (self.least, self.most), strict=True) if abs(value) < LARGEST_NUMBER
-        )
 
 
 def read_json(path: Path) -> tuple[Any, str]:
@@ -63,17 +44,19 @@ def typed(kind: Any, content: object, name: str = "") -> Any:
     Raises:
         UserError: a line that names the field, and its value.
 
-    >>> typed(dict[str, list[Annotated[float, Range(0, 1)]]], {"a": [0.5, 2]})
+    >>> typed(dict[str, list[Annotated[float, Range(least=0, most=1)]]], {"a": [0.5, 2]})
     Traceback (most recent call last):
     ...
-    blockdrop.errors.UserError: damaged in its a[1] (2: must be at least 0 and at most 1)
+    blockdrop.errors.UserError: damaged in its a[1] (2: must be between 0 and 1)
     """
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
         return content
     if origin is Annotated:
         value = typed(parts[0], content, name)
-        check_field(all(value in allowed for allowed in parts[1:]), name, content, f"must be {parts[1]}")
+        for rule in parts[1:]:
+            if isinstance(rule, Range):
+                check_field(value in rule, name, content, f"must be {rule.demand()}")
         return value
     if origin in (Union, UnionType):
         (other,) = (part for part in parts if part is not NoneType)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from blockdrop.errors import UserError, require
-from blockdrop.evaluation import Amount, AtLeastOne, Share
+from blockdrop.evaluation import Share
+from blockdrop.ranges import Count, NotNegative
 from blockdrop.studies.worth_of_looking import WorthOfLooking
 from blockdrop.typed_json import read_json, typed
 
@@ -17,19 +18,19 @@ class Test:
     """A test of a run."""
 
     command: str
-    epochs: AtLeastOne
+    epochs: Count
     """Of that command, before the test."""
-    work: Amount
+    work: NotNegative
     """Block executions of the run so far."""
-    minutes: Amount
+    minutes: NotNegative
     """Of training, so far."""
     accuracy: Share
-    flops: Amount
+    flops: NotNegative
     """A fraction of the full network's."""
-    blocks: Amount
+    blocks: NotNegative
     reward: float
     """Mean, at one penalty for all runs."""
-    unique_policies: AtLeastOne
+    unique_policies: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,8 @@ class FullNetwork:
     """What all runs started from."""
 
     accuracy: Share
-    flops: AtLeastOne
-    blocks: AtLeastOne
+    flops: Count
+    blocks: Count
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,9 @@ def row_of(
         listed = (method.policy or "").split(":")
         if method.name == name and listed[0] == policy[0] and len(listed) <= len(policy):
             spec = parse_name(found.model)
-            is_resnet = isinstance(spec, ModelSpec) and spec.family == "R"
-            network = f"ResNet-{spec.depth}" if is_resnet else spec.architecture
+            network = spec.architecture
+            if isinstance(spec, ModelSpec) and spec.family == "R":
+                network = f"ResNet-{spec.depth}"
             title = method.title.format(k=policy[1] if len(policy) > 1 else "", network=network)
             kind = method.kind
     timed = [seconds[run.name] for run in runs if run.name in seconds]

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = {"agents": set(), "blockdrop": {"agents"}, "experiments": {"agents", "blockdrop"}}
 
-GROUND = ("errors", "names", "lazy", "version", "output", "processes", "progress", "ranges")
+GROUND = ("errors", "names", "lazy", "version", "output", "processes", "progress", "ranges", "typed_json")
 """Any other room may import these, and each of these the ones before it."""
 
 ROOMS: dict[str, set[str]] = {
@@ -28,10 +28,12 @@ ROOMS: dict[str, set[str]] = {
     "models": {"data.sets"},
     "flops": {"models"},
     "inference": {"data.sets", "models", "flops"},
-    "policy_stats": set(),
+    "evaluation": {"models"},
+    "policy_stats": {"evaluation"},
+    "tables": set(),
     "report.table": {"policy_stats"},
     "policy_curves": {"data", "flops", "inference"},
-    "figures": {"data", "policy_stats", "policy_curves"},
+    "figures": {"data", "evaluation", "policy_stats", "policy_curves"},
     "report": {"flops", "policy_curves", "figures"},
     "training.compute": set(),
     "measure": {"data", "data.sets", "models", "flops", "inference", "policy_stats", "training.compute"},
@@ -41,7 +43,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "distillation": {"data", "data.sets", "models", "flops", "measure", "training", "training.compute"},
     "bench": {
-        "data", "models", "flops", "inference", "measure", "policy_stats", "training", "training.compute",
+        "data", "models", "flops", "inference", "measure", "evaluation", "policy_stats", "training",
+        "training.compute",
     },
     "findings": {
         "data", "flops", "measure", "policy_curves", "policy_stats", "figures", "report", "training",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
-from blockdrop.typed_json import Range, typed
+from blockdrop.ranges import Count, Positive
+from blockdrop.typed_json import typed
 
-Seconds = Annotated[float, Range(0, open=True)]
 TIMES_FILE = "times.json"
-ABOUT_TIMES: Literal["seconds of networks that took turns"] = "seconds of networks that took turns"
+ABOUT_TIMES = "seconds of networks that took turns"
 """How a file of times is told from others."""
 
 
@@ -19,9 +19,9 @@ class NetworkTimes:
 
     digest: str
     """Of the evaluation's file."""
-    seconds: Seconds
+    seconds: Positive
     """At the evaluation's own threshold."""
-    curve: list[Seconds]
+    curve: list[Positive]
     """At the thresholds of its curve."""
 
 
@@ -32,9 +32,9 @@ class Times:
     about: str = ABOUT_TIMES
     engine: str
     compute: str
-    threads: int
-    batch_size: int
-    images: int
+    threads: Count
+    batch_size: Count
+    images: Count
     runs: dict[str, NetworkTimes]
     """By name of the evaluation's file, without .json."""
 

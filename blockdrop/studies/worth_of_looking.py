@@ -11,10 +11,11 @@ from torch import Tensor
 from agents.deciders import keep_all
 from blockdrop.data import Images, Normalisation
 from blockdrop.dynamic import DynamicNetwork
-from blockdrop.evaluation import Amount, AtLeastOne, Share
+from blockdrop.evaluation import Share
 from blockdrop.inference.executor import Executor
 from blockdrop.measure import evaluate_images, executor, predict_under
 from blockdrop.policy_stats import policy_text
+from blockdrop.ranges import Count, NotNegative
 from blockdrop.training.compute import Compute
 
 DEALS = 5
@@ -29,7 +30,7 @@ class WorthOfLooking:
     """A character for each block: 1 runs, 0 is dropped."""
     frequent_accuracy: Share
     """Of the most frequent policy, given to all images."""
-    frequent_flops: Amount
+    frequent_flops: NotNegative
     """Of it, a fraction of the full network's, without a policy network."""
     routed_accuracy: Share
     """Of it, but all blocks for those that it is least sure of, at the cost of the own policies."""
@@ -39,7 +40,7 @@ class WorthOfLooking:
     """Of the own policies dealt to other images, each time."""
     dealt_accuracy: Share
     """Mean of those."""
-    unique_policies: AtLeastOne
+    unique_policies: Count
     full_accuracy: Share
     """With all blocks."""
 

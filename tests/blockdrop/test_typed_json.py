@@ -11,19 +11,20 @@ import pytest
 
 from blockdrop import typed_json
 from blockdrop.errors import UserError
-from blockdrop.typed_json import Range, read_json, typed
+from blockdrop.ranges import Range
+from blockdrop.typed_json import read_json, typed
 
 
 @dataclass(frozen=True)
 class Part:
-    share: Annotated[float, Range(0, 1)]
+    share: Annotated[float, Range(least=0, most=1)]
     name: str | None
 
 
 @dataclass(frozen=True)
 class Whole:
     count: Annotated[int, Range(least=1)]
-    threshold: Annotated[float, Range(0, 1, open=True)]
+    threshold: Annotated[float, Range(above=0, below=1)]
     parts: list[Part]
     by_number: dict[int, bool]
     anything: Any = None
@@ -56,7 +57,7 @@ def test_what_is_written_is_read_back() -> None:
         ({"parts": [7]}, "damaged in its parts[0] (7: must be an object)"),
         (
             {"parts": [{"share": 2, "name": "a"}]},
-            "damaged in its parts[0].share (2: must be at least 0 and at most 1)",
+            "damaged in its parts[0].share (2: must be between 0 and 1)",
         ),
         ({"parts": [{"share": 0, "name": 3}]}, "damaged in its parts[0].name (3: must be a text)"),
         ({"parts": [{"share": 0}]}, "damaged in its parts[0].name, which is missing"),
