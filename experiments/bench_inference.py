@@ -36,6 +36,7 @@ from blockdrop.training.compute import has_fast_bfloat16
 from experiments.bench_inference_contenders import (
     DTYPES,
     Run,
+    build_networks,
     draw_policies,
     dynamic,
     engines,
@@ -144,10 +145,11 @@ def main(config: BenchConfig) -> list[Row]:
     rows: list[Row] = []
     networks = []
     for model in config.models:
-        network = Network(model, config.image_size_of(model), *blockdrop.build(model))
-        networks.append({"model": model, "image_size": network.image_size, "full_flops": network.flops.full})
-        print(f"{model} on images of {network.image_size} × {network.image_size} px, {network.flops.full:,} FLOPs")
-        onnx = export_onnx(network.resnet, network.image_size)
+        size = config.image_size_of(model)
+        network = Network(model, size, *build_networks(model, size))
+        networks.append({"model": model, "image_size": size, "full_flops": network.flops.full})
+        print(f"{model} on images of {size} × {size} px, {network.flops.full:,} FLOPs")
+        onnx = export_onnx(network.resnet, size)
         for precision in config.precisions:
             if precision == "bfloat16" and not has_fast_bfloat16(torch.device("cpu")):
                 print("missing: this processor has no fast bfloat16")
@@ -193,15 +195,12 @@ def quick(config: BenchConfig) -> BenchConfig:
 
 @dataclass(frozen=True)
 class Network:
-    """A model with fresh weights, in eval mode."""
+    """A model, see `build_networks`."""
 
     model: str
     image_size: int
     resnet: DroppableResNet
     policy_network: PolicyNetwork
-
-    def __post_init__(self) -> None:
-        self.resnet.eval(), self.policy_network.eval()
 
     @property
     def flops(self) -> FlopTable:

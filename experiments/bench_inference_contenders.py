@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import blockdrop
+from agents.policy_network import PolicyNetwork
 from blockdrop.flops import FlopTable
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.openvino_engine import is_installed as openvino_is_installed
@@ -24,6 +26,13 @@ from blockdrop.models.resnet import DroppableResNet
 
 Run = Callable[[], object]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_networks(model: str, image_size: int) -> tuple[DroppableResNet, PolicyNetwork]:
+    """A model's networks with fresh weights, in eval mode, for images of that size."""
+    resnet, policy_network = blockdrop.build(model)
+    resnet.image_size = image_size
+    return resnet.eval(), policy_network.eval()
 
 
 def engines() -> list[Literal["torch", "openvino"]]:

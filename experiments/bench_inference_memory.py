@@ -15,7 +15,14 @@ import torch
 
 import blockdrop
 from blockdrop.inference.openvino_engine import is_installed as openvino_is_installed
-from experiments.bench_inference_contenders import Run, draw_policies, dynamic, engines, openvino_network
+from experiments.bench_inference_contenders import (
+    Run,
+    build_networks,
+    draw_policies,
+    dynamic,
+    engines,
+    openvino_network,
+)
 
 
 def peak_memory(model: str, image_size: int, batch: int) -> dict[str, float]:
@@ -31,8 +38,7 @@ def peak_memory(model: str, image_size: int, batch: int) -> dict[str, float]:
 
 
 def _peak_of(kind: str, model: str, image_size: int, batch: int) -> float:
-    resnet, policy_network = blockdrop.build(model)
-    resnet.eval(), policy_network.eval()
+    resnet, policy_network = build_networks(model, image_size)
     images = torch.randn(batch, 3, image_size, image_size)
     policy = draw_policies(batch, resnet.num_blocks, 0.315, 50)
     if openvino_is_installed():

@@ -19,7 +19,7 @@ from blockdrop.inference.openvino_engine import is_installed as openvino_is_inst
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.specs import parse_model_name
 from blockdrop.progress import progress
-from experiments.bench_inference_contenders import DTYPES, engines, flops_ratio, openvino_network
+from experiments.bench_inference_contenders import DTYPES, build_networks, engines, flops_ratio, openvino_network
 
 MODEL = "R110_C10"
 
@@ -31,9 +31,8 @@ def stream(data_dir: str, precisions: Sequence[str]) -> list[dict[str, Any]]:
     policies of 17 blocks on average come out, as in the reference's published run. The full network, which
     compiles within its time as well, is OpenVINO's where it is installed, else torch's.
     """
-    resnet, policy_network = blockdrop.build(MODEL)
     size = parse_model_name(MODEL).image_size
-    resnet.eval(), policy_network.eval()
+    resnet, policy_network = build_networks(MODEL, size)
     photos = DataSource("C10", data_dir, size).test
     shuffled = photos.subset(torch.randperm(len(photos), generator=torch.Generator().manual_seed(0)))
     loaded = shuffled.batches(256, DATASETS["C10"].normalisation, torch.device("cpu"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,12 @@ def train(config: TrainingConfig) -> None:
     if finished_metrics(Path(config.cv_dir)) is not None:
         return
     print(f"\n=== {config.cv_dir}")
-    importlib.import_module(COMMANDS[type(config)]).main(config)
+    main_of(config)(config)
+
+
+def main_of(config: ModelConfig) -> Callable[[ModelConfig], object]:
+    """The command that takes such flags."""
+    return importlib.import_module(COMMANDS[type(config)]).main
 
 
 def command_line(config: ModelConfig) -> list[str]:
