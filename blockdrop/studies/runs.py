@@ -69,8 +69,12 @@ def check_finished(config: TrainingConfig, mend: str) -> bool:
     if finished_metrics(folder) is None:
         check_same_run(folder, asdict(config), mend)
         return False
-    check_same_run(folder, what_computes(config), mend)
     recorded = read_flags(folder)
+    wanted = what_computes(config)
+    for one in fields(config):  # what is a default now was None once, and the method set it
+        if one.name in recorded and recorded[one.name] is None and getattr(config, one.name) == one.default:
+            wanted.pop(one.name, None)
+    check_same_run(folder, wanted, mend)
     for flag in STARTS:
         before, now = recorded.get(flag, []), list(getattr(config, flag, ()))
         if before != now and flag in recorded:

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from blockdrop.errors import UserError
-from blockdrop.studies.clock import to_be_timed, valid_times
 from blockdrop.studies.evaluations import read_folder
-from blockdrop.studies.times import ABOUT_TIMES, Times
+from blockdrop.studies.times import ABOUT_TIMES
 from tests.blockdrop.test_evaluation import evaluation
 
 
@@ -103,26 +102,3 @@ def test_runs_of_one_method_are_of_one_design(tmp_path: Path) -> None:
         "fast-s1.json": "its policy_net is constant, that of fast-s0.json stem; rename one",
         "dist_k-s2.json": "its policy is dist_k:8, that of dist_k-s0.json dist_k:9; rename one",
     }
-
-
-def test_times_count_for_the_file_that_was_measured(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        write(tmp_path, f"fast-s{seed}", policy_net="stem")
-        write(tmp_path, f"kd-s{seed}")
-    write(tmp_path, "r8-s1")
-    write(tmp_path, "r8-s0", policy="first_k:2")
-    write(tmp_path, "r20-s0", model="R20_C10")
-    results = read_folder(tmp_path).results
-    assert [result.name for result in results] == ["fast-s0", "fast-s1", "kd-s0", "kd-s1", "r20-s0", "r8-s0"]
-    assert [result.name for result in to_be_timed(results)] == ["fast-s0", "fast-s1", "kd-s0", "r20-s0", "r8-s0"]
-    runs = {result.name: {"seconds": 0.5, "curve": [], "digest": result.digest} for result in results}
-    times = {**TIMES, "runs": runs}
-    (tmp_path / "times.json").write_text(json.dumps(times))
-    write(tmp_path, "fast-s1", "0101", policy_net="stem")
-    found = read_folder(tmp_path)
-    assert found.times == Times.from_json(times)
-    assert set(valid_times(found.results, found.times)) == {"fast-s0", "kd-s0", "kd-s1", "r20-s0", "r8-s0"}
-    assert valid_times(found.results, None) == {}
-    write(tmp_path, "kd-s0", "0101")
-    found = read_folder(tmp_path)
-    assert "kd-s0" in valid_times(found.results, found.times), "kd-s1 has its clock, and was measured"

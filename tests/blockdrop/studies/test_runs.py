@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from blockdrop.console import run_command
+from blockdrop.distillation.kd import KdConfig
 from blockdrop.errors import UserError
 from blockdrop.evaluate import EvaluateConfig
 from blockdrop.finetune import FinetuneConfig
@@ -77,6 +78,16 @@ def test_a_finished_run_is_known_by_its_flags(tmp_path: Path) -> None:
     assert not check_finished(config("cut off"), "mend")
     with pytest.raises(UserError, match="holds a run of --test_every 10, not 5"):
         check_finished(config("cut off", test_every=5), "mend")
+
+
+def test_a_run_whose_method_set_what_is_now_a_default_is_still_the_same_run(tmp_path: Path) -> None:
+    def config(**flags: Any) -> KdConfig:
+        return KdConfig(cv_dir=str(tmp_path / "kd"), load=("t",), student="R8", temperature=4.0, **flags)
+
+    write_run(config(), alpha=None, beta=None)
+    assert check_finished(config(), "mend")
+    with pytest.raises(UserError, match=r"holds a run of --alpha None, not 0.5"):
+        check_finished(config(alpha=0.5), "mend")
 
 
 def test_a_copied_run_may_have_started_from_the_same_weights_elsewhere(tmp_path: Path) -> None:
