@@ -60,7 +60,10 @@ class EditableWheel(editable_wheel):
 
 
 setup(
-    packages=[*find_packages(include=["blockdrop", "blockdrop.*"]), *(f"blockdrop.{name}" for name in MOVED)],
+    packages=[
+        *find_packages(include=["blockdrop", "blockdrop.*"]),
+        *(f"blockdrop.{name}" for name in find_packages(include=["agents*", "experiments*"])),
+    ],
     package_dir={f"blockdrop.{name}": name for name in MOVED},
     cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel},
 )

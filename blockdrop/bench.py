@@ -14,6 +14,7 @@ from agents.names import DEFAULT_THRESHOLD
 from agents.policies import map_policy
 from blockdrop.data import Images
 from blockdrop.dynamic import DynamicNetwork
+from blockdrop.evaluation import CurveRow
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.operating_point import (
     DROP_ALL,
@@ -180,7 +181,7 @@ def print_report(
 
 def trace_curve(
     bench: Bench, images: Images, threshold: float, outcomes: Outcomes, speed: float | None
-) -> list[dict[str, Any]]:
+) -> list[CurveRow]:
     """Prints and returns what other thresholds give on the same images, and 0.5, and the report's own."""
     assert outcomes.keep_probs is not None
     thresholds = curve_thresholds(outcomes.keep_probs, bench.table, include=(DEFAULT_THRESHOLD, threshold))
@@ -200,16 +201,16 @@ def trace_curve(
             f"{'  < reported above' if other == threshold else ''}"
         )
         curve.append(
-            {
-                "threshold": other,
-                "accuracy": found.accuracy,
-                "block_usage_mean": blocks,
-                "block_usage_std": blocks_std,
-                "flops_mean": flops,
-                "flops_fraction": share,
-                "unique_policies": found.unique_policies,
-                "images_per_second": speeds[other],
-            }
+            CurveRow(
+                threshold=other,
+                accuracy=found.accuracy,
+                block_usage_mean=blocks,
+                block_usage_std=blocks_std,
+                flops_mean=flops,
+                flops_fraction=share,
+                unique_policies=found.unique_policies,
+                images_per_second=speeds[other],
+            )
         )
     return curve
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from blockdrop.console import run_command
 from blockdrop.errors import require
+from blockdrop.evaluation import Evaluation, ThresholdChoice
 from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_writable, write_json
 from blockdrop.ranges import CheckpointName, Folder, Probability, Range
@@ -90,7 +91,7 @@ class EvaluateConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluated:
     """What `main` found."""
 
     opened: Opened
@@ -98,11 +99,11 @@ class Evaluation:
     """Of the dynamic network; with --budget, on the half of the images that didn't choose the threshold."""
     full: Outcomes
     """Of the full network on the same images."""
-    numbers: dict[str, Any]
+    evaluation: Evaluation
     """What `--json` writes."""
 
 
-def main(config: EvaluateConfig) -> Evaluation:
+def main(config: EvaluateConfig) -> Evaluated:
     """Prints the report, and writes its numbers where `--json` says and the checkpoint where `--save` says."""
     from blockdrop import bench as benches  # torch, which --help does without
     from blockdrop.inference.operating_point import held_out_halves
@@ -159,51 +160,51 @@ def main(config: EvaluateConfig) -> Evaluation:
     curve = benches.trace_curve(bench, images, threshold, outcomes, speed) if config.curve else []
 
     flops, flops_std = outcomes.flops_per_image
-    numbers: dict[str, Any] = {
-        "model": dynamic.model,
-        "variant": dynamic.variant.numbers(),
-        "parameters": sum(p.numel() for p in dynamic.network.parameters()),
-        "dataset": data.name,
-        "images": len(outcomes.labels),
-        "images_digest": benches.images_digest(data.classes, outcomes.labels),
-        "checkpoints": opened.origins,
-        "accuracy": outcomes.accuracy,
-        "block_usage_mean": outcomes.block_usage[0],
-        "block_usage_std": outcomes.block_usage[1],
-        "num_blocks": dynamic.num_blocks,
-        "flops_mean": flops,
-        "flops_std": flops_std,
-        "unique_policies": outcomes.unique_policies,
-        "full_accuracy": full.accuracy,
-        "full_flops": bench.table.full,
-        "policy_network_flops": bench.table.policy_network,
-        "flops_saved": 1 - flops / bench.table.full,
-        "full_images_per_second": full_speed,
-        "images_per_second": speed,
-        "batch_size": config.batch_size,
-        "usage_per_block": outcomes.usage_per_block.tolist(),
-        "stage_sizes": list(dynamic.network.stage_sizes),
-        "policy": config.policy,
-        "policy_net": dynamic.policy_net,
-        "threshold": threshold,
-        "operating_point": {name: point[name] for name in ("budget", "flops_fraction", "held_out_images")},
-        "statistics": None if statistics is None else asdict(statistics),
-        "curve": curve,
-        "right": benches.right(outcomes),
-        "compute": str(bench.compute),
-        "version": project_version(),
-        "config": asdict(config),
-    }
-    evaluation = Evaluation(opened, outcomes, full, numbers)
+    evaluation = Evaluation(
+        model=dynamic.model,
+        variant=dynamic.variant.numbers(),
+        parameters=sum(p.numel() for p in dynamic.network.parameters()),
+        dataset=data.name,
+        images=len(outcomes.labels),
+        images_digest=benches.images_digest(data.classes, outcomes.labels),
+        checkpoints=opened.origins,
+        accuracy=outcomes.accuracy,
+        block_usage_mean=outcomes.block_usage[0],
+        block_usage_std=outcomes.block_usage[1],
+        num_blocks=dynamic.num_blocks,
+        flops_mean=flops,
+        flops_std=flops_std,
+        unique_policies=outcomes.unique_policies,
+        full_accuracy=full.accuracy,
+        full_flops=bench.table.full,
+        policy_network_flops=bench.table.policy_network,
+        flops_saved=1 - flops / bench.table.full,
+        full_images_per_second=full_speed,
+        images_per_second=speed,
+        batch_size=config.batch_size,
+        usage_per_block=outcomes.usage_per_block.tolist(),
+        stage_sizes=list(dynamic.network.stage_sizes),
+        policy=config.policy,
+        policy_net=dynamic.policy_net,
+        threshold=threshold,
+        operating_point=ThresholdChoice(point["budget"], point["flops_fraction"], point["held_out_images"]),
+        statistics=statistics,
+        curve=curve,
+        right=benches.right(outcomes),
+        compute=str(bench.compute),
+        version=project_version(),
+        config=asdict(config),
+    )
+    found = Evaluated(opened, outcomes, full, evaluation)
     if not bench.compute.processes.first:
-        return evaluation
+        return found
     if config.json is not None:
-        write_json("--json", config.json, numbers)
+        write_json("--json", config.json, evaluation.to_json())
         print(f"numbers: {config.json}")
     if config.save is not None:
-        rows = [{k: v for k, v in row.items() if v is not None} for row in curve]  # --no_speed
+        rows = [{k: v for k, v in asdict(row).items() if v is not None} for row in curve]  # --no_speed
         benches.save_with_operating_point(config.save, dynamic, {**point, "curve": rows or point["curve"]})
-    return evaluation
+    return found
 
 
 def _check_inputs(config: EvaluateConfig, opened: Opened) -> None:

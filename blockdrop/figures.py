@@ -18,9 +18,9 @@ from torch import Tensor
 
 from blockdrop.data import evenly_spaced
 from blockdrop.errors import require
+from blockdrop.evaluation import ClassStatistics, FrequentPolicy
 from blockdrop.output import check_writable, write_bytes
 from blockdrop.policy_curves import Curve
-from blockdrop.policy_stats import ClassStatistics, FrequentPolicy
 
 FileKind = Literal["png", "svg", "pdf"]
 STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito: distinct for colour-blind eyes

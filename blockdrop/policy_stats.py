@@ -13,6 +13,7 @@ from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
 from agents.rewards import Reward
+from blockdrop.evaluation import ClassStatistics, Correlation, FrequentPolicy, PolicyStatistics
 
 
 @dataclass(frozen=True)
@@ -128,73 +129,6 @@ def losses_and_margins(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 COVERAGES = (10, 50)
 SHUFFLES = 20
-
-
-@dataclass(frozen=True)
-class ClassStatistics:
-    """What a class's images got."""
-
-    name: str
-    images: int
-    accuracy: float
-    blocks: float
-    """Mean blocks used."""
-    usage_per_block: list[float]
-    """(K,), shares of its images."""
-
-
-@dataclass(frozen=True)
-class FrequentPolicy:
-    """A policy that some images share."""
-
-    policy: str
-    """A character for each block: 1 runs, 0 is dropped."""
-    images: int
-    share: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """Spearman's rank correlation and the probability of so large a one by chance, two-sided."""
-
-    coefficient: float
-    p_value: float
-
-
-@dataclass(frozen=True)
-class PolicyStatistics:
-    """What a set of images shows about the policies that it got. None stands for what isn't defined there."""
-
-    usage_per_block: list[float]
-    """(K,), shares of images."""
-    usage_per_stage: list[float]
-    """Mean of its blocks'."""
-    blocks_histogram: list[int]
-    """(K + 1,), images that use so many blocks."""
-    classes: list[ClassStatistics]
-    """Of those that have images."""
-    unique_policies: int
-    frequent: list[FrequentPolicy]
-    """The ten most frequent, of equal ones the fuller first."""
-    coverage: dict[int, float]
-    """From 10 and 50 to the share of images that so many most frequent policies serve."""
-    blocks_when_right: float | None
-    blocks_when_wrong: float | None
-    loss_correlation: Correlation | None
-    """Of blocks used with the full network's loss; None where all images use as many blocks."""
-    margin_correlation: Correlation | None
-    """With its margin."""
-    class_information: float
-    """Mutual information of policy and class, nats, by counts, which overestimate it."""
-    shuffled_information: float
-    """The same with the labels shuffled, mean of some times: what counts make of none."""
-    class_entropy: float
-    """Nats: the most that it could be."""
-    distance_within: float | None
-    """Hamming distance of two images' policies, mean over all pairs of a class."""
-    distance_between: float | None
-    """The same over all pairs of two classes."""
 
 
 def policy_statistics(

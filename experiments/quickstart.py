@@ -14,10 +14,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from blockdrop import cl_train, evaluate, finetune, pretrain
+from blockdrop import cl_train, finetune, pretrain
 from blockdrop.console import run_command
 from blockdrop.data import MemoryImages
 from blockdrop.errors import UserError, require
+from blockdrop.evaluate import EvaluateConfig, Evaluated
+from blockdrop.evaluate import main as evaluate
+from blockdrop.evaluation import Evaluation
 from blockdrop.figures import draw_images, draw_usage_per_block, rank_by_blocks
 
 
@@ -79,32 +82,32 @@ def figure_of_digits(
     return figure
 
 
-def closing_table(numbers: dict[str, float], pretrained_accuracy: float) -> str:
+def closing_table(found: Evaluation, pretrained_accuracy: float) -> str:
     """The full network, before and after fine-tuning, beside the dynamic one.
 
     Args:
-        numbers: what `evaluate` found.
+        found: of the fine-tuned networks.
         pretrained_accuracy: test accuracy in [0, 1] of the backbone before it was fine-tuned.
     """
-    blocks, flops = numbers["num_blocks"], numbers["full_flops"]
+    blocks, flops = found.num_blocks, found.full_flops
     rows = [
-        ("", "accuracy", "blocks", "FLOPs/img", "of full", f"images/s (batch {numbers['batch_size']})"),
+        ("", "accuracy", "blocks", "FLOPs/img", "of full", f"images/s (batch {found.batch_size})"),
         ("full, as pretrained", f"{pretrained_accuracy:.2%}", f"{blocks:.2f}", f"{flops:.3e}", "100.0%", ""),
         (
             "full, fine-tuned",
-            f"{numbers['full_accuracy']:.2%}",
+            f"{found.full_accuracy:.2%}",
             f"{blocks:.2f}",
             f"{flops:.3e}",
             "100.0%",
-            f"{numbers['full_images_per_second']:.0f}",
+            f"{found.full_images_per_second:.0f}",
         ),
         (
             "dynamic",
-            f"{numbers['accuracy']:.2%}",
-            f"{numbers['block_usage_mean']:.2f}",
-            f"{numbers['flops_mean']:.3e}",
-            f"{numbers['flops_mean'] / flops:.1%}",
-            f"{numbers['images_per_second']:.0f}",
+            f"{found.accuracy:.2%}",
+            f"{found.block_usage_mean:.2f}",
+            f"{found.flops_mean:.3e}",
+            f"{found.flops_mean / flops:.1%}",
+            f"{found.images_per_second:.0f}",
         ),
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -131,7 +134,7 @@ def free_folder(wanted: str | None) -> Path:
     return folder
 
 
-def main(config: QuickstartConfig) -> evaluate.Evaluation:
+def main(config: QuickstartConfig) -> Evaluated:
     """Runs everything; returns the evaluation."""
     config.check()
     start = time.perf_counter()
@@ -183,24 +186,24 @@ def main(config: QuickstartConfig) -> evaluate.Evaluation:
         )
     )
     headline("4/4 evaluate: test images that neither network has seen")
-    found = evaluate.main(
-        evaluate.EvaluateConfig(
+    found = evaluate(
+        EvaluateConfig(
             model=model, seed=seed, load=(f"{folder}/finetune",), json=f"{folder}/evaluation.json", overwrite=True
         )
     )
 
-    test = found.setup.data.test
+    test = found.opened.data.test
     assert isinstance(test, MemoryImages)
     assert found.outcomes.keep_probs is not None
     figure = figure_of_digits(
-        found.numbers["usage_per_block"],
-        found.numbers["stage_sizes"],
+        found.evaluation.usage_per_block,
+        found.evaluation.stage_sizes,
         test.images,
         found.outcomes.policy,
         found.outcomes.keep_probs,
     )
     figure.savefig(folder / "quickstart.png", dpi=150)
-    print(f"\n{closing_table(found.numbers, pretrained['accuracy'])}\n")
+    print(f"\n{closing_table(found.evaluation, pretrained['accuracy'])}\n")
     print(f"FLOPs of the dynamic network include its policy network. {time.perf_counter() - start:.0f} s in all.")
     print(f"figure: {folder / 'quickstart.png'}; curves: tensorboard --logdir {folder}")
     return found

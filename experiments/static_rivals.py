@@ -7,7 +7,6 @@ cut off is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -15,19 +14,19 @@ from typing import Any, Literal
 
 import torch
 
-from blockdrop import distill, pretrain
 from blockdrop.console import run_command
 from blockdrop.data import DATASETS, NORMALISATIONS, DataSource
 from blockdrop.errors import CheckpointError, require
 from blockdrop.flops import count_flops
 from blockdrop.measure import measure_passes
 from blockdrop.models.checkpoints.filling import load_network
+from blockdrop.models.specs import parse_model_name
 from blockdrop.output import check_writable, write_json
+from blockdrop.studies.runs import finished_metrics, train
+from blockdrop.tables import table
 from blockdrop.training.compute import choose_compute
-from blockdrop.training.config import SupervisedConfig
 from blockdrop.training.run_directory import check_same_run, read_flags
-from experiments.runs import finished_metrics, train
-from experiments.tables import table
+from experiments.methods import RIVALS, Conditions, of_kinds, plan
 
 BATCH_SIZE = 1024
 
@@ -64,89 +63,8 @@ class RivalsConfig:
     """Replace the file of --json if there is one."""
 
 
-Kind = Literal["full", "dynamic", "static policy", "plain", "distilled", "shift", "reduced"]
-"""What a network is among its rivals. full: all blocks of the network that a policy network decides on. dynamic: a
-policy network decides. static policy: the same blocks for all images, or drawn at random. plain: no shortcuts.
-distilled: it learned from another network. shift: shifts in place of 3 × 3 convolutions. reduced: a smaller
-ResNet."""
-Plan = Callable[["RivalsConfig", dict[str, Any]], SupervisedConfig]
-
-
-@dataclass(frozen=True)
-class Rival:
-    """A row of the table."""
-
-    name: str
-    title: str
-    kind: Kind
-    plan: Plan
-    """The command that trains it; gets the flags that all share."""
-
-
-def pretrained(network: str, **flags: Any) -> Plan:
-    return lambda config, shared: pretrain.PretrainConfig(
-        model=f"{network}_{config.dataset}", **{**shared, **flags}
-    )
-
-
-def fine_tuned(config: RivalsConfig, shared: dict[str, Any]) -> SupervisedConfig:
-    flags = {**shared, "lr": 0.05, "init": (config.init,)} if config.init else shared
-    return pretrain.PretrainConfig(model=f"R20_{config.dataset}", **flags)
-
-
-def student_of_20(config_class: type[SupervisedConfig], **flags: Any) -> Plan:
-    def plan(config: RivalsConfig, shared: dict[str, Any]) -> SupervisedConfig:
-        teacher = str(Path(config.cv_dir, f"r20-s{config.seeds[0]}"))
-        every: dict[str, Any] = {**shared, "load": (teacher,), **flags}
-        return config_class(model=f"R20_{config.dataset}", **every)
-
-    return plan
-
-
-def student_of_32(config: RivalsConfig, shared: dict[str, Any]) -> SupervisedConfig:
-    require(config.teacher32 is not None, "--teacher32: name a trained ResNet-32")
-    flags: dict[str, Any] = {"student": "R8", "temperature": 4.0, "load": (config.teacher32,)}
-    return distill.KdConfig(model=f"R32_{config.dataset}", **flags, **shared)
-
-
-def shared_flags(config: RivalsConfig, name: str, seed: int) -> dict[str, Any]:
-    """Flags that the runs of all rivals share."""
-    return {
-        "data_dir": config.data_dir,
-        "cv_dir": str(Path(config.cv_dir, f"{name}-s{seed}")),
-        "seed": seed,
-        "max_epochs": config.epochs,
-        "resume": True,
-        "test_every": 5,
-        "lr": 0.1,
-    }
-
-
-RIVALS = (
-    Rival("r20", "ResNet-20, the teacher", "reduced", fine_tuned),
-    Rival("plain20", "plain-20, alone", "plain", pretrained("R20", arch="plain20")),
-    Rival(
-        "stagewise",
-        "plain-20, stagewise",
-        "distilled",
-        student_of_20(distill.StagewiseConfig, stage_epochs=2, finetune_lr=0.05),
-    ),
-    Rival(
-        "jointrd",
-        "plain-20, jointrd",
-        "distilled",
-        student_of_20(distill.JointConfig, student="plain20", side_epochs=5, schedule="one_cycle"),
-    ),
-    Rival("r8", "ResNet-8, alone", "reduced", pretrained("R8")),
-    Rival("kd", "ResNet-8, kd from ResNet-32", "distilled", student_of_32),
-    Rival("shift", "ShiftResNet-20, e = 3", "shift", pretrained("R20", arch="shiftresnet20", expansion=3.0)),
-    Rival(
-        "block",
-        "ResNet-20, blocks / 2.8",
-        "reduced",
-        pretrained("R20", arch="resnet20", reduction=2.8, reduction_mode="block"),
-    ),
-)
+METHODS = of_kinds(*RIVALS)
+"""The rows of the table."""
 
 
 def main(config: RivalsConfig) -> list[dict[str, Any]]:
@@ -156,23 +74,37 @@ def main(config: RivalsConfig) -> list[dict[str, Any]]:
     require(config.timed_images >= 1, f"--timed_images {config.timed_images}: must be at least 1")
     require(len(config.seeds) > 0, "--seeds: name at least one")
     require(config.dataset in DATASETS, f"--dataset {config.dataset}: choose {', '.join(DATASETS)}")
-    names = [rival.name for rival in RIVALS]
+    names = [rival.name for rival in METHODS]
     for name in config.only:
         require(name in names, f"--only {name}: choose {', '.join(names)}")
     if config.train:
         for seed in config.seeds:
-            for rival in RIVALS:
+            for rival in METHODS:
                 folder = Path(config.cv_dir, f"{rival.name}-s{seed}")
                 if rival.name in (config.only or names) and finished(folder, config.epochs) is None:
                     check_same_run(folder, {"max_epochs": config.epochs})
                     print(f"\n{rival.title}, seed {seed}")
-                    train(rival.plan(config, shared_flags(config, rival.name, seed)))
+                    train(*plan(rival, [str(folder)], conditions(config), seed=seed))
     rows = collect(config)
     require(len(rows) > 0, f"--cv_dir {config.cv_dir}: no finished run in it")
     print(markdown(rows, config.engines))
     if config.json is not None:
         write_json("--json", config.json, rows)
     return rows
+
+
+def conditions(config: RivalsConfig) -> Conditions:
+    """What the flags say about all runs."""
+    return Conditions(
+        model=f"R20_{config.dataset}",
+        starts={
+            "weights": config.init,
+            "r20": str(Path(config.cv_dir, f"r20-s{config.seeds[0]}")),
+            "resnet32": config.teacher32,
+        },
+        epochs={"rival": config.epochs},
+        flags={"data_dir": config.data_dir, "test_every": 5, "resume": True},
+    )
 
 
 def finished(folder: Path, epochs: int) -> dict[str, Any] | None:
@@ -189,8 +121,9 @@ def collect(config: RivalsConfig) -> list[dict[str, Any]]:
     """A row per rival that has a finished run: accuracies, sizes, and seconds of its first seed's network."""
     rows, networks = [], []
     normalisation = NORMALISATIONS["cifar"]
-    source = DataSource(config.dataset, config.data_dir, cache_dir=config.cv_dir)
-    for rival in RIVALS:
+    size = parse_model_name(f"R20_{config.dataset}").image_size
+    source = DataSource(config.dataset, config.data_dir, size, cache_dir=config.cv_dir)
+    for rival in METHODS:
         folders = [Path(config.cv_dir, f"{rival.name}-s{seed}") for seed in config.seeds]
         runs = [(folder, found) for folder in folders if (found := finished(folder, config.epochs)) is not None]
         if not runs:
@@ -211,15 +144,19 @@ def collect(config: RivalsConfig) -> list[dict[str, Any]]:
                 "spread": max(accuracies) - min(accuracies),
                 "minutes": mean(minutes),
                 "parameters": sum(p.numel() for p in network.parameters()),
-                "flops": count_flops(network).full,
+                "flops": count_flops(network, image_size=size).full,
                 "seconds": {},
             }
         )
         networks.append(network)
         normalisation = checkpoint.normalisation or normalisation  # no matter to the clock
     if networks:
-        how = (source.test, normalisation, choose_compute("cpu", "float32"), BATCH_SIZE, config.engines)
-        for row, seconds in zip(rows, measure_passes(networks, *how, config.timed_images), strict=True):
+        compute = choose_compute("cpu", "float32")
+        passes = measure_passes(
+            networks, source.test, normalisation, compute,
+            batch_size=BATCH_SIZE, engines=config.engines, timed_images=config.timed_images,
+        )  # fmt: skip
+        for row, seconds in zip(rows, passes, strict=True):
             row["seconds"] = seconds
     return rows
 

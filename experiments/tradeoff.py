@@ -2,8 +2,8 @@
 
 Reads what `python -m blockdrop.evaluate --json` wrote, <method>-s<seed>.json: a table with confidence intervals,
 tests of who beats whom, a chart with the Pareto fronts. Files of your own join by their names. --run trains what
-is missing of the list below, several at once if asked, evaluates it and lets all networks take turns on one clock;
-it goes on where it stopped.
+is missing of the list in experiments/methods.py, several at once if asked, evaluates it and lets all networks take
+turns on one clock; it goes on where it stopped.
 
 To try it: python -m blockdrop.pretrain --model R8_Digits --max_epochs 3 --cv_dir cv/r8, then --model R8_Digits
 --load cv/r8 --cv_dir cv/tradeoff-digits --epochs 2 --only full fast fixed first_k --seeds 0 --run --processes 2
@@ -11,101 +11,36 @@ To try it: python -m blockdrop.pretrain --model R8_Digits --max_epochs 3 --cv_di
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
-
-import numpy as np
 
 from blockdrop.console import run_command
 from blockdrop.errors import UserError, require
 from blockdrop.evaluate import EvaluateConfig
+from blockdrop.evaluation import recorded_checkpoints
 from blockdrop.figures import check_figure, write_figure
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.specs import parse_model_name
 from blockdrop.names import EngineName
 from blockdrop.output import check_writable, write_json
+from blockdrop.studies.clock import Clock, valid_times
+from blockdrop.studies.evaluations import Folder, read_folder
+from blockdrop.studies.jobs import Job, make_job, run_jobs, tell_failures
+from blockdrop.studies.runs import check_finished
+from blockdrop.studies.times import TIMES_FILE, Times
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import TrainingConfig
-from experiments.comparison import (
-    PairedTest,
-    holm,
-    mcnemar,
-    pareto_front,
-    percentile_interval,
-    pool_seeds,
-    resample_images,
-)
-from experiments.evaluations import (
-    TIMES_FILE,
-    Folder,
-    Result,
-    measure_times,
-    read_folder,
-    valid_times,
-)
-from experiments.runs import Job, Step, check_finished, make_job, plan_steps, run_jobs, tell_failures
-from experiments.static_rivals import RIVALS, Kind, Rival, RivalsConfig, shared_flags
-from experiments.tables import table
+from experiments import methods
+from experiments.methods import Conditions, Method
 from experiments.tradeoff_chart import figure
+from experiments.tradeoff_report import METHODS, collect, markdown
 
 KEPT_SHARE = 0.59
 """Of the blocks, under static policies: what --recipe fast is told to spend."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """A point of the chart: how it is trained from the full network, and evaluated."""
-
-    name: str
-    title: str
-    """`{network}` and `{k}`, blocks that static policies keep, are filled in."""
-    kind: Kind
-    steps: dict[str, Step] = field(default_factory=dict)
-    """Commands by the name of their run, `<name>-s<seed>`; the last one is evaluated. Methods may share runs."""
-    policy: str | None = None
-    """Static policy to fine-tune and evaluate under; `{k}` as above, `{results}` and `{seed}` as they are."""
-    rival: Rival | None = None
-    """Trained by that instead of steps."""
-
-
-def fast(name: str, **flags: Any) -> dict[str, Step]:
-    return {name: Step("finetune", "epochs", "fast", flags)}
-
-
-def reference(name: str, **flags: Any) -> dict[str, Step]:
-    return {
-        "curriculum": Step("cl_train", "curriculum_epochs"),
-        name: Step("finetune", "finetune_epochs", flags=flags),
-    }
-
-
-METHODS = (
-    Method("full", "{network}, all blocks", "full"),
-    Method("fast", "dynamic, 59 %", "dynamic", fast("fast")),
-    Method("fast-45", "dynamic, 45 %", "dynamic", fast("fast-45", target_flops=0.45)),
-    Method("fast-75", "dynamic, 75 %", "dynamic", fast("fast-75", target_flops=0.75)),
-    Method("reference-p1", "curriculum, penalty -1", "dynamic", reference("reference-p1", penalty=-1.0)),
-    Method("reference-p5", "curriculum, penalty -5", "dynamic", reference("reference-p5", penalty=-5.0)),
-    # lr: Adam moves a mere bias by no more than that a step
-    Method("fixed", "one learned policy", "static policy", fast("fixed", policy_net="constant")),
-    Method("first_k", "first {k} blocks", "static policy", fast("first_k"), "first_k:{k}"),
-    Method("random_k", "random {k} blocks", "static policy", fast("random_k"), "random_k:{k}"),
-    Method(
-        "dist_k",
-        "{k} blocks by usage",
-        "static policy",
-        fast("dist_k"),
-        "dist_k:{k}:{results}/fast-s{seed}.json",
-    ),
-    *(Method(rival.name, rival.title, rival.kind, rival=rival) for rival in RIVALS),
-)
-"""What --run trains, in this order. To add a point, add a line."""
 
 
 @dataclass(kw_only=True)
@@ -221,7 +156,8 @@ def main(config: TradeoffConfig) -> dict[str, Any]:
     )
     for name, reason in folder.left_out.items():
         print(f"left out: {name}: {reason}")
-    report = collect(config, folder, time_networks(config, folder))
+    found = collect(folder, time_networks(config, folder), config.resamples, config.compare)
+    report = {"config": asdict(config), **found}
     print(f"\n{markdown(report)}")
     if config.json is not None:
         write_json("--json", config.json, report)
@@ -263,17 +199,17 @@ def missing(config: TradeoffConfig) -> list[Job]:
     Raises:
         UserError: a folder holds another run.
     """
-    methods = {method.name: method for method in METHODS}
-    wanted = [(name, seed) for seed in config.seeds for name in config.only or methods]
+    known = {method.name: method for method in METHODS}
+    wanted = [(name, seed) for seed in config.seeds for name in config.only or known]
     jobs: dict[str, Job] = {}
-    known: set[tuple[str, int]] = set()
+    seen: set[tuple[str, int]] = set()
     while wanted:
         name, seed = wanted.pop(0)
-        if (name, seed) in known:
+        if (name, seed) in seen:
             continue
-        known.add((name, seed))
+        seen.add((name, seed))
         try:
-            plan = plan_method(config, methods[name], seed)
+            plan = plan_method(config, known[name], seed)
         except UserError as error:
             if name in config.only:
                 raise
@@ -283,7 +219,7 @@ def missing(config: TradeoffConfig) -> list[Job]:
             jobs[job.makes] = job
             for need in job.needs:
                 run = re.fullmatch(r"(.+)-s(\d+)(\.json)?", Path(need).name)
-                if run and run[1] in methods and not os.path.exists(need) and need not in jobs:
+                if run and run[1] in known and not os.path.exists(need) and need not in jobs:
                     wanted.append((run[1], int(run[2])))
     return in_order(list(jobs.values()))
 
@@ -313,10 +249,7 @@ def is_missing(file: str, load: Sequence[str]) -> bool:
     """
     if not os.path.exists(file):
         return True
-    try:
-        recorded = [Path(path).resolve() for path in json.loads(Path(file).read_bytes())["checkpoints"]]
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
-        recorded = []
+    recorded = [Path(path).resolve() for path in recorded_checkpoints(Path(file))]
     folders = [Path(path).resolve() for path in load]
     require(
         [path if path in folders else path.parent for path in recorded] == folders,
@@ -346,44 +279,51 @@ def plan_method(config: TradeoffConfig, method: Method, seed: int) -> Plan:
         UserError: a flag is missing.
     """
     assert config.load is not None
-    trainings: list[TrainingConfig] = []
-    model, load, policy = config.model, config.load, None
+    flags: dict[str, Any] = {"seed": seed}
     if method.policy is not None:
-        policy = method.policy.format(k=config.kept_blocks, results=config.results_folder, seed=seed)
-    batches = {} if config.batch_size is None else {"batch_size": config.batch_size}
-    if method.rival is not None:
-        rivals = rivals_config(config)
-        trained = method.rival.plan(rivals, {**shared_flags(rivals, method.name, seed), **batches})
-        trainings = [trained]
-        model = getattr(trained, "student_name", trained.network)
-    elif method.steps:
-        folders = [str(Path(config.cv_dir, f"{name}-s{seed}")) for name in method.steps]
-        epochs = {name: getattr(config, name) for name in ("epochs", "curriculum_epochs", "finetune_epochs")}
-        shared = {"model": model, "data_dir": config.data_dir, "seed": seed, "test_every": 5, "resume": True}
-        if policy is not None:
-            shared["policy"] = policy
-        trainings = list(plan_steps(list(method.steps.values()), folders, load, epochs, **shared, **batches))
+        flags["policy"] = method.policy.format(k=config.kept_blocks, results=config.results_folder, seed=seed)
+    folders = [str(Path(config.cv_dir, f"{step.run or method.name}-s{seed}")) for step in method.steps]
+    trainings = methods.plan(method, folders, conditions(config), **flags)
+    model, load = config.model, config.load
     if trainings:
+        model = getattr(trainings[-1], "student_name", trainings[-1].network)
         load = trainings[-1].cv_dir
     result = config.results_folder / f"{f'{method.name}-s{seed}' if trainings else method.name}.json"
     evaluation = EvaluateConfig(
         model=model, load=(load,), data_dir=config.data_dir, cv_dir=config.cv_dir, engine=config.engine,
-        curve=method.kind == "dynamic", policy=policy, json=str(result), overwrite=True,
+        curve=method.kind == "dynamic", policy=flags.get("policy"), json=str(result), overwrite=True,
         speed=False,  # of one clock for all, see time_networks
     )  # fmt: skip
     return Plan(trainings, evaluation)
 
 
-def rivals_config(config: TradeoffConfig) -> RivalsConfig:
-    spec = parse_model_name(config.model)
-    return RivalsConfig(
-        dataset=spec.dataset, data_dir=config.data_dir, cv_dir=config.cv_dir, seeds=config.seeds,
-        epochs=config.epochs, init=config.init,
-        teacher32=config.teacher32 or (config.load if spec.architecture == "R32" else None),
-    )  # fmt: skip
+def conditions(config: TradeoffConfig) -> Conditions:
+    """What the flags say about all runs."""
+    is_resnet32 = parse_model_name(config.model).architecture == "R32"
+    return Conditions(
+        model=config.model,
+        starts={
+            "full": config.load,
+            "weights": config.init,
+            "r20": str(Path(config.cv_dir, f"r20-s{config.seeds[0]}")),
+            "resnet32": config.teacher32 or (config.load if is_resnet32 else None),
+        },
+        epochs={
+            "curriculum": config.curriculum_epochs,
+            "finetune": config.finetune_epochs,
+            "fast": config.epochs,
+            "rival": config.epochs,
+        },
+        flags={
+            "data_dir": config.data_dir,
+            "test_every": 5,
+            "resume": True,
+            **({} if config.batch_size is None else {"batch_size": config.batch_size}),
+        },
+    )
 
 
-def time_networks(config: TradeoffConfig, folder: Folder) -> dict[str, Any] | None:
+def time_networks(config: TradeoffConfig, folder: Folder) -> Times | None:
     """The seconds of all networks by one session of the clock: a new one if it is asked for, or if --run or
     --evaluate finds that the stored one lacks some; None if there is none."""
     times = folder.times
@@ -394,252 +334,19 @@ def time_networks(config: TradeoffConfig, folder: Folder) -> dict[str, Any] | No
             TIMES_FILE not in folder.left_out,
             f"--results {config.results_folder}: its {TIMES_FILE} is damaged or somebody else's; move it away",
         )
-        how = (config.engine, config.timed_batch_size, config.timed_images)
-        compute = choose_compute(config.device, "float32")
-        new, failed = measure_times(
-            folder.results, config.results_folder, config.data_dir, config.cv_dir, compute, *how
-        )
+        clock = Clock(
+            config.data_dir, config.cv_dir, choose_compute(config.device, "float32"), config.engine,
+            config.timed_batch_size, config.timed_images,
+        )  # fmt: skip
+        new, failed = clock.measure(folder.results, config.results_folder)
         for name, reason in failed.items():
             print(f"{name}: {reason}")
-        return new or None
+        return new
     if times is None:
         print("no seconds: --time measures them, all networks in turns")
     elif lacking:
         print(f"no seconds: {', '.join(lacking)}, new since the others were measured; --time measures all anew")
     return times
-
-
-# ---- numbers
-
-
-def collect(config: TradeoffConfig, folder: Folder, times: dict[str, Any] | None) -> dict[str, Any]:
-    """Everything that tables and chart show, as plain numbers."""
-    runs = by_method(folder.results)
-    seconds = valid_times(folder.results, times)
-    full_flops = max(result.numbers["full_flops"] for result in runs.get("full", folder.results))
-    generator = np.random.default_rng(0)
-    accuracies = resample_images(
-        np.stack([run.right for one in runs.values() for run in one]), config.resamples, generator
-    )
-    pooled, start = {}, 0
-    for name, one in runs.items():
-        pooled[name] = pool_seeds(accuracies[:, start : start + len(one)], generator)
-        start += len(one)
-    methods = [
-        {**row_of(name, one, seconds, full_flops), "interval": list(percentile_interval(pooled[name]))}
-        for name, one in runs.items()
-    ]
-    for cost in ("flops", "seconds"):
-        shown = [method for method in methods if method[cost] is not None]
-        front = pareto_front([method[cost] for method in shown], [method["accuracy"] for method in shown])
-        for method in methods:
-            method[f"{cost}_front"] = False
-        for method, is_on in zip(shown, front, strict=True):
-            method[f"{cost}_front"] = is_on
-    full = next((method for method in methods if method["kind"] == "full"), None)
-    return {
-        "config": asdict(config),
-        "images": len(folder.results[0].right),
-        "images_digest": folder.results[0].numbers["images_digest"],
-        "full": {"flops": full_flops, "seconds": None if full is None else full["seconds"]},
-        "times": None if not seconds or times is None else {k: v for k, v in times.items() if k != "runs"},
-        "methods": methods,
-        "comparisons": compare(pairs(config, methods), runs, pooled),
-        "left_out": folder.left_out,
-    }
-
-
-def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Runs by method: those of the list as they stand there, then others by name."""
-    listed = [method.name for method in METHODS]
-    names = {result.method for result in results}
-    order = [*(name for name in listed if name in names), *sorted(names.difference(listed))]
-    return {name: [result for result in results if result.method == name] for name in order}
-
-
-def row_of(
-    name: str,
-    runs: Sequence[Result],
-    seconds: dict[str, dict[str, Any]],
-    full_flops: float,
-) -> dict[str, Any]:
-    """A method's means over its runs, and the curves of each."""
-    title, kind = name, kind_of(runs[0], full_flops)
-    numbers = runs[0].numbers
-    policy = (numbers["policy"] or "").split(":")
-    for method in METHODS:
-        listed = (method.policy or "").split(":")
-        if method.name == name and listed[0] == policy[0] and len(listed) <= len(policy):
-            spec = parse_model_name(numbers["model"])
-            network = f"ResNet-{spec.depth}" if spec.family == "R" else spec.architecture
-            title = method.title.format(k=policy[1] if len(policy) > 1 else "", network=network)
-            kind = method.kind
-    timed = [seconds[run.name] for run in runs if run.name in seconds]
-    return {
-        "name": name,
-        "title": title,
-        "kind": kind,
-        "files": [run.file.name for run in runs],
-        "seeds": [run.seed for run in runs],
-        "accuracies": [run.numbers["accuracy"] for run in runs],
-        "accuracy": mean(run.numbers["accuracy"] for run in runs),
-        "blocks": mean(run.numbers["block_usage_mean"] for run in runs),
-        "num_blocks": runs[0].numbers["num_blocks"],
-        "unique_policies": [run.numbers["unique_policies"] for run in runs],
-        "flops": mean(run.numbers["flops_mean"] for run in runs),
-        "flops_fraction": mean(run.numbers["flops_mean"] for run in runs) / full_flops,
-        "seconds": mean(found["seconds"] for found in timed) if timed else None,
-        "curves": [curve_of(run, seconds.get(run.name)) for run in runs if run.numbers["curve"]],
-    }
-
-
-def curve_of(run: Result, timed: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """A run's points by threshold."""
-    rows = run.numbers["curve"]
-    seconds = [None] * len(rows) if timed is None else timed["curve"]
-    return [
-        {"threshold": row["threshold"], "accuracy": row["accuracy"], "flops": row["flops_mean"], "seconds": taken}
-        for row, taken in zip(rows, seconds, strict=True)
-    ]
-
-
-def kind_of(result: Result, full_flops: float) -> Kind:
-    """What a file that isn't of the list is about, by its content."""
-    numbers, spec = result.numbers, parse_model_name(result.numbers["model"])
-    if numbers["policy"] is not None:
-        return "static policy"
-    if result.decides:
-        return "static policy" if numbers["policy_net"] == "constant" else "dynamic"
-    if spec.family in ("plain", "dsplain", "exactplain"):
-        return "plain"
-    if spec.family == "shiftresnet":
-        return "shift"
-    return "full" if numbers["full_flops"] >= full_flops else "reduced"
-
-
-def pairs(config: TradeoffConfig, methods: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """What to compare with what: as --compare says; else dynamic methods with the full network, and others with
-    the dynamic one that is nearest in FLOPs, whatever its accuracy: that would be a choice by the test images.
-
-    Raises:
-        UserError: --compare names what isn't there.
-    """
-    names = [method["name"] for method in methods]
-    for name in (name for pair in config.compare for name in pair):
-        require(
-            name in names, f"--compare {name}: choose {', '.join(names)}, which are evaluated on the same images"
-        )
-    if config.compare:
-        return list(config.compare)
-    full = next((method["name"] for method in methods if method["kind"] == "full"), None)
-    dynamic = [method for method in methods if method["kind"] == "dynamic"]
-    found = []
-    for method in methods:
-        rival = full
-        if dynamic and method["kind"] not in ("dynamic", "full"):
-            rival = min(dynamic, key=lambda one: abs(np.log(one["flops"] / method["flops"])))["name"]
-        if rival not in (None, method["name"]):
-            found.append((method["name"], rival))
-    return found
-
-
-def compare(
-    wanted: Sequence[tuple[str, str]], runs: dict[str, list[Result]], pooled: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """The differences, with intervals and tests; p-values adjusted for their number."""
-    right = {name: np.stack([run.right for run in one]) for name, one in runs.items()}
-    tests: list[PairedTest] = [mcnemar(right[one], right[other]) for one, other in wanted]
-    adjusted = holm([test.p_value for test in tests])
-    return [
-        {
-            "method": one,
-            "against": other,
-            "difference": float(right[one].mean() - right[other].mean()),
-            "interval": list(percentile_interval(pooled[one] - pooled[other])),
-            "flops_ratio": mean(run.numbers["flops_mean"] for run in runs[one])
-            / mean(run.numbers["flops_mean"] for run in runs[other]),
-            "test": test.name,
-            "statistic": test.statistic,
-            "p_value": test.p_value,
-            "p_holm": p_holm,
-        }
-        for (one, other), test, p_holm in zip(wanted, tests, adjusted, strict=True)
-    ]
-
-
-# ---- for people
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """The report as tables."""
-    parts = [methods_table(report)]
-    if report["comparisons"]:
-        parts.append(comparisons_table(report))
-    return "\n\n".join(parts)
-
-
-def methods_table(report: dict[str, Any]) -> str:
-    times, full = report["times"], report["full"]
-    note = (
-        f"{report['images']:,} test images; means over seeds; intervals by {report['config']['resamples']:,} "
-        "bootstrap samples of images and seeds (which of two seeds show half the variance between them, of one "
-        "none); front: by these means no other method is at least as accurate and as cheap, and better in one of "
-        "the two."
-    )
-    if times is not None:
-        note += (
-            f" Milliseconds: {times['images']:,} images at batch {times['batch_size']}, {times['compute']}, "
-            f"engine {times['engine']}, all networks in turns, policy networks included."
-        )
-    rows = []
-    for method in report["methods"]:
-        low, high = method["interval"]
-        on = [name for name, cost in (("FLOPs", "flops"), ("time", "seconds")) if method[f"{cost}_front"]]
-        row = {
-            "method": method["title"],
-            "name": f"`{method['name']}`",
-            "kind": method["kind"],
-            "seeds": " ".join("-" if seed is None else str(seed) for seed in method["seeds"]),
-            "front": ", ".join(on),
-            "accuracy %": f"{100 * method['accuracy']:.2f}",
-            "95 % interval": f"{100 * low:.2f} to {100 * high:.2f}",
-            "blocks": f"{method['blocks']:.2f} of {method['num_blocks']}",
-            "policies": " ".join(map(str, method["unique_policies"])),
-            "MFLOPs": f"{method['flops'] / 1e6:.1f}",
-            "of full": f"{method['flops_fraction']:.1%}",
-        }
-        if times is not None:
-            taken = method["seconds"]
-            row["ms/image"] = "" if taken is None else f"{1000 * taken:.3f}"
-            if full["seconds"] is not None:
-                row["× of full"] = "" if taken is None else f"{taken / full['seconds']:.2f}"
-        rows.append(row)
-    return f"{note}\n\n{table(rows, words=5)}"
-
-
-def comparisons_table(report: dict[str, Any]) -> str:
-    rows = []
-    for found in report["comparisons"]:
-        low, high = found["interval"]
-        rows.append(
-            {
-                "method": f"`{found['method']}`",
-                "against": f"`{found['against']}`",
-                "test": f"McNemar, {found['test']}",
-                "FLOPs ×": f"{found['flops_ratio']:.2f}",
-                "difference, points": f"{100 * found['difference']:+.2f}",
-                "95 % interval": f"{100 * low:+.2f} to {100 * high:+.2f}",
-                "p": f"{found['p_value']:.2g}",
-                "p (Holm)": f"{found['p_holm']:.2g}",
-            }
-        )
-    note = (
-        "On the same images, paired. The interval is about other images and other seeds (as far as so few seeds "
-        "can tell), p about other images for these very networks: exact is McNemar's binomial test of one run "
-        "each, clustered its form for several seeds (Durkalski et al. 2003). Holm's p is adjusted for the "
-        f"{len(rows)} row{'s' * (len(rows) != 1)}."
-    )
-    return f"{note}\n\n{table(rows, words=3)}"
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from matplotlib.text import Annotation, Text
 from numpy.typing import NDArray
 
 from blockdrop.figures import label_text
+from experiments.methods import Kind
 
 Boxes = NDArray[np.float64]
 """(M, 4) or (4,): left, bottom, right, top in pixels."""
 
-LOOKS: dict[str, tuple[str, str]] = {
+LOOKS: dict[Kind, tuple[str, str]] = {
     "full": ("#000000", "*"),
     "dynamic": ("#0072B2", "o"),
     "static policy": ("#E69F00", "s"),

@@ -116,7 +116,7 @@ def test_numbers_do_not_depend_on_the_batch_size(tmp_path: Path, command: Comman
     for batch_size in (7, 64, 450):
         found = evaluate.main(
             evaluate.EvaluateConfig(model="R14_Digits", load=(str(tmp_path / "c.t7"),), batch_size=batch_size)
-        ).numbers
+        ).evaluation.to_json()
         reports.append(
             {k: v for k, v in found.items() if "per_second" not in k and k not in ("batch_size", "config")}
         )

@@ -95,7 +95,7 @@ class Lab:
         config = evaluate.EvaluateConfig(
             model="R8_Folder", arch=architecture, data_dir=str(self.tree), load=(str(path),)
         )
-        return evaluate.main(config).numbers
+        return evaluate.main(config).evaluation.to_json()
 
 
 @pytest.fixture(scope="module")

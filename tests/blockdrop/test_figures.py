@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 
 from blockdrop import figures
 from blockdrop.errors import UserError
+from blockdrop.evaluation import ClassStatistics, FrequentPolicy
 from blockdrop.policy_curves import Curve, CurvePoint
-from blockdrop.policy_stats import ClassStatistics, FrequentPolicy
 
 IMAGES = torch.arange(6, dtype=torch.uint8).mul(40).view(6, 1, 1, 1).expand(6, 3, 4, 4)
 

@@ -16,10 +16,10 @@ from PIL import Image
 from agents.rewards import blockdrop_reward
 from blockdrop import cl_train, finetune
 from blockdrop.errors import UserError
+from blockdrop.studies.runs import what_computes
 from experiments import learning_curve
 from experiments.learning_curve import (
     LearningCurveConfig,
-    markdown,
     plan,
     read_reports,
     read_tests,
@@ -27,7 +27,7 @@ from experiments.learning_curve import (
     summary,
     work_to_target,
 )
-from experiments.runs import what_computes
+from experiments.learning_curve_tables import markdown
 
 
 def config(cv_dir: Path, tree: Path, **flags: Any) -> LearningCurveConfig:
@@ -120,15 +120,30 @@ def test_a_report_that_is_none_or_of_another_model_is_named(tmp_path: Path) -> N
     flags = LearningCurveConfig(model="R8_Digits", cv_dir=str(tmp_path), reports=(str(file),))
     with pytest.raises(UserError, match=r"--reports .*report.json: can't be read \(No such file"):
         learning_curve.main(flags)
-    headless = '{"config": {"model": "R8_Digits"}, "backbone": {}, "runs": []}'
-    for content in ("no JSON", "[]", '{"config": {"model": "R8_Digits"}}', headless):
-        file.write_text(content)
-        with pytest.raises(UserError, match=r"report.json: not what learning_curve --json writes"):
+    whole = {"config": {"model": "R8_Digits"}, "backbone": {"accuracy": 0.9, "flops": 1, "blocks": 3}, "runs": []}
+    for content, message in (
+        ("no JSON", r"damaged, no JSON \(Expecting value"),
+        ("[" * 100_000, "damaged, no JSON"),
+        ("[]", "not what learning_curve --json writes"),
+        ('{"config": {"model": "R8_Digits"}}', "not what learning_curve --json writes"),
+        ({**whole, "config": {}}, "damaged in its config.model, which is missing"),
+        ({**whole, "backbone": {}}, "damaged in its backbone.accuracy, which is missing"),
+        ({**whole, "runs": [{**run_of("fast", [0.1]), "seed": "one"}]}, r"damaged in its runs\[0\].seed \('one'"),
+        ({**whole, "config": {"model": "R32_C10"}}, "runs of R32_C10, not of R8_Digits"),
+    ):
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(UserError, match=rf"^--reports .*report.json: {message}"):
             learning_curve.main(flags)
-    backbone = '{"accuracy": 0.9, "flops": 1, "blocks": 3}'
-    file.write_text(f'{{"config": {{"model": "R32_C10"}}, "backbone": {backbone}, "runs": []}}')
-    with pytest.raises(UserError, match=r"report.json: runs of R32_C10, not of R8_Digits"):
-        learning_curve.main(flags)
+
+
+@pytest.mark.parametrize("name", ["learning", "learning-r110"])
+def test_reports_that_results_cite_are_accepted(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(learning_curve.__file__).parent / "results" / f"{name}.json"
+    model = json.loads(path.read_text())["config"]["model"]
+    flags = LearningCurveConfig(model=model, arms=("fast", "fixed"), seeds=(0,), train=False, reports=(str(path),))
+    report = learning_curve.main(flags)
+    assert [(run["arm"], run["seed"]) for run in report["runs"]] == [("fast", 0), ("fixed", 0)]
+    assert "| fast | 0 | finetune, " in capsys.readouterr().out
 
 
 def test_a_report_s_run_must_be_the_one_to_compare(tmp_path: Path) -> None:
@@ -136,7 +151,7 @@ def test_a_report_s_run_must_be_the_one_to_compare(tmp_path: Path) -> None:
         model="R8_Digits", cv_dir=str(tmp_path), arms=("fast",), seeds=(0,), load="backbone"
     )
     (step,) = plan(flags, "fast", seed=0)
-    run = {"arm": "fast", "seed": 0, "flags": [what_computes(step)]}
+    run = {**run_of("fast", [0.1]), "flags": [what_computes(step)]}
     backbone = {"accuracy": 0.9, "flops": 1000, "blocks": 3}
 
     def reports(*written: dict[str, Any]) -> LearningCurveConfig:
@@ -240,6 +255,7 @@ def run_of(arm: str, rewards: list[float], curriculum: int = 0, policies: int = 
         "accuracy": 0.75, "dealt_accuracy": 0.7, "unique_policies": policies, "full_accuracy": 0.8,
         "change": -0.05,
         "frequent_policy": "101", "frequent_accuracy": 0.74, "frequent_flops": 0.45, "routed_accuracy": 0.78,
+        "dealt_accuracies": [0.7],
     }  # fmt: skip
     return {"arm": arm, "seed": 0, "tests": tests, "end": end}
 

@@ -20,7 +20,7 @@ def test_quickstart_runs_to_its_table_and_figure(tmp_path: Path, capsys: pytest.
     assert re.match(r"full, as pretrained +\d+\.\d\d% +3\.00 +2\.\d+e\+07 +100\.0%", table[0])
     assert re.match(r"full, fine-tuned +\d+\.\d\d% +3\.00 +2\.\d+e\+07 +100\.0% +\d+", table[1])
     assert re.match(r"dynamic +\d+\.\d\d% +\d\.\d\d +\d\.\d+e\+07 +\d+\.\d% +\d+", table[2])
-    assert found.numbers["policy_network_flops"] < found.numbers["full_flops"] / 10
+    assert found.evaluation.policy_network_flops < found.evaluation.full_flops / 10
     with Image.open(tmp_path / "q" / "quickstart.png") as picture:
         assert picture.size == (1650, 450)
 

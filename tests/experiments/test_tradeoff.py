@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from blockdrop.console import run_command
 from blockdrop.data import NORMALISATIONS
 from blockdrop.errors import UserError
 from blockdrop.finetune import FinetuneConfig
+from blockdrop.studies.jobs import Job
+from blockdrop.studies.runs import command_line
 from experiments import tradeoff
-from experiments.runs import Job, command_line
+from experiments.methods import RIVALS, of_kinds
 from experiments.tradeoff import METHODS, TradeoffConfig, figure, missing, plan_method
 from experiments.tradeoff_chart import overlap
+from tests.blockdrop.studies.test_evaluations import write
+from tests.blockdrop.studies.test_runs import write_run
 from tests.conftest import randomise_statistics
-from tests.experiments.test_evaluations import write
-from tests.experiments.test_runs import write_run
 
 FAST = FinetuneConfig.RECIPES["fast"]
 
@@ -92,7 +95,8 @@ def test_static_policies_are_fine_tuned_at_the_cost_of_fast(config: TradeoffConf
 
 
 def test_rivals_follow_the_data_set(config: TradeoffConfig) -> None:
-    plans = {m.name: plan_method(dataclasses.replace(config, teacher32="t"), m, 0) for m in METHODS if m.rival}
+    big = dataclasses.replace(config, teacher32="t")
+    plans = {method.name: plan_method(big, method, 0) for method in of_kinds(*RIVALS)}
     models = {name: plan.evaluation.model for name, plan in plans.items()}
     assert models == {
         "r20": "R20_Digits", "plain20": "plain20_Digits", "stagewise": "plain20_Digits",
@@ -200,7 +204,7 @@ def test_from_nothing_to_tables_and_chart_in_two_processes(
     own["right"] = own["right"].translate({ord("0"): "1", ord("1"): "0"})
     own["accuracy"] = 1 - own["accuracy"]
     (config.results_folder / "mine.json").write_text(json.dumps(own))
-    monkeypatch.setattr("experiments.runs.subprocess.Popen", lambda *args, **kwargs: pytest.fail("run again"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("run again"))
     again = tradeoff.main(dataclasses.replace(config, overwrite=True))
     out = capsys.readouterr().out
     assert {file.name: file.read_bytes() for file in run.iterdir()} == before

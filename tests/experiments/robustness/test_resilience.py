@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from blockdrop import pretrain
-from experiments.resilience import RUNS, compare, position, tiny
+from blockdrop.studies.runs import COMMANDS
+from experiments.robustness.resilience import RUNS, compare, position, tiny
 
 
 @pytest.fixture(scope="module")
@@ -44,4 +45,4 @@ def test_every_command_that_trains_takes_part(tmp_path: Path) -> None:
     for name, make in RUNS.items():
         config = make(tmp_path)
         config.check()
-        assert type(config).__module__ == f"blockdrop.{name.split()[0]}"
+        assert COMMANDS[type(config)] == f"blockdrop.{name.split()[0]}"

@@ -15,8 +15,8 @@ from agents.policies import bound_keep_probs
 from blockdrop import build, save_checkpoint
 from blockdrop.data import NORMALISATIONS
 from blockdrop.models.droppable import block_executions
-from experiments import estimator_variance
-from experiments.estimator_variance import (
+from experiments.measurements import estimator_variance
+from experiments.measurements.estimator_variance import (
     Contender,
     EstimatorVarianceConfig,
     all_draws,

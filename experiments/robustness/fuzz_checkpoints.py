@@ -35,7 +35,7 @@ from blockdrop.models.zoo import build_backbone
 from blockdrop.output import check_writable, write_json
 from blockdrop.progress import progress
 from blockdrop.version import project_version
-from experiments.mutants import (
+from experiments.robustness.mutants import (
     DIALECTS,
     MODEL,
     SMALL,
@@ -55,7 +55,7 @@ GOOD = ("loaded", "refused")
 
 @dataclass(kw_only=True)
 class FuzzConfig:
-    """Flags of `python -m experiments.fuzz_checkpoints`."""
+    """Flags of `python -m experiments.robustness.fuzz_checkpoints`."""
 
     count: int = 1000
     """Mutants of each dialect."""

@@ -13,9 +13,9 @@ import torch
 
 from blockdrop.errors import UserError
 from blockdrop.models.checkpoints.torch_files import read_torch_file
-from experiments import fuzz_checkpoints
-from experiments.fuzz_checkpoints import Result, Task, attempt, measure
-from experiments.mutants import DIALECTS, TRACE, file_name, make_mutant, samples
+from experiments.robustness import fuzz_checkpoints
+from experiments.robustness.fuzz_checkpoints import Result, Task, attempt, measure
+from experiments.robustness.mutants import DIALECTS, TRACE, file_name, make_mutant, samples
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import bench_shift
+from experiments.measurements import bench_shift
 
 
 def test_nobody_always_comes_second() -> None:

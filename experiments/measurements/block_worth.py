@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from blockdrop.training.setup import Setup, open_setup
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -32,21 +31,22 @@ from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
 from blockdrop.console import run_command
 from blockdrop.data import Augment, Images, split_rows
+from blockdrop.data.sets import LARGEST_IN_MEMORY
 from blockdrop.errors import require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.operating_point import threshold_for_budget
 from blockdrop.measure import MAPS_PER_IMAGE, TIMED_BYTES, executor, predict_under
 from blockdrop.models.policy_networks import build_policy_network
-from blockdrop.models.specs import parse_model_name
 from blockdrop.names import POLICY_NETS
 from blockdrop.output import check_writable, write_json
 from blockdrop.progress import progress
+from blockdrop.studies.worth_of_looking import DEALS
+from blockdrop.tables import table
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig
+from blockdrop.training.opening import Opened, open_networks
 from blockdrop.training.policies import training_keep_probs
-from experiments.dynamics import DEALS
-from experiments.tables import table
 
 DECIDERS = tuple(name for name in POLICY_NETS if name != "constant")
 LAST = "last features"
@@ -59,7 +59,7 @@ HELD_OUT = 0.2
 
 @dataclass(kw_only=True)
 class BlockWorthConfig(ModelConfig):
-    """Flags of `python -m experiments.block_worth`."""
+    """Flags of `python -m experiments.measurements.block_worth`."""
 
     load: tuple[str, ...] = ()
     """Checkpoints or run directories with a backbone and its policy network."""
@@ -92,13 +92,14 @@ class BlockWorthConfig(ModelConfig):
 def main(config: BlockWorthConfig) -> dict[str, Any]:
     """Measures, trains the deciders, prints the table; returns the numbers."""
     config.check()
-    setup, compute = open_setup(config, config.load), config.compute()
+    opened, compute = open_networks(config, config.load), config.compute()
     files = " ".join(config.load)
-    require(setup.has_backbone, f"--load {files}: a policy network without its backbone; name that too")
+    require(opened.has_backbone, f"--load {files}: a policy network without its backbone; name that too")
     require(
-        setup.has_policy, f"--load {files}: no policy network in it; run blockdrop.finetune --recipe fast first"
+        opened.has_policy,
+        f"--load {files}: no policy network in it; run blockdrop.finetune --recipe fast first",
     )
-    study = Study(setup, compute, config)
+    study = Study(opened, compute, config)
     rows = [study.row("one policy", None), study.row("mean worth", study.mean.expand_as(study.truth))]
     rows.append(study.last_features_row())
     for name in config.deciders:
@@ -123,23 +124,23 @@ class Study:
     """The worths of the blocks on three sets of images (learned from, held out, test), and what is done with them.
 
     Args:
-        setup: a backbone and its policy network; both are left as they are.
+        opened: a backbone and its policy network; both are left as they are.
     """
 
-    def __init__(self, setup: Setup, compute: Compute, config: BlockWorthConfig):
-        self.setup, self.compute, self.config = setup, compute, config
-        self.resnet = compute.place(setup.resnet).eval()
+    def __init__(self, opened: Opened, compute: Compute, config: BlockWorthConfig):
+        self.opened, self.compute, self.config = opened, compute, config
+        self.resnet = compute.place(opened.dynamic.network).eval()
         self.run = executor(self.resnet, None, compute)
-        self.flops = count_flops(setup.resnet, None, setup.image_size)
-        self.base = most_frequent_policy(setup, compute)  # (K,)
+        self.flops = count_flops(opened.dynamic.network, None, opened.dynamic.image_size)
+        self.base = most_frequent_policy(opened, compute)  # (K,)
         generator = torch.Generator().manual_seed(config.seed)
-        order = torch.randperm(len(setup.data.train), generator=generator)
+        order = torch.randperm(len(opened.data.train), generator=generator)
         chosen = order[: config.images]
         held_out = max(1, round(HELD_OUT * len(chosen)))
-        self.training = setup.data.train.subset(chosen[held_out:])
-        self.held_out = setup.data.train.subset(chosen[:held_out])
-        self.rest = setup.data.train.subset(order[held_out:])
-        self.test = setup.data.test
+        self.training = opened.data.train.subset(chosen[held_out:])
+        self.held_out = opened.data.train.subset(chosen[:held_out])
+        self.rest = opened.data.train.subset(order[held_out:])
+        self.test = opened.data.test
         self.worths = self.measure(self.training, "training images")
         self.mean = self.worths.mean(0)
         """(K,), over the images learned from."""
@@ -150,7 +151,7 @@ class Study:
         """Normalised images and labels, in order without `augment`."""
         yield from images.batches(
             self.config.batch_size,
-            self.setup.normalisation,
+            self.opened.dynamic.normalisation,
             self.compute.device,
             augment,
             self.compute.channels_last,
@@ -174,7 +175,7 @@ class Study:
     def accuracy(self, policies: Tensor, images: Images) -> Tensor:
         """Shares of right predictions under policies (S, N, K): float64 (S,)."""
         found = predict_under(
-            self.run, policies, images, self.setup.normalisation, self.compute, self.config.batch_size
+            self.run, policies, images, self.opened.dynamic.normalisation, self.compute, self.config.batch_size
         )
         return (found == images.labels).double().mean(1)
 
@@ -209,6 +210,7 @@ class Study:
         """What a linear model of the network's own last features tells, under the one policy."""
         body = copy.deepcopy(self.resnet)
         head, body.fc = body.fc, nn.Identity()
+        assert isinstance(head, nn.Module)
 
         def look(images: Tensor) -> Tensor:
             return body(images, self.base.expand(len(images), -1).to(images.device))
@@ -218,7 +220,7 @@ class Study:
     def decider_rows(self, name: str) -> Iterator[dict[str, Any]]:
         """What a decider tells when it learns from the worths alone, and when it has learned the classes first."""
         network = self.build(name)
-        flops = count_flops(self.setup.resnet, network, self.setup.image_size).policy_network
+        flops = count_flops(self.opened.dynamic.network, network, self.opened.dynamic.image_size).policy_network
         self.learn_worths(name, network)
         held_out, test = (
             self.deviation * self.collect(lambda images: network.logits(images)[0], of)
@@ -227,7 +229,7 @@ class Study:
         yield self.predicted_row(name, held_out, test, flops)
         if self.config.class_epochs:
             network = self.build(name)
-            head = nn.Linear(network.logit.in_features, self.setup.data.num_classes)
+            head = nn.Linear(network.logit.in_features, self.opened.data.num_classes)
             self.learn_classes(name, network, self.compute.place(head))
             classes = self.collect(lambda images: head(network.look(images)), self.test).argmax(1)
             right = (classes == self.test.labels).double().mean().item()
@@ -237,7 +239,7 @@ class Study:
     def build(self, name: str) -> PolicyNetwork:
         """A decider with fresh weights."""
         torch.manual_seed(self.config.seed)
-        large_images = parse_model_name(self.setup.model).large_images
+        large_images = self.opened.dynamic.image_size > LARGEST_IN_MEMORY
         network = build_policy_network(self.resnet.num_blocks, large_images, name, backbone=self.resnet)
         return self.compute.place(network)
 
@@ -331,10 +333,13 @@ class Study:
         return first, second
 
 
-def most_frequent_policy(setup: Setup, compute: Compute) -> Tensor:
+def most_frequent_policy(opened: Opened, compute: Compute) -> Tensor:
     """Of some training images, at the checkpoint's threshold: bool (K,)."""
-    keep_probs = training_keep_probs(compute.place(setup.policy_network), setup, compute)
-    policies, counts = map_policy(keep_probs, setup.stored_threshold).unique(dim=0, return_counts=True)
+    dynamic = opened.dynamic
+    assert dynamic.policy_network is not None
+    compute.place(dynamic.policy_network)
+    keep_probs = training_keep_probs(dynamic, opened.data.train, compute)
+    policies, counts = map_policy(keep_probs, dynamic.threshold).unique(dim=0, return_counts=True)
     return policies[counts.argmax()]
 
 

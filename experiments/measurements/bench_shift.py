@@ -28,7 +28,7 @@ MAPS = ((48, 32), (96, 32), (96, 16), (192, 16), (192, 8))
 
 @dataclass(kw_only=True)
 class BenchShiftConfig:
-    """Flags of `python -m experiments.bench_shift`."""
+    """Flags of `python -m experiments.measurements.bench_shift`."""
 
     batch_size: int = 128
     """Images per batch."""

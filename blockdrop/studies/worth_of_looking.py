@@ -2,64 +2,85 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import mean
-from typing import Any
 
 import torch
-from blockdrop.training.setup import Setup
 from torch import Tensor
 
-from agents.names import DEFAULT_THRESHOLD
+from agents.deciders import keep_all
 from blockdrop.data import Images, Normalisation
-from blockdrop.flops import count_flops
+from blockdrop.dynamic import DynamicNetwork
+from blockdrop.evaluation import Share
 from blockdrop.inference.executor import Executor
 from blockdrop.measure import evaluate_images, executor, predict_under
+from blockdrop.policy_stats import policy_text
+from blockdrop.ranges import Count, NotNegative
 from blockdrop.training.compute import Compute
 
 DEALS = 5
 """Times that policies are dealt to other images."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorthOfLooking:
+    """Accuracies on the same images."""
+
+    frequent_policy: str
+    """A character for each block: 1 runs, 0 is dropped."""
+    frequent_accuracy: Share
+    """Of the most frequent policy, given to all images."""
+    frequent_flops: NotNegative
+    """Of it, a fraction of the full network's, without a policy network."""
+    routed_accuracy: Share
+    """Of it, but all blocks for those that it is least sure of, at the cost of the own policies."""
+    accuracy: Share
+    """Of the own policies."""
+    dealt_accuracies: list[Share]
+    """Of the own policies dealt to other images, each time."""
+    dealt_accuracy: Share
+    """Mean of those."""
+    unique_policies: Count
+    full_accuracy: Share
+    """With all blocks."""
+
+
 @torch.no_grad()
-def evaluate_end(
-    setup: Setup, images: Images, compute: Compute, threshold: float = DEFAULT_THRESHOLD
-) -> dict[str, Any]:
+def worth_of_looking(dynamic: DynamicNetwork, images: Images, compute: Compute) -> WorthOfLooking:
     """What the networks do with all blocks, under their own policies, and what looking at the image is worth.
 
     Policies are dealt out anew `DEALS` times: the same blocks run, as often, but not by what is in the image. And
     the most frequent policy goes to all images: alone, and with all blocks for those that it is least sure of, as
     many as cost what the own policies do. No decider can know that before the blocks have run.
     """
-    how = (images, setup.normalisation, compute)
-    full = evaluate_images(setup.resnet, None, *how, image_size=setup.image_size)
-    run = executor(setup.resnet, setup.policy_network, compute)
-
-    own = evaluate_images(
-        setup.resnet, setup.policy_network, *how, image_size=setup.image_size, threshold=threshold, run=run
-    )
+    full = evaluate_images(dynamic, images, compute, decider=keep_all(dynamic.num_blocks))
+    run = executor(dynamic.network, dynamic.policy_network, compute)
+    own = evaluate_images(dynamic, images, compute, run=run)
     generator = torch.Generator().manual_seed(0)
     dealt = [own.policy[torch.randperm(len(own.policy), generator=generator)] for _ in range(DEALS)]
-    predictions = predict_under(run, torch.stack(dealt), *how, title="dealing")  # (DEALS, N)
+    predictions = predict_under(  # (DEALS, N)
+        run, torch.stack(dealt), images, dynamic.normalisation, compute, title="dealing"
+    )
     others = (predictions == own.labels).double().mean(1).tolist()
 
     policies, counts = own.policy.unique(dim=0, return_counts=True)
     frequent = policies[counts.argmax()]  # (K,)
-    alone, certainty = predict_with_certainty(run, frequent, *how)
-    flops = count_flops(setup.resnet, None, setup.image_size)
+    alone, certainty = predict_with_certainty(run, frequent, images, dynamic.normalisation, compute)
+    flops = dynamic.flop_table(looks=False)
     cost = flops.per_image(frequent[None]).item()
     share = affordable_share(own.flops_per_image[0], cost, flops.full)
     routed = reroute_unsure(alone, certainty, full.predictions, share)
-    return {
-        "frequent_policy": "".join(str(int(bit)) for bit in frequent),
-        "frequent_accuracy": (alone == own.labels).double().mean().item(),
-        "frequent_flops": cost / flops.full,
-        "routed_accuracy": (routed == own.labels).double().mean().item(),
-        "accuracy": own.accuracy,
-        "dealt_accuracies": others,
-        "dealt_accuracy": mean(others),
-        "unique_policies": own.unique_policies,
-        "full_accuracy": full.accuracy,
-    }
+    return WorthOfLooking(
+        frequent_policy=policy_text(frequent),
+        frequent_accuracy=(alone == own.labels).double().mean().item(),
+        frequent_flops=cost / flops.full,
+        routed_accuracy=(routed == own.labels).double().mean().item(),
+        accuracy=own.accuracy,
+        dealt_accuracies=others,
+        dealt_accuracy=mean(others),
+        unique_policies=own.unique_policies,
+        full_accuracy=full.accuracy,
+    )
 
 
 def predict_with_certainty(

@@ -55,7 +55,7 @@ REFERENCE, SHARED = "masked, each alone", "sparse, shared"
 
 @dataclass(kw_only=True)
 class BenchPoliciesConfig:
-    """Flags of `python -m experiments.bench_policies`."""
+    """Flags of `python -m experiments.measurements.bench_policies`."""
 
     model: str = "R32_C10"
     """R<depth>_<dataset>."""

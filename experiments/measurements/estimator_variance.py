@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from blockdrop.training.setup import Setup, open_setup
 from torch import Tensor
 
 from agents.estimators import Estimator, make_estimator
@@ -28,20 +27,21 @@ from agents.policies import bound_keep_probs, map_policy
 from agents.rewards import Reward, blockdrop_reward
 from blockdrop.console import run_command
 from blockdrop.errors import require
-from blockdrop.flops import count_flops
 from blockdrop.measure import executor
 from blockdrop.models.droppable import block_executions
 from blockdrop.names import Precision
 from blockdrop.output import check_writable, write_json
 from blockdrop.progress import progress
 from blockdrop.training.config import ModelConfig
+from blockdrop.training.opening import Opened, open_networks
+from blockdrop.training.session import undecided_note
 
 LARGEST_ENUMERATION = 16  # bits of a draw
 
 
 @dataclass(kw_only=True)
 class EstimatorVarianceConfig(ModelConfig):
-    """Flags of `python -m experiments.estimator_variance`."""
+    """Flags of `python -m experiments.measurements.estimator_variance`."""
 
     load: tuple[str, ...] = ()
     """Checkpoints or run directories with a backbone and its policy network, to measure on; default: none."""
@@ -120,22 +120,27 @@ def main(config: EstimatorVarianceConfig) -> dict[str, Any]:
     """Prints a table for each K, and for each reward on the trained network; returns the numbers."""
     config.check()
     numbers: dict[str, Any] = {"exact": [], "measured": [], "config": asdict(config)}
-    setup = None
+    opened = None
     if config.load:
-        setup = open_setup(config, config.load)
+        opened = open_networks(config, config.load)
         files = " ".join(config.load)
-        require(setup.has_backbone, f"--load {files}: a policy network without its backbone; name that too")
-        require(setup.has_policy, f"--load {files}: no policy network in it; run blockdrop.cl_train first")
+        require(opened.has_backbone, f"--load {files}: a policy network without its backbone; name that too")
+        require(
+            opened.has_policy,
+            f"--load {files}: no policy network in it; run blockdrop.cl_train first",
+        )
     for num_blocks in config.blocks:
         rows = exact_rows(config, num_blocks)
         print_table(f"exact, {num_blocks} blocks, {config.tables} tables of rewards", rows)
         numbers["exact"] += rows
-    if setup is not None:
-        if setup.undecided:
-            print(setup.undecided)
-        count = min(config.images, len(setup.data.test))
-        for name, rows in measured_rows(config, setup, count).items():
-            print_table(f"{setup.model}, reward {name}, {count} test images, {config.repeats} draws each", rows)
+    if opened is not None:
+        if note := undecided_note(opened.dynamic):
+            print(note)
+        count = min(config.images, len(opened.data.test))
+        for name, rows in measured_rows(config, opened, count).items():
+            print_table(
+                f"{opened.dynamic.model}, reward {name}, {count} test images, {config.repeats} draws each", rows
+            )
             numbers["measured"] += rows
     if config.json is not None:
         write_json("--json", config.json, numbers)
@@ -244,21 +249,22 @@ def _executions(numbers: tuple[int, ...], num_blocks: int) -> int:
 
 
 def measured_rows(
-    config: EstimatorVarianceConfig, setup: Setup, count: int
+    config: EstimatorVarianceConfig, opened: Opened, count: int
 ) -> dict[RewardName, list[dict[str, Any]]]:
     """For each reward a row per estimator, over repeated draws for `count` test images."""
     compute = config.compute()
-    classifier = executor(setup.resnet, setup.policy_network, compute, engine="torch")
-    costs = torch.tensor(count_flops(setup.resnet, setup.policy_network, setup.image_size).blocks)
+    dynamic = opened.dynamic
+    classifier = executor(dynamic.network, dynamic.policy_network, compute, engine="torch")
+    costs = torch.tensor(dynamic.flop_table().blocks)
     rewards: dict[RewardName, Reward] = {
         name: Reward(name, config.penalty, costs) for name in ("blockdrop", "log_likelihood")
     }
     names = contenders(config.samples, classifier.num_blocks)
     variances = {name: torch.zeros(len(names), dtype=torch.float64) for name in rewards}
     executed = torch.zeros(len(names), dtype=torch.float64)
-    chosen = torch.randperm(len(setup.data.test), generator=torch.Generator().manual_seed(config.seed))[:count]
-    batches = setup.data.test.subset(chosen).batches(
-        config.batch_size, setup.normalisation, compute.device, channels_last=compute.channels_last
+    chosen = torch.randperm(len(opened.data.test), generator=torch.Generator().manual_seed(config.seed))[:count]
+    batches = opened.data.test.subset(chosen).batches(
+        config.batch_size, opened.dynamic.normalisation, compute.device, channels_last=compute.channels_last
     )
     draws = torch.Generator(compute.device).manual_seed(config.seed)
     for images, labels in progress(batches, "drawing", -(-count // config.batch_size)):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from blockdrop.training.setup import Setup
 
-from blockdrop import Variant, build
+from blockdrop import build
 from blockdrop.data import NORMALISATIONS, MemoryImages
+from blockdrop.data.sets import Preprocessing
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.flops import count_flops
+from blockdrop.studies.worth_of_looking import affordable_share, reroute_unsure, worth_of_looking
 from blockdrop.training.compute import choose_compute
-from experiments.dynamics import affordable_share, evaluate_end, reroute_unsure
 
 
 def test_images_that_are_dealt_others_policies_lose_what_theirs_knew() -> None:
@@ -34,21 +33,19 @@ def test_images_that_are_dealt_others_policies_lose_what_theirs_knew() -> None:
         resnet.fc = head
         assert resnet(images, own).argmax(-1).tolist() == [1, 1]
         assert resnet(images, ~own).argmax(-1).tolist() == [0, 0]
-    data: Any = None
-    setup = Setup(
-        "R8_Digits", Variant(), resnet, policy_network, "reference", NORMALISATIONS["none"], data, 32, True, True,
-        [], {},
-    )  # fmt: skip
+    dynamic = DynamicNetwork(
+        resnet, policy_network, model="R8_Digits", preprocessing=Preprocessing.usual(32, NORMALISATIONS["none"])
+    )
     crowd = MemoryImages(pixels.repeat_interleave(torch.tensor([60, 40]), 0), torch.ones(100, dtype=torch.int64))
-    end = evaluate_end(setup, crowd, choose_compute("cpu", "float32"))
-    assert end["accuracy"] == 1
-    assert end["unique_policies"] == 2
-    assert all(0.3 < accuracy < 0.7 for accuracy in end["dealt_accuracies"]), "half of them keep their kind"
-    assert end["full_accuracy"] == 0.4
-    assert (end["frequent_policy"], end["frequent_accuracy"]) == ("000", 0.6)
+    end = worth_of_looking(dynamic, crowd, choose_compute("cpu", "float32"))
+    assert end.accuracy == 1
+    assert end.unique_policies == 2
+    assert all(0.3 < accuracy < 0.7 for accuracy in end.dealt_accuracies), "half of them keep their kind"
+    assert end.full_accuracy == 0.4
+    assert (end.frequent_policy, end.frequent_accuracy) == ("000", 0.6)
     flops = count_flops(resnet, None, 32)
-    assert end["frequent_flops"] == flops.per_image(torch.zeros(1, 3, dtype=torch.bool)).item() / flops.full
-    assert end["routed_accuracy"] == 0.4, "so dear a policy network would pay for all blocks of all images"
+    assert end.frequent_flops == flops.per_image(torch.zeros(1, 3, dtype=torch.bool)).item() / flops.full
+    assert end.routed_accuracy == 0.4, "so dear a policy network would pay for all blocks of all images"
 
 
 def test_the_least_sure_predictions_are_replaced_as_far_as_the_budget_goes() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from blockdrop.training.setup import open_setup
 from torch import Tensor, nn
 
 from blockdrop import build, save_checkpoint
 from blockdrop.data import NORMALISATIONS, Images
 from blockdrop.flops import FlopTable
-from experiments import block_worth
-from experiments.block_worth import (
+from blockdrop.training.opening import open_networks
+from experiments.measurements import block_worth
+from experiments.measurements.block_worth import (
     CLASSES_FIRST,
     LAST,
     BlockWorthConfig,
@@ -121,7 +121,7 @@ def test_a_linear_model_tells_what_is_linear_in_features_or_chances(checkpoint: 
     config = BlockWorthConfig(
         model="R8_Digits", load=(str(checkpoint),), images=200, batch_size=50, precision="float32"
     )
-    study = Study(open_setup(config, config.load), config.compute(), config)
+    study = Study(open_networks(config, config.load), config.compute(), config)
     head = nn.Linear(4, 3)
 
     def look(images: Tensor) -> Tensor:

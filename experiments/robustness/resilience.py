@@ -26,6 +26,7 @@ from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.output import check_writable, write_json
+from blockdrop.studies.runs import main_of
 from blockdrop.training.config import TrainingConfig
 from blockdrop.training.run_directory import read_metrics
 from blockdrop.training.state import read_state
@@ -69,7 +70,7 @@ def tiny(folder: Path) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class ResilienceConfig:
-    """Flags of `python -m experiments.resilience`."""
+    """Flags of `python -m experiments.robustness.resilience`."""
 
     kills: int = 100
     """How often a run is killed, all commands together."""
@@ -95,7 +96,10 @@ def main(config: ResilienceConfig) -> list[dict[str, Any]]:
     context = multiprocessing.get_context(
         "forkserver"
     )  # its children have imported everything: kills hit the work
-    context.set_forkserver_preload(["blockdrop.cl_train", "blockdrop.distill", "blockdrop.finetune", __name__])
+    imported_late = ("opening", "supervised", "joint", "policy_epoch", "batchnorm")
+    context.set_forkserver_preload(
+        [*(f"blockdrop.training.{name}" for name in imported_late), "blockdrop.distillation.report", __name__]
+    )
     moments = random.Random(config.seed)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -170,18 +174,12 @@ def run_process(
 def run_quietly(config: TrainingConfig) -> None:
     """What the process does: the command without what it prints."""
     torch.set_num_threads(1)
-    command = {
-        pretrain.PretrainConfig: pretrain.main,
-        cl_train.CurriculumConfig: cl_train.main,
-        finetune.FinetuneConfig: finetune.main,
-        **dict.fromkeys(distill.METHODS.values(), distill.main),
-    }[type(config)]
     with (
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
     ):
-        command(config)  # type: ignore[operator]
+        main_of(config)(config)
 
 
 # ---- what is compared

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, chi2
 
-from experiments.comparison import (
+from blockdrop.studies.comparison import (
     clustered_z,
     holm,
     mcnemar,
@@ -42,7 +42,7 @@ def test_all_runs_see_the_same_images() -> None:
 def test_draws_in_pieces_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     right = generator().random((3, 20)) < 0.5
     whole = resample_images(right, 50, generator())
-    monkeypatch.setattr("experiments.comparison.CHUNK_BYTES", 7 * 8 * 20)
+    monkeypatch.setattr("blockdrop.studies.comparison.CHUNK_BYTES", 7 * 8 * 20)
     assert (resample_images(right, 50, generator()) == whole).all()
 
 

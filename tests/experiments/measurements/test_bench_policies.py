@@ -12,8 +12,8 @@ import torch
 from blockdrop import build, save_checkpoint
 from blockdrop.data import NORMALISATIONS
 from blockdrop.errors import UserError
-from experiments import bench_policies
-from experiments.bench_policies import (
+from experiments.measurements import bench_policies
+from experiments.measurements.bench_policies import (
     REFERENCE,
     SHARED,
     BenchPoliciesConfig,

@@ -1,0 +1,1 @@
+"""What studies share that compare many runs: their commands, evaluations, seconds and statistics."""

@@ -1,0 +1,1 @@
+"""What tries to break the library: hostile files, and runs that are killed."""
