@@ -13,8 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from agents.policy_network import PolicyNetwork
 from blockdrop.console import run_command
-from blockdrop.models.backbone import Backbone
+from blockdrop.data import NORMALISATIONS, Normalisation, Preprocessing
+from blockdrop.dynamic import DynamicNetwork
+from blockdrop.models.backbone import Backbone, Network
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.zoo import build, build_static
 
@@ -62,6 +65,23 @@ def make_static() -> Callable[..., Backbone]:
         return net.eval()
 
     return make
+
+
+def dynamic_of(
+    network: Network,
+    policy_network: PolicyNetwork | None = None,
+    normalisation: Normalisation = NORMALISATIONS["half"],
+    threshold: float | None = None,
+) -> DynamicNetwork:
+    """A network of the zoo, and its policy network at a threshold."""
+    assert network.built_from is not None
+    assert network.image_size is not None
+    point = None if threshold is None else {"threshold": threshold}
+    model, variant = network.built_from
+    preprocessing = Preprocessing.usual(network.image_size, normalisation)
+    return DynamicNetwork(
+        network, policy_network, model=model, variant=variant, preprocessing=preprocessing, operating_point=point
+    )
 
 
 def write_image_tree(

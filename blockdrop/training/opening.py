@@ -205,7 +205,7 @@ def open_session(
         BlockdropError: see `RunDirectory`; a target that can't be reached; too few images for so many processes.
     """
     _check_target(config, dynamic)
-    _check_shares(config, data, compute.processes)
+    check_shares(config, data, compute.processes)
     run = RunDirectory(
         config.cv_dir,
         command,
@@ -231,7 +231,7 @@ def _check_target(config: RunConfig, dynamic: DynamicNetwork) -> None:
         )
 
 
-def _check_shares(config: RunConfig, data: Data, processes: Processes) -> None:
+def check_shares(config: RunConfig, data: Data, processes: Processes) -> None:
     """Reads the data; raises `BlockdropError` if a process would get nothing of a batch."""
     smallest = data.train.smallest_batch(config.batch_size)
     require(

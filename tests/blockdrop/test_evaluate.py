@@ -17,7 +17,7 @@ from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.checkpoints.filling import load_checkpoint
 from blockdrop.models.specs import Variant
-from tests.conftest import randomise_statistics, write_image_tree
+from tests.conftest import dynamic_of, randomise_statistics, write_image_tree
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -75,19 +75,15 @@ def test_a_budget_is_met_on_one_half_and_reported_on_the_other(
     load_checkpoint(checkpoint, resnet=resnet, policy_network=policy_network)
     threshold = numbers["threshold"]
     choosing, reported = (
-        evaluate_images(
-            resnet, policy_network, images.subset(rows), NORMALISATIONS["half"], batch_size=4, threshold=threshold
-        )
+        evaluate_images(dynamic_of(resnet, policy_network, threshold=threshold), images.subset(rows), batch_size=4)
         for rows in held_out_halves(images.labels)
     )
     full = numbers["full_flops"]
     assert choosing.flops_per_image[0] / full == point["flops_fraction"] <= 0.7
     assert choosing.keep_probs is not None
     lower = choosing.keep_probs[choosing.keep_probs < threshold].max().item()
-    cheaper = evaluate_images(
-        resnet, policy_network, images.subset(held_out_halves(images.labels)[0]), NORMALISATIONS["half"],
-        batch_size=4, threshold=lower,
-    )  # fmt: skip
+    choosers = images.subset(held_out_halves(images.labels)[0])
+    cheaper = evaluate_images(dynamic_of(resnet, policy_network, threshold=lower), choosers, batch_size=4)
     assert cheaper.flops_per_image[0] > 0.7 * full, "no lower threshold meets the budget"
     assert numbers["accuracy"] == reported.accuracy
     assert numbers["flops_mean"] == reported.flops_per_image[0]
@@ -229,7 +225,7 @@ def test_digests_tell_labels_their_order_and_class_names() -> None:
 
 
 def test_speed_can_be_left_out(tmp_path: Path, checkpoint: Path, run: Command, monkeypatch: Any) -> None:
-    monkeypatch.setattr(bench, "measure_speed", lambda *args: pytest.fail("measured"))
+    monkeypatch.setattr(bench, "measure_speed", lambda *args, **options: pytest.fail("measured"))
     flags = ("--no_speed", "--curve", "--json", tmp_path / "e.json", "--save", tmp_path / "point.t7")
     code, out, _ = run(*flags)
     assert code == 0

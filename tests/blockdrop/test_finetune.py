@@ -11,21 +11,24 @@ from typing import Any
 
 import pytest
 import torch
-from blockdrop.training.setup import open_setup
 
+from agents.deciders import Decision, Learned, Shuffled
 from agents.names import ESTIMATORS, PATHWISE
-from blockdrop import build, cl_train, evaluate, finetune, load_checkpoint, save_checkpoint
+from agents.rewards import Reward
+from blockdrop import build, cl_train, evaluate, finetune, load, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource
 from blockdrop.errors import UserError
-from blockdrop.finetune import FinetuneConfig, count_executions, learn_pathwise
+from blockdrop.finetune import FinetuneConfig
 from blockdrop.flops import count_flops
 from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.checkpoints.torch_files import read_torch_file
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.training.compute import choose_compute
-from blockdrop.training.config import ModelConfig
+from blockdrop.training.joint import BlockRunner, JointBatch, PathwiseLearner, make_learner, make_optimizers
 from blockdrop.training.policies import OperatingPoint
 from blockdrop.training.update import Update
+from tests.conftest import dynamic_of
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -144,39 +147,34 @@ def test_the_threshold_meets_the_target_on_training_images_once_policies_settle(
     resnet, policy_network = build("R8_Folder", num_classes=2, policy_net="stem")
     load_checkpoint(checkpoint, resnet=resnet, policy_network=policy_network)
     data, flops = DataSource("Folder", str(image_tree)), count_flops(resnet, policy_network)
-    how = (resnet, policy_network, data.train, NORMALISATIONS["half"])
 
     def share(threshold: float) -> float:
-        return evaluate_images(*how, threshold=threshold).flops_per_image[0] / flops.full
+        dynamic = dynamic_of(resnet, policy_network, threshold=threshold)
+        return evaluate_images(dynamic, data.train).flops_per_image[0] / flops.full
 
     assert share(point["threshold"]) == pytest.approx(point["flops_fraction"])
     assert share(point["threshold"]) <= 0.8
     assert share(0.5) > 0.8
 
 
-def test_settled_policies_are_those_of_the_tests_in_bfloat16_too(
-    tmp_path: Path, image_tree: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[torch.Tensor] = []
-    learn_settled = finetune.learn_settled
-
-    def spy(*given: Any) -> Any:
-        seen.append(given[5])
-        return learn_settled(*given)
-
-    monkeypatch.setattr(finetune, "learn_settled", spy)
-    config = FinetuneConfig.of_recipe(
-        "fast", model="R8_Folder", data_dir=str(image_tree), pretrained=(str(backbone),), batch_size=6,
-        cv_dir=str(tmp_path / "f"), policy_net="constant", max_epochs=2, settle=0.5, recalibrate=0,
-        precision="bfloat16",
+def test_settled_policies_are_those_of_the_tests_in_bfloat16_too(tmp_path: Path, image_tree: Path) -> None:
+    """Keep probabilities of 0.5 and a little less, which bfloat16 rounds to 0.5, at a threshold of 0.5."""
+    resnet, policy_network = build("R8_Folder", num_classes=2, policy_net="constant")
+    policy_network.logit.bias.data = torch.tensor([0.0, -1e-4, -1e-4])
+    keep_probs = policy_network(torch.zeros(1, 3, 32, 32))[0]
+    assert (keep_probs >= 0.5).tolist() == [[True, False, False]]
+    assert (keep_probs.bfloat16() >= 0.5).all(), "or there would be nothing to lose"
+    save_checkpoint(
+        path := tmp_path / "half.t7", model="R8_Folder", resnet=resnet, policy_network=policy_network,
+        policy_net="constant", normalisation=NORMALISATIONS["half"],
+    )  # fmt: skip
+    config = FinetuneConfig(
+        model="R8_Folder", data_dir=str(image_tree), pretrained=(str(path),), cv_dir=str(tmp_path / "f"),
+        settle=1.0, max_epochs=1, precision="bfloat16",
     )  # fmt: skip
     finetune.main(config)
-    resnet, policy_network = build("R8_Folder", num_classes=2, policy_net="constant")
-    load_checkpoint(read_checkpoint(tmp_path / "f"), resnet=resnet, policy_network=policy_network)
-    keep_probs, _ = policy_network.eval()(torch.zeros(1, 3, 32, 32))
-    assert not keep_probs.equal(keep_probs.bfloat16().float()), "or there would be nothing to lose"
-    assert seen
-    assert all(given.equal(keep_probs.expand_as(given)) for given in seen)
+    for phase in ("train", "test"):
+        assert [line["blocks"] for line in records(tmp_path / "f", phase)] == [1]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -185,8 +183,10 @@ def test_every_weight_is_learned_once_and_the_bias_of_the_logits_at_its_own_rate
     optimizer: str, bias_lr: float | None
 ) -> None:
     resnet, policy_network = build("R8_C10", policy_net="stem")
-    config = FinetuneConfig(optimizer=optimizer, lr=0.25, resnet_lr=0.125, bias_lr=bias_lr)  # type: ignore[arg-type]
-    optimizers = finetune.make_optimizers(config, resnet, policy_network)
+    optimizers = make_optimizers(
+        resnet, policy_network,
+        optimizer=optimizer, lr=0.25, wd=0.0, bias_lr=bias_lr, resnet_lr=0.125, resnet_wd=0.0,  # type: ignore[arg-type]
+    )  # fmt: skip
     rates: dict[torch.nn.Parameter, float] = {}
     for group in (group for each in optimizers.values() for group in each.param_groups):
         for parameter in group["params"]:
@@ -224,12 +224,9 @@ def test_all_learning_rates_follow_the_schedule(
 def test_a_target_that_no_threshold_meets_leaves_the_threshold(
     tmp_path: Path, image_tree: Path, both: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    point, setup = (
-        OperatingPoint(),
-        open_setup(ModelConfig(model="R8_Folder", data_dir=str(image_tree)), (str(both),)),
-    )
-    flops = count_flops(setup.resnet, setup.policy_network)
-    point.choose(0.01, setup.policy_network, setup, choose_compute(precision="float32"), flops)
+    point, dynamic = OperatingPoint(), load(both)
+    images = DataSource("Folder", image_tree).train
+    point.choose(0.01, dynamic, images, choose_compute(precision="float32"), dynamic.flop_table())
     assert point.threshold == 0.5
     assert point.recorded() is None
     assert "threshold 0.5 stays: budget 0.01: can't be met" in capsys.readouterr().out
@@ -292,13 +289,13 @@ def test_frozen_and_settling_epochs_train_one_network_each(tmp_path: Path, image
 
 def test_who_learns_when() -> None:
     config = FinetuneConfig(max_epochs=6, freeze_epochs=2, settle=0.17, alternate=True)
-    assert [config.learners(epoch, 0) for epoch in (0, 1, 5)] == [(False, True), (False, True), (True, False)]
-    assert [config.learners(2, batch) for batch in range(3)] == [(True, False), (False, True), (True, False)]
+    assert [config.phase(epoch, 0) for epoch in (0, 1, 5)] == [(False, True), (False, True), (True, False)]
+    assert [config.phase(2, batch) for batch in range(3)] == [(True, False), (False, True), (True, False)]
     config.accumulate = 2
-    turns = [config.learners(2, batch)[0] for batch in range(6)]
+    turns = [config.phase(2, batch).resnet for batch in range(6)]
     assert turns == [True, True, False, False, True, True], "batches of one step go to one network"
-    assert FinetuneConfig(policy="full", freeze_epochs=1).learners(0, 0) == (True, False)
-    assert FinetuneConfig().learners(0, 1) == (True, True)
+    assert FinetuneConfig(policy="full", freeze_epochs=1).phase(0, 0) == (True, False)
+    assert FinetuneConfig().phase(0, 1) == (True, True)
 
 
 def test_policies_have_the_first_epoch_unless_they_learn_nothing_at_all() -> None:
@@ -346,45 +343,41 @@ def test_a_recipe_that_settles_nothing_rewinds_nothing_and_leaves_no_stem_behind
 
 
 def test_a_rewound_resnet_goes_on_from_the_weights_it_was_loaded_with(
-    tmp_path: Path, image_tree: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, image_tree: Path, backbone: Path
 ) -> None:
-    seen: list[dict[str, torch.Tensor]] = []
-    learn_settled = finetune.learn_settled
-
-    def spy(config: Any, resnet: torch.nn.Module, *rest: Any) -> Any:
-        seen.append({name: value.clone() for name, value in resnet.state_dict().items()})
-        return learn_settled(config, resnet, *rest)
-
-    moments: list[int] = []
-    step = torch.optim.SGD.step
-
-    def count_moments(self: torch.optim.SGD) -> None:
-        moments.append(len(self.state))
-        step(self)
-
-    monkeypatch.setattr(finetune, "learn_settled", spy)
-    monkeypatch.setattr(torch.optim.SGD, "step", count_moments)
+    """A learning rate too small to be seen in the one settled epoch shows what that one began with."""
     flags: dict[str, Any] = {
-        "model": "R8_Folder", "data_dir": str(image_tree), "batch_size": 6, "max_epochs": 4, "settle": 0.5,
-        "keep_full": 0.2, "target_flops": 0.7, "pretrained": (str(backbone),),
+        "model": "R8_Folder", "data_dir": str(image_tree), "batch_size": 6, "max_epochs": 2, "settle": 0.5,
+        "keep_full": 0.2, "target_flops": 0.7, "pretrained": (str(backbone),), "test_every": 1, "recalibrate": 0,
     }  # fmt: skip
+    loaded = read_checkpoint(backbone).resnet
+    assert loaded is not None
+    learned = [key for key in loaded if key.startswith("blocks") and key.endswith("conv1.weight")]
     for name, rewind in (("rewound", True), ("not", False)):
-        seen.clear(), moments.clear()
         config = FinetuneConfig.of_recipe("fast", cv_dir=str(tmp_path / name), rewind=rewind, **flags)
         finetune.main(config)
-        loaded, end = read_checkpoint(backbone).resnet, read_checkpoint(tmp_path / name).resnet
-        assert loaded is not None
-        assert end is not None
-        assert len(seen) == 4, "two batches in each of two epochs"
-        assert [count == 0 for count in moments[:8:2]] == [True, False, rewind, False], (
-            "no momentum of the old way"
-        )
-        assert all(seen[0][key].equal(loaded[key]) for key in loaded) == rewind
-        assert not seen[2]["blocks.0.0.conv1.weight"].equal(loaded["blocks.0.0.conv1.weight"]), (
-            "once, not each epoch"
-        )
+        first, last = (read_checkpoint(next((tmp_path / name).glob(f"ckpt_E_{epoch}_*"))).resnet for epoch in "01")
+        assert first is not None
+        assert last is not None
+        for key in learned:
+            moved = (first[key] - loaded[key]).norm()
+            assert moved > 0
+            ended = (last[key] - loaded[key]).norm(), (last[key] - first[key]).norm()
+            assert (ended[0] < ended[1]) == rewind, "nearer to where it began anew"
         stem = [key for key in loaded if key.startswith(("conv1", "bn1"))]
-        assert all(end[key].equal(loaded[key]) for key in stem) == rewind, "what the policy network looks through"
+        assert all(last[key].equal(loaded[key]) for key in stem) == rewind, "what the policy network looks through"
+
+
+def test_the_optimisers_begin_anew_with_the_weights(tmp_path: Path, image_tree: Path, backbone: Path) -> None:
+    """Momentum of the first epoch, if it were kept, would carry the rewound weights on at a learning rate of 0."""
+    flags: dict[str, Any] = {
+        "model": "R8_Folder", "data_dir": str(image_tree), "batch_size": 6, "max_epochs": 2, "settle": 0.5,
+        "pretrained": (str(backbone),), "recalibrate": 0, "save_minutes": 1e-6,
+    }  # fmt: skip
+    finetune.main(FinetuneConfig.of_recipe("fast", cv_dir=str(tmp_path / "f"), **flags))
+    state = read_torch_file(tmp_path / "f" / "state.pt")
+    steps = {int(moments["step"]) for moments in state["parts"]["adam"]["state"].values() if "step" in moments}
+    assert steps == set(), "Adam's moments of the policy network, which no longer learns, are gone"
 
 
 def test_after_a_rewind_the_learning_rate_begins_anew() -> None:
@@ -408,8 +401,9 @@ def test_cosine_rises_then_falls_to_zero() -> None:
 
 def test_executions_are_those_of_the_way_that_runs() -> None:
     policies = torch.tensor([[[True, True, False]], [[True, False, True]]])
-    assert count_executions(FinetuneConfig(execution="masked"), policies) == 6
-    assert count_executions(FinetuneConfig(execution="sparse"), policies) == 3
+    resnet, compute = build("R8_C10")[0], choose_compute("cpu", "float32")
+    assert BlockRunner(resnet, compute, "masked").executions(policies) == 6
+    assert BlockRunner(resnet, compute, "sparse").executions(policies) == 3
 
 
 def test_counted_work_of_an_epoch(tmp_path: Path, image_tree: Path, both: Path) -> None:
@@ -425,44 +419,65 @@ def test_counted_work_of_an_epoch(tmp_path: Path, image_tree: Path, both: Path) 
 
 @pytest.mark.parametrize("estimator", ["leave_one_out", "kept_straight_through"])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_counted_work_is_what_the_blocks_do(
-    tmp_path: Path, image_tree: Path, both: Path, monkeypatch: pytest.MonkeyPatch, estimator: str, frozen: bool
-) -> None:
+def test_counted_work_is_what_the_blocks_do(image_tree: Path, both: Path, estimator: str, frozen: bool) -> None:
     """Where weights don't learn, the backward pass is through the maps alone, or there is none."""
+    dynamic = load(both).train()
+    resnet = dynamic.network.requires_grad_(not frozen)
+    assert isinstance(resnet, DroppableResNet)
+    assert dynamic.policy_network is not None
     rows: list[int] = []
-    run_block = DroppableResNet._run_block
-
-    def count(self: DroppableResNet, x: torch.Tensor, branch: Any, *given: Any) -> torch.Tensor:
-        hook = branch.register_forward_hook(lambda _m, args, _o: rows.append(len(args[0])))
-        y = run_block(self, x, branch, *given)
-        hook.remove()
-        return y
-
-    monkeypatch.setattr(DroppableResNet, "_run_block", count)
-    finetune.main(
-        FinetuneConfig(
-            model="R8_Folder", data_dir=str(image_tree), batch_size=6, max_epochs=1, pretrained=(str(both),),
-            cv_dir=str(tmp_path / "f"), estimator=estimator, freeze_epochs=int(frozen),  # type: ignore[arg-type]
-        )
+    for branch, _ in resnet.branches():
+        branch.register_forward_hook(lambda _module, given, _out: rows.append(len(given[0])))
+    reward = Reward("blockdrop", -5.0, torch.ones(3))
+    learn = make_learner(
+        BlockRunner(resnet, choose_compute("cpu", "float32")), estimator, reward,  # type: ignore[arg-type]
+        samples=2, alpha=0.8, temperature=1.0, information=0.0,
     )  # fmt: skip
-    (epoch,) = records(tmp_path / "f", "train")
+    images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1] * 3)
+    keep_probs, values = dynamic.policy_network(images)
+    draws = torch.Generator().manual_seed(0)
+    step = learn(JointBatch(images, labels, Decision(keep_probs, keep_probs >= 0.5, values), draws))
     passes = 3 if not frozen else 2 if estimator == "kept_straight_through" else 1
-    assert 0 < sum(rows) * passes == epoch["block_executions"]
+    assert 0 < sum(rows) * passes == step.executions
+
+
+@pytest.mark.parametrize("reward", ["blockdrop", "flops", "log_likelihood"])
+def test_the_logged_and_stored_reward_is_the_one_that_is_trained_on(
+    reward: str, tmp_path: Path, image_tree: Path, both: Path
+) -> None:
+    config = FinetuneConfig(
+        model="R8_Folder", data_dir=str(image_tree), max_epochs=1, pretrained=(str(both),), settle=1.0, lr=1e-12,
+        cv_dir=str(tmp_path / "f"), reward=reward, penalty=-2.0, precision="float32",  # type: ignore[arg-type]
+    )  # fmt: skip
+    finetune.main(config)
+    (test,) = records(tmp_path / "f", "test")
+    dynamic = load(tmp_path / "f")
+    outcomes = evaluate_images(dynamic, DataSource("Folder", image_tree).test)
+    assert outcomes.losses is not None
+    costs = torch.tensor(dynamic.flop_table().blocks)
+    share = outcomes.policy.double() @ (costs / costs.sum()).double()
+    expected = {
+        "blockdrop": torch.where(outcomes.correct, 1 - outcomes.policy.double().mean(1) ** 2, -2.0),
+        "flops": torch.where(outcomes.correct, 1 - share**2, -2.0),
+        "log_likelihood": 1 - share**2 - 2 * outcomes.losses,
+    }[reward]
+    assert test["reward"] == pytest.approx(expected.mean().item(), abs=1e-5)
+    assert dynamic.metrics["reward"] == test["reward"]
 
 
 @pytest.mark.parametrize("keep_full", [0.0, 0.5])
 def test_the_price_of_a_block_for_an_image_is_the_same_beside_images_that_keep_all(keep_full: float) -> None:
     resnet, _ = build("R8_C10")
     compute, costs = choose_compute("cpu", "float32"), torch.ones(3)
-    config = FinetuneConfig(estimator="kept_straight_through", keep_full=keep_full, alpha=1.0)
+    blocks = BlockRunner(resnet.eval(), compute, keep_full=keep_full)
+    learn = PathwiseLearner(blocks, "kept_straight_through", costs, alpha=1.0, penalty=-5.0)
     images, labels = torch.randn(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64)
 
     def gradient(price: float) -> torch.Tensor:
         keep_probs = torch.full((8, 3), 0.5).requires_grad_()
         draws = torch.Generator().manual_seed(0)
-        step = learn_pathwise(
-            config, resnet.eval(), compute, costs, images, labels, keep_probs, keep_probs, draws, price
-        )
+        decision = Decision(keep_probs, keep_probs.detach() >= 0.5)
+        step = learn(JointBatch(images, labels, decision, draws, price))
         return torch.autograd.grad(step.loss, keep_probs)[0][-1]
 
     torch.testing.assert_close(gradient(1.0) - gradient(0.0), torch.full((3,), 1 / 3 / 8), atol=1e-5, rtol=1e-4)
@@ -581,15 +596,11 @@ def test_the_price_of_a_curriculum_waits_for_blocks_that_are_not_decided_yet(
 def test_shuffled_policies_are_those_of_other_images() -> None:
     resnet, policy_network = build("R8_Digits", policy_net="pooled4")
     images = DataSource("Digits").test.subset(torch.arange(60))
-    keep_probs = evaluate_images(resnet, policy_network, images, NORMALISATIONS["half"]).keep_probs
+    dynamic = dynamic_of(resnet, policy_network)
+    keep_probs = evaluate_images(dynamic, images).keep_probs
     assert keep_probs is not None
-    own, shuffled = (
-        evaluate_images(
-            resnet, policy_network, images, NORMALISATIONS["half"],
-            threshold=keep_probs.median().item(), shuffle_policies=shuffle,
-        )
-        for shuffle in (False, True)
-    )  # fmt: skip
+    learned = Learned(policy_network, 3, keep_probs.median().item())
+    own, shuffled = (evaluate_images(dynamic, images, decider=decider) for decider in (learned, Shuffled(learned)))
     assert own.unique_policies > 1
     assert not own.policy.equal(shuffled.policy)
     assert sorted(own.policy.tolist()) == sorted(shuffled.policy.tolist())

@@ -48,7 +48,9 @@ def test_every_network_passes_all_images_by_every_engine(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(measure, "seconds_in_turns", time_them)
     compute = Compute(CPU, torch.float32, channels_last=True)
-    seconds = measure.measure_passes(networks, images, NORMALISATIONS["half"], compute, 2, ("torch", "eager"))
+    seconds = measure.measure_passes(
+        networks, images, NORMALISATIONS["half"], compute, batch_size=2, engines=("torch", "eager")
+    )
     assert seconds == [{"torch": 1, "eager": 2}, {"torch": 3, "eager": 4}]
     (batch,) = images.batches(5, NORMALISATIONS["half"])
     for number, logits in enumerate(passes):
@@ -70,8 +72,10 @@ def test_some_images_stand_for_all_and_executors_that_there_are_serve(monkeypatc
         return [3.0, 6.0]
 
     monkeypatch.setattr(measure, "seconds_in_turns", time_them)
-    how = (images, NORMALISATIONS["half"], compute, 2, ("torch",))
-    seconds = measure.measure_passes(networks, *how, timed_images=3, executors={"torch": ready})
+    seconds = measure.measure_passes(
+        networks, images, NORMALISATIONS["half"], compute,
+        batch_size=2, engines=("torch",), timed_images=3, executors={"torch": ready},
+    )  # fmt: skip
     assert seconds == [{"torch": 5.0}, {"torch": 10.0}], "of five images, three of which were timed"
 
 

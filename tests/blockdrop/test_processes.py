@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from blockdrop.training.setup import Setup
 from torch import nn
 
 from agents.policy_network import PolicyNetwork
@@ -31,9 +30,11 @@ from blockdrop.pretrain import PretrainConfig
 from blockdrop.processes import ALONE, Processes, current_processes, joined
 from blockdrop.training.compute import choose_compute
 from blockdrop.training.config import TrainingConfig
+from blockdrop.training.opening import check_shares
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.supervised import TestAndSave
 from blockdrop.training.update import Update
+from tests.conftest import dynamic_of
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 
@@ -243,7 +244,7 @@ def test_two_processes_train_one_network_and_report_its_true_accuracy(
     test_and_save = TestAndSave.__call__
 
     def remember(tests: TestAndSave, epoch: int, last: bool) -> str:
-        networks.append(tests.network())
+        networks.append(tests.dynamic.network if tests.network is None else tests.network())
         return test_and_save(tests, epoch, last)
 
     def work(_: Processes) -> dict[str, torch.Tensor]:
@@ -258,7 +259,7 @@ def test_two_processes_train_one_network_and_report_its_true_accuracy(
     network, saved = load_network(tmp_path / "run")
     test = DataSource("Folder", image_tree).test
     assert saved.normalisation is not None
-    outcomes = evaluate_images(network, None, test, saved.normalisation)
+    outcomes = evaluate_images(dynamic_of(network, normalisation=saved.normalisation), test)
     assert outcomes.accuracy == pytest.approx(saved.metrics["accuracy"])
 
 
@@ -296,8 +297,8 @@ def test_each_test_image_is_counted_once(count: int, image_tree: Path) -> None:
     images = data.test.subset(torch.arange(count))
 
     def work(_: Processes) -> tuple[torch.Tensor, ...]:
-        how = {"compute": choose_compute("cpu", "float32"), "batch_size": 2}
-        outcomes = evaluate_images(resnet, policy_network, images, NORMALISATIONS["half"], **how)  # type: ignore[arg-type]
+        dynamic = dynamic_of(resnet, policy_network)
+        outcomes = evaluate_images(dynamic, images, choose_compute("cpu", "float32"), batch_size=2)
         return outcomes.policy, outcomes.predictions, outcomes.labels
 
     ((policy, predictions, labels),) = in_processes(1, work)
@@ -331,12 +332,10 @@ def test_a_signal_to_one_process_stops_all_and_all_go_on_together(tmp_path: Path
 
 
 def test_a_batch_too_small_for_all_is_named(image_tree: Path) -> None:
-    setup = Setup.__new__(Setup)
-    setup.data = DataSource("Folder", image_tree)
-    config = PretrainConfig(batch_size=5)
-    setup.check_shares(config, Processes(0, 2))
+    data, config = DataSource("Folder", image_tree), PretrainConfig(batch_size=5)
+    check_shares(config, data, Processes(0, 2))
     with pytest.raises(UserError, match="--batch_size 5: one of the batches would be of 2 images, too few for 3"):
-        setup.check_shares(config, Processes(0, 3))
+        check_shares(config, data, Processes(0, 3))
 
 
 def test_alone_nothing_is_exchanged() -> None:

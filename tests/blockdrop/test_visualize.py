@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockdrop.training.setup import open_setup
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -15,8 +14,9 @@ from blockdrop.data import NORMALISATIONS, MemoryImages
 from blockdrop.findings import Findings, evenly_by_class, look, page_of, small_pixels
 from blockdrop.measure import evaluate_images
 from blockdrop.policy_curves import predictions_at
+from blockdrop.training.opening import open_networks
 from blockdrop.visualize import VisualizeConfig
-from tests.conftest import randomise_statistics, write_image_tree
+from tests.conftest import dynamic_of, randomise_statistics, write_image_tree
 
 Command = Callable[..., tuple[int, str, str]]
 NAMES = [
@@ -108,19 +108,19 @@ def findings(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Findings
         model="R14_Folder", data_dir=str(folder / "tree"), load=(str(folder / "both.t7"),), batch_size=5,
         cv_dir=str(tmp_path_factory.mktemp("v")), threshold=0.5,
     )  # fmt: skip
-    setup = open_setup(config, config.load)
-    return look(setup, setup.data.test, config.compute(), config.batch_size, config.engine, config.threshold)
+    opened = open_networks(config, config.load)
+    return look(opened, opened.data.test, config.compute(), config.batch_size, config.engine, config.threshold)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.45, 0.5, 0.7])
 def test_what_the_page_shows_at_a_threshold_is_what_the_network_does_there(
     threshold: float, findings: Findings
 ) -> None:
-    setup, outcomes = findings.setup, findings.outcomes
+    opened, outcomes = findings.opened, findings.outcomes
     assert outcomes.keep_probs is not None
-    direct = evaluate_images(
-        setup.resnet, setup.policy_network, setup.data.test, setup.normalisation, threshold=threshold
-    )
+    dynamic = opened.dynamic
+    at = dynamic_of(dynamic.network, dynamic.policy_network, dynamic.normalisation, threshold)
+    direct = evaluate_images(at, opened.data.test)
     assert direct.policy.equal(map_policy(outcomes.keep_probs, threshold))
     nested = findings.nested_predictions
     assert predictions_at(outcomes.keep_probs, nested, threshold).equal(direct.predictions)
@@ -145,7 +145,7 @@ def test_the_curve_goes_through_the_reported_point(findings: Findings) -> None:
 
 
 def test_pixels_are_those_of_the_files(findings: Findings) -> None:
-    test = findings.setup.data.test
+    test = findings.opened.data.test
     assert isinstance(test, MemoryImages)
     assert findings.images.equal(test.images)
 

@@ -21,6 +21,7 @@ from blockdrop.measure import evaluate_images
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.zoo import build_static
 from blockdrop.training.compute import Compute
+from tests.conftest import dynamic_of
 
 Make = Callable[..., Backbone]
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -109,7 +110,7 @@ def test_a_hybrids_accuracy_is_the_share_of_images_it_gets_right(make_static: Ma
     )
     compute = Compute(torch.device("cpu"), torch.float32, channels_last=True)
     normalisation = NORMALISATIONS["half"]
-    images.labels = evaluate_images(net, None, images, normalisation, compute).predictions.clone()
+    images.labels = evaluate_images(dynamic_of(net), images, compute).predictions.clone()
     images.labels[:3] = (images.labels[:3] + 1) % 10
     assert Hybrid(net, net, 2).accuracy(images, normalisation, compute) == 0.7
 

@@ -1,19 +1,19 @@
 """Statistics taken anew are those of the batches under MAP policies."""
 
+import copy
+
 import torch
 from torch import nn
 
-from agents.policy_network import PolicyNetwork
+from agents.deciders import Learned
 from blockdrop.models.zoo import build
 from blockdrop.training.batchnorm import recalibrate
 
 
-def deciding(keep: list[bool]) -> PolicyNetwork:
+def deciding(keep: list[bool]) -> Learned:
     """The same policy for every image."""
-    network = PolicyNetwork(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3, len(keep))
-    nn.init.zeros_(network.logit.weight)
-    network.logit.bias.data = torch.tensor([9.0 if kept else -9.0 for kept in keep])
-    return network
+    keep_probs = torch.tensor([0.999 if kept else 0.001 for kept in keep])
+    return Learned(lambda images: (keep_probs.expand(len(images), -1), None), len(keep))
 
 
 def test_means_over_the_batches_and_untouched_blocks_as_they_were() -> None:
@@ -49,7 +49,7 @@ def test_a_decider_that_shares_the_stem_decides_as_before() -> None:
     assert not wanted.all()
     seen = []
     resnet.check_policy = lambda policy, images: seen.append(policy)  # type: ignore[method-assign]
-    recalibrate(resnet, policy_network, batches)
+    recalibrate(resnet, Learned(copy.deepcopy(policy_network), 3), batches, borrowed=policy_network.borrowed)
     assert seen[0].equal(wanted)
 
 
@@ -57,7 +57,9 @@ def test_the_shared_stem_keeps_the_statistics_that_the_decider_looks_through() -
     resnet, policy_network = build("R8_C10", policy_net="stem")
     before = [buffer.clone() for buffer in resnet.bn1.buffers()]
     inner = resnet.blocks[0][0].bn1.running_mean.clone()
-    recalibrate(resnet, policy_network, [torch.randn(8, 3, 32, 32)], keep_full=0.5)
+    decide = Learned(copy.deepcopy(policy_network), 3)
+    images = [torch.randn(8, 3, 32, 32)]
+    recalibrate(resnet, decide, images, borrowed=policy_network.borrowed, keep_full=0.5)
     assert all(a.equal(b) for a, b in zip(before, resnet.bn1.buffers(), strict=True))
     assert not inner.equal(resnet.blocks[0][0].bn1.running_mean)
 
@@ -73,5 +75,7 @@ def test_work_is_counted_as_it_is_done() -> None:
 def test_the_threshold_says_which_blocks_run() -> None:
     resnet, _ = build("R8_C10")
     batches = [torch.randn(4, 3, 32, 32)]
-    assert recalibrate(resnet, deciding([True, False, True]), batches, threshold=1e-9) == 4 * 3
-    assert recalibrate(resnet, deciding([True, False, True]), batches, threshold=1 - 1e-6) == 0
+    decide = deciding([True, False, True])
+    for threshold, blocks in ((1e-9, 3), (0.5, 2), (1 - 1e-6, 0)):
+        decide.threshold = threshold
+        assert recalibrate(resnet, decide, batches) == 4 * blocks

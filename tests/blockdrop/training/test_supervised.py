@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from blockdrop.training.setup import open_setup
 from torch import Tensor, nn
 
 from blockdrop import load_checkpoint
@@ -19,7 +18,9 @@ from blockdrop.errors import NumericalError, UserError
 from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.training.config import SupervisedConfig
+from blockdrop.training.opening import open_networks
 from blockdrop.training.run_directory import RunDirectory
+from blockdrop.training.session import Session
 from blockdrop.training.supervised import Objective, Step, TestAndSave, cross_entropy_objective, fit
 from tests.conftest import write_image_tree
 
@@ -51,12 +52,15 @@ class Training:
         **options: Any,
     ) -> list[dict[str, Any]]:
         """Returns the lines of metrics.jsonl."""
-        setup, compute = open_setup(config, ()), config.compute()
+        opened = open_networks(config, ())
         self.runs += 1
-        how: dict[str, Any] = {"begin_epoch": network.train if network else list, "epochs": config.max_epochs}
+        given: dict[str, Any] = {
+            "module": network or nn.Identity(), "parameters": parameters, "end_epoch": no_test,
+            "begin_epoch": network.train if network else list, "epochs": config.max_epochs,
+        }  # fmt: skip
         with RunDirectory(self.root / f"run{self.runs}", "test", config) as run:
-            common = (config, setup, compute, run, network or nn.Identity())
-            fit(*common, objective, parameters, **{"end_epoch": no_test, **how, **options})
+            session = Session(config, config.compute(), run)
+            fit(session, opened.data, opened.dynamic.normalisation, objective, **{**given, **options})
         return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -238,11 +242,15 @@ def test_every_so_many_epochs_and_the_last_are_tested_and_saved(
 ) -> None:
     net = make_resnet("R8_Folder", num_classes=2)
     config = train.config(max_epochs=4, test_every=2, lr=0.01)
-    setup, compute = open_setup(config, ()), config.compute()
+    opened = open_networks(config, ())
+    dynamic, data = opened.dynamic.with_network(net), opened.data
     with RunDirectory(train.root / "run", "test", config) as run:
-        tests = TestAndSave(config, setup, compute, run, lambda: net)
-        how = (config, setup, compute, run, net, cross_entropy_objective(net), net.parameters())
-        fit(*how, net.train, tests, config.max_epochs)
+        session = Session(config, config.compute(), run)
+        tests = TestAndSave(session, dynamic, data)
+        fit(
+            session, data, dynamic.normalisation, cross_entropy_objective(net), module=net,
+            parameters=net.parameters(), begin_epoch=net.train, end_epoch=tests, epochs=config.max_epochs,
+        )  # fmt: skip
         reported = run.last("test")[1]
         assert tests(5, False) == "", "an epoch that isn't tested says nothing"
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
@@ -255,7 +263,7 @@ def test_every_so_many_epochs_and_the_last_are_tested_and_saved(
     assert (saved.model, saved.classes, saved.epoch) == ("R8_Folder", ["cat", "dog"], 3)
     assert saved.resnet is not None
     assert all(value.equal(net.state_dict()[key]) for key, value in saved.resnet.items())
-    outcomes = evaluate_images(net, None, setup.data.test, setup.normalisation, compute)
+    outcomes = evaluate_images(dynamic, data.test, session.compute)
     assert outcomes.accuracy == saved.metrics["accuracy"] == found[-1][1] == reported["accuracy"]
 
 
@@ -270,9 +278,10 @@ def test_what_is_saved_may_be_another_network_than_the_trained_one(
         return copied
 
     config = train.config(max_epochs=1)
-    setup, compute = open_setup(config, ()), config.compute()
+    opened = open_networks(config, ())
     with RunDirectory(train.root / "run", "test", config) as run:
-        TestAndSave(config, setup, compute, run, deployed)(0, True)
+        session = Session(config, config.compute(), run)
+        TestAndSave(session, opened.dynamic.with_network(net), opened.data, deployed)(0, True)
     load_checkpoint(run.path, resnet=net)
     assert net.fc.bias.equal(torch.ones(2))
 

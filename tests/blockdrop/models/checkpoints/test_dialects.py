@@ -27,7 +27,7 @@ from blockdrop.models.specs import Variant, parse_model_name
 from blockdrop.models.zoo import build_static
 from blockdrop.version import project_version
 from experiments.robustness.mutants import as_torchvision
-from tests.conftest import SHARED
+from tests.conftest import SHARED, dynamic_of
 
 State = dict[str, Tensor]
 
@@ -561,5 +561,5 @@ def test_published_weights_score_what_they_should(photos: Images, file: str, nam
     resnet, _ = build(name, shortcut=checkpoint.shortcut)
     load_checkpoint(checkpoint, resnet=resnet)
     assert checkpoint.normalisation is not None
-    outcomes = evaluate_images(resnet, None, photos, checkpoint.normalisation)
+    outcomes = evaluate_images(dynamic_of(resnet, normalisation=checkpoint.normalisation), photos)
     assert abs(outcomes.accuracy - accuracy) <= 0.0005
