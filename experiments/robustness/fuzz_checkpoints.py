@@ -35,16 +35,8 @@ from blockdrop.models.zoo import build_backbone
 from blockdrop.output import check_writable, write_json
 from blockdrop.progress import progress
 from blockdrop.version import project_version
-from experiments.robustness.mutants import (
-    DIALECTS,
-    MODEL,
-    SMALL,
-    TRACE,
-    file_name,
-    make_mutant,
-    samples,
-    small_policy_network,
-)
+from experiments.robustness.mutants import TRACE, make_mutant
+from experiments.robustness.samples import DIALECTS, MODEL, SMALL, file_name, samples, small_policy_network
 
 MEBIBYTE = 2**20
 PATIENCE = 600.0

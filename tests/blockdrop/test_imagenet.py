@@ -23,7 +23,7 @@ from blockdrop.models.checkpoints.filling import network_from
 from blockdrop.models.specs import Variant, parse_model_name
 from blockdrop.models.zoo import build_backbone
 from blockdrop.training.update import Update
-from experiments.robustness.mutants import as_torchvision
+from experiments.robustness.samples import as_torchvision
 
 MODEL = "R101_ImgNet"
 EIGHTH = Variant(reduction=64, reduction_mode="net")

@@ -42,13 +42,7 @@ def test_no_function_is_called_because_a_file_says_so(tmp_path: Path) -> None:
     write(tmp_path, "odd", model="os:getcwd", dataset="Folder")
     (result,) = read_folder(tmp_path).results
     clock = Clock("data/", str(tmp_path), choose_compute("cpu", "float32"))
-    with pytest.raises(
-        UserError, match="its network os:getcwd is built by a function, which isn't called because"
-    ):
+    message = "its network os:getcwd is built by a function, which isn't called because a file says so"
+    with pytest.raises(UserError, match=message):
         clock.open(result)
-    assert clock.measure([result], tmp_path) == (
-        None,
-        {
-            "odd.json": "not timed: its network os:getcwd is built by a function, which isn't called because a file says so"
-        },
-    )
+    assert clock.measure([result], tmp_path) == (None, {"odd.json": f"not timed: {message}"})

@@ -15,7 +15,8 @@ from blockdrop.errors import UserError
 from blockdrop.models.checkpoints.torch_files import read_torch_file
 from experiments.robustness import fuzz_checkpoints
 from experiments.robustness.fuzz_checkpoints import Result, Task, attempt, measure
-from experiments.robustness.mutants import DIALECTS, TRACE, file_name, make_mutant, samples
+from experiments.robustness.mutants import TRACE, make_mutant
+from experiments.robustness.samples import DIALECTS, file_name, samples
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -26,7 +26,7 @@ from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.specs import Variant, parse_model_name
 from blockdrop.models.zoo import build_static
 from blockdrop.version import project_version
-from experiments.robustness.mutants import as_torchvision
+from experiments.robustness.samples import as_torchvision
 from tests.conftest import SHARED, dynamic_of
 
 State = dict[str, Tensor]

@@ -23,7 +23,7 @@ from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
 from blockdrop.models.checkpoints.safetensors_files import write_safetensors_file
 from blockdrop.models.specs import parse_model_name
 from blockdrop.models.zoo import build
-from experiments.robustness.mutants import as_torchvision
+from experiments.robustness.samples import as_torchvision
 
 pytest.importorskip("safetensors")
 Files = tuple[dict[str, torch.Tensor], dict[str, str]]
