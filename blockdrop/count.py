@@ -1,26 +1,26 @@
-"""Count parameters, multiply-accumulates (MACs) and FLOPs of any network of the zoo, beside the original's.
+"""Count parameters, multiply-accumulates (MACs) and FLOPs of any network, beside the original's.
 
 FLOPs are 2 × MACs of convolutions and linear layers for one image. The original of a reduced, shift or plain net
-is the ResNet of its depth and kind of shortcuts.
+is the ResNet of its depth and kind of shortcuts; a network of others is its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from blockdrop.console import run_command
 from blockdrop.errors import require
-from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
+from blockdrop.models.specs import ModelSpec, Variant, parse_name
 from blockdrop.names import ReductionMode, Shortcut
 from blockdrop.output import check_writable, write_json
 from blockdrop.ranges import CheckpointName, Range, Width, check_ranges
 from blockdrop.training.config import Groups
 
 if TYPE_CHECKING:
+    from blockdrop.dynamic import DynamicNetwork
     from blockdrop.flops import LayerCount
-    from blockdrop.models.backbone import Backbone
-    from blockdrop.models.checkpoints.dialects import Checkpoint
+    from blockdrop.models.backbone import Network
 
 
 @dataclass(kw_only=True)
@@ -34,8 +34,8 @@ class CountConfig:
     }
 
     model: str | None = None
-    """Name of the network and its data set, <architecture>_<dataset>: R110_C10, plain20_C100, …. Default: the
-    checkpoint's, else R110_C10."""
+    """Name of the network and its data set, <architecture>_<dataset>: R110_C10, plain20_C100, …; or timm:<name>,
+    torchvision:<name>, <module>:<function>. Default: the checkpoint's, else R110_C10."""
     arch: str | None = None
     """Architecture that takes the place of --model's, on the same data set: shiftresnet20, resnet20, plain20,
     …."""
@@ -77,37 +77,25 @@ def main(config: CountConfig) -> dict[str, Any]:
     """Prints the counts; returns what `--json` writes."""
     config.check()
     from blockdrop.flops import count_flops, count_layers  # torch, which --help does without
-    from blockdrop.models.checkpoints.dialects import read_checkpoint
-    from blockdrop.models.checkpoints.filling import load_checkpoint
-    from blockdrop.models.policy_networks import build_policy_network
 
-    checkpoint = None if config.load is None else read_checkpoint(config.load)
-    require(
-        checkpoint is None or checkpoint.resnet is not None, f"--load {config.load}: holds no backbone to count"
-    )
-    name = config.model or (checkpoint.model if checkpoint is not None else None) or "R110_C10"
-    if config.arch is not None:
-        name = f"{config.arch}_{parse_model_name(name).dataset}"
-    spec = parse_model_name(name)
-    image_size = config.image_size or spec.image_size
-    new, original = open_networks(config, spec, checkpoint)
+    dynamic = open_network(config)
+    new, image_size = dynamic.network, config.image_size or dynamic.image_size
+    original = original_of(dynamic, config)
     surplus = config.convention == "reference"
-    numbers: dict[str, Any] = {"model": name, "image_size": image_size, "convention": config.convention}
-    print(f"{name}, {new.num_blocks} blocks, {image_size} × {image_size} px", end="")
+    numbers: dict[str, Any] = {
+        "model": dynamic.model, "image_size": image_size, "convention": config.convention,
+    }  # fmt: skip
+    print(f"{dynamic.model}, {new.num_blocks} blocks, {image_size} × {image_size} px", end="")
     print(", MACs by the reference's convention" if surplus else "")
     parameters = [sum(p.numel() for p in net.parameters()) for net in (new, original)]
     macs = [count_macs(net, image_size, surplus) for net in (new, original)]
     for kind, values in (("Parameters", parameters), ("MACs", macs), ("FLOPs", [2 * count for count in macs])):
         print(f"{kind}: (new) {values[0]} (original) {values[1]} (reduction) {values[1] / values[0]:.2f}")
         numbers[kind.lower()] = dict(zip(("new", "original"), values, strict=True))
-    if checkpoint is not None and checkpoint.policy_network is not None:
-        policy_network = build_policy_network(
-            new.num_blocks, spec.large_images, checkpoint.policy_net, backbone=new
-        )
-        load_checkpoint(checkpoint, policy_network=policy_network)
-        size = sum(p.numel() for p in policy_network.own_parameters())
-        flops = count_flops(new, policy_network, image_size).policy_network
-        print(f"Policy network ({checkpoint.policy_net}): {size} parameters, {flops} FLOPs")
+    if dynamic.policy_network is not None:
+        size = sum(p.numel() for p in dynamic.policy_network.own_parameters())
+        flops = count_flops(new, dynamic.policy_network, image_size).policy_network
+        print(f"Policy network ({dynamic.policy_net}): {size} parameters, {flops} FLOPs")
         numbers["policy_network"] = {"parameters": size, "flops": flops}
     if config.layers:
         rows = count_layers(new, image_size)
@@ -119,33 +107,56 @@ def main(config: CountConfig) -> dict[str, Any]:
     return numbers
 
 
-def open_networks(
-    config: CountConfig, spec: ModelSpec, checkpoint: Checkpoint | None
-) -> tuple[Backbone, Backbone]:
-    """The network asked for, with the checkpoint's weights if there is one, and its original."""
+def open_network(config: CountConfig) -> DynamicNetwork:
+    """The network asked for, with the checkpoint's weights and policy network if there is one."""
+    from blockdrop.loading import assemble, name_of_network, recorded_size  # torch, which --help does without
+    from blockdrop.models.checkpoints.dialects import read_checkpoint
+    from blockdrop.models.sources import open_source
+
+    checkpoints = [] if config.load is None else [read_checkpoint(config.load)]
+    require(all(c.resnet is not None for c in checkpoints), f"--load {config.load}: holds no backbone to count")
+    name = name_of_network(config.model, checkpoints)
+    if config.arch is not None:
+        name = f"{config.arch}_{parse_name(name).dataset}"
+    spec = parse_name(name)
+    source = open_source(
+        spec,
+        shortcut=config.shortcut,
+        variant=Variant(config.expansion, config.reduction, config.reduction_mode),
+        image_size=None if isinstance(spec, ModelSpec) else config.image_size or recorded_size(checkpoints),
+    )
+    return assemble(source, checkpoints, num_classes=config.num_classes)
+
+
+def original_of(dynamic: DynamicNetwork, config: CountConfig) -> Network:
+    """The ResNet that a network is made from; a network that isn't the zoo's is its own original."""
     from torch import nn  # here, as --help does without
 
-    from blockdrop.models.checkpoints.filling import network_from
+    from blockdrop.models.backbone import Backbone
     from blockdrop.models.zoo import build_backbone
 
-    recorded = Variant() if checkpoint is None else checkpoint.variant
-    variant = recorded.overridden_by(Variant(config.expansion, config.reduction, config.reduction_mode))
-    if checkpoint is None:
-        new = build_backbone(spec, config.num_classes, config.shortcut, variant)
-    else:
-        new = network_from(checkpoint, spec, config.num_classes, config.shortcut, variant)
+    spec, network = parse_name(dynamic.model), dynamic.network
+    if not isinstance(spec, ModelSpec) or not isinstance(network, Backbone):
+        return network
     family = "R" if spec.family in ("R", "plain", "exactplain") else "resnet"
     original = replace(spec, family=family, name=f"{family}{spec.depth}_{spec.dataset}")
-    classes = new.fc.out_features if isinstance(new.fc, nn.Linear) else None
-    return new, build_backbone(original, classes, new.shortcut)
+    classes = network.fc.out_features if isinstance(network.fc, nn.Linear) else config.num_classes
+    return build_backbone(original, classes, network.shortcut)
 
 
-def count_macs(net: Backbone, image_size: int, reference: bool) -> int:
+def count_macs(net: Network, image_size: int, reference: bool) -> int:
     """Multiply-accumulates for one image; by the reference's convention if `reference`."""
     from blockdrop.flops import count_flops, reference_stem_surplus
+    from blockdrop.models.backbone import Backbone
 
     macs = count_flops(net, None, image_size).full // 2
-    return macs + reference_stem_surplus(net, image_size) if reference else macs
+    if not reference:
+        return macs
+    require(
+        isinstance(net, Backbone) and net.built_from is not None,
+        "--convention reference: for networks of the zoo, as ShiftResNet's were counted",
+    )
+    return macs + reference_stem_surplus(cast("Backbone", net), image_size)
 
 
 def print_layers(rows: list[LayerCount]) -> None:
