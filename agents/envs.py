@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from agents.curriculum import keep_undecided
-from agents.rewards import blockdrop_reward
+from agents.rewards import Reward
 
 Classifier = Callable[[Tensor, Tensor], Tensor]
 """(images (N, C, H, W), policy bool (N, K)) to logits (N, classes)."""
@@ -32,7 +32,8 @@ class _Images:
         images: Tensor,
         labels: Tensor,
         num_blocks: int,
-        penalty: float,
+        *,
+        reward: Reward,
         flops: FlopCounter | None,
         decided_blocks: int | None,
     ):
@@ -50,7 +51,7 @@ class _Images:
         if decided_blocks is not None and not 1 <= decided_blocks <= num_blocks:
             raise ValueError(f"decided_blocks: got {decided_blocks}; expected 1 to {num_blocks}")
         self.classifier, self.images, self.labels = classifier, images, labels.to(images.device)
-        self.num_blocks, self.penalty, self.flops = num_blocks, penalty, flops
+        self.num_blocks, self.reward, self.flops = num_blocks, reward, flops
         self.decided_blocks = num_blocks if decided_blocks is None else decided_blocks
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, tuple(images.shape[1:]), np.float32)
         self.action_space = gymnasium.spaces.MultiBinary(num_blocks)
@@ -67,17 +68,17 @@ class _Images:
         policy = keep_undecided(policy, self.decided_blocks)
         labels = self.labels[chosen]
         with torch.no_grad():
-            prediction = self.classifier(self.images[chosen], policy).argmax(-1)
-        correct = prediction == labels
+            logits = self.classifier(self.images[chosen], policy)
+        prediction = logits.argmax(-1)
         info = {
-            "correct": correct,
+            "correct": prediction == labels,
             "prediction": prediction,
             "label": labels,
             "blocks_used": policy.sum(-1),
         }
         if self.flops is not None:
             info["flops"] = self.flops(policy)
-        return blockdrop_reward(correct, policy, self.penalty), info
+        return self.reward(logits, labels, policy), info
 
 
 class BlockDropEnv(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -94,7 +95,7 @@ class BlockDropEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     `Box(0, 1, (C, H, W), float32)`: the image, not normalised.
 
     ## Rewards
-    1 - (blocks used / K)² if the prediction is right, `penalty` if it is wrong.
+    1 - (blocks used / K)² if the prediction is right, `penalty` if it is wrong; or what `reward` pays.
 
     ## Info
     After `step`: `correct` (bool), `prediction`, `label`, `blocks_used` (int) and, where `flops` was given,
@@ -111,6 +112,7 @@ class BlockDropEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     - `images`, `labels`: float32 (M, C, H, W) in [0, 1] and int64 (M,).
     - `num_blocks`: K.
     - `penalty`: reward of a wrong prediction.
+    - `reward`: an `agents.rewards.Reward` in its place, such as `Reward("flops", penalty=-5.0, costs=costs)`.
     - `flops`: optional callable, policy bool (N, K) to int64 (N,).
     - `decided_blocks`: only the last so many blocks follow the action, earlier ones run (curriculum learning).
 
@@ -138,8 +140,13 @@ class BlockDropEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         penalty: float = -1.0,
         flops: FlopCounter | None = None,
         decided_blocks: int | None = None,
+        *,
+        reward: Reward | None = None,
     ):
-        self._game = _Images(classifier, images, labels, num_blocks, penalty, flops, decided_blocks)
+        self._game = _Images(
+            classifier, images, labels, num_blocks,
+            reward=reward or Reward(penalty=penalty), flops=flops, decided_blocks=decided_blocks,
+        )  # fmt: skip
         self.observation_space = self._game.observation_space
         self.action_space = self._game.action_space
         self._chosen = torch.zeros(1, dtype=torch.int64)
@@ -189,10 +196,15 @@ class BlockDropVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         penalty: float = -1.0,
         flops: FlopCounter | None = None,
         decided_blocks: int | None = None,
+        *,
+        reward: Reward | None = None,
         num_envs: int = 1,
         as_tensors: bool = False,
     ):
-        self._game = _Images(classifier, images, labels, num_blocks, penalty, flops, decided_blocks)
+        self._game = _Images(
+            classifier, images, labels, num_blocks,
+            reward=reward or Reward(penalty=penalty), flops=flops, decided_blocks=decided_blocks,
+        )  # fmt: skip
         if num_envs < 1:
             raise ValueError(f"num_envs: got {num_envs}; expected at least 1")
         self.num_envs, self.as_tensors = num_envs, as_tensors

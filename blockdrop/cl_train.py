@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 from agents.names import EstimatorName
 from blockdrop.console import run_command
 from blockdrop.errors import require
+from blockdrop.ranges import CheckpointName, Count, NotNegative, Positive
 from blockdrop.training.config import Groups, PolicyTrainingConfig, Recipe, check_estimator
-from blockdrop.training.ranges import CheckpointName, Count, NotNegative, Positive
 
 if TYPE_CHECKING:
     from blockdrop.data import Data
@@ -57,7 +57,6 @@ class CurriculumConfig(PolicyTrainingConfig):
     def check(self) -> None:
         super().check()
         check_estimator(self.estimator, self.samples)
-        require(len(self.load) > 0, "--load: name a trained backbone (python -m blockdrop.pretrain makes one)")
 
 
 def main(config: CurriculumConfig) -> dict[str, float]:
@@ -65,6 +64,7 @@ def main(config: CurriculumConfig) -> dict[str, float]:
     from blockdrop.training.opening import open_training  # torch, which --help does without
 
     config.check()
+    require(len(config.load) > 0, "--load: name a trained backbone (python -m blockdrop.pretrain makes one)")
     opened, session = open_training(
         config, "cl_train", config.load, needs_backbone=True, policy_init=config.policy_init
     )

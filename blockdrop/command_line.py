@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import tyro
 
 from blockdrop.errors import UserError
-from blockdrop.training.ranges import Range, declared_rules
+from blockdrop.ranges import Range, declared_rules
 
 Config = TypeVar("Config")
 METAVARS = {str: "STR", int: "INT", float: "FLOAT"}
@@ -77,11 +77,10 @@ def tyro_fields(
     config_class: type, arguments: Sequence[str], choices: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, Any, Any]]:
     """By name what `make_dataclass` wants of a flag: its name, its type with what tyro is to show, its default."""
-    recipe, of_recipe = None, {}
-    if recipes := getattr(config_class, "RECIPES", None):
-        choices = {**choices, "recipe": [*recipes]}
-        recipe = value_of("recipe", arguments)
-        of_recipe = {} if recipe is None else config_class.recipe_flags(recipe)  # type: ignore[attr-defined]
+    recipes = getattr(config_class, "RECIPES", None)
+    recipe = value_of("recipe", arguments) if recipes else None
+    of_recipe = {} if recipe is None else config_class.recipe_flags(recipe)  # type: ignore[attr-defined]
+    named = {**choices, "recipe": [*recipes]} if recipes else choices
     texts, hints, rules = help_texts(config_class), get_type_hints(config_class), declared_rules(config_class)
     found = {}
     for flag in dataclasses.fields(config_class):
@@ -93,7 +92,7 @@ def tyro_fields(
         how = tyro.conf.arg(
             prefix_name=False,
             help=" ".join([texts.get(name, ""), *(f"Range: {words}." for words in ranges)]),
-            metavar=f"{{{','.join(choices[name])}}}" if name in choices else _metavar(hints[name]),
+            metavar=f"{{{','.join(named[name])}}}" if name in named else _metavar(hints[name]),
             help_behavior_hint=None if default is dataclasses.MISSING else "" if hidden else shown,
         )
         field = dataclasses.field() if default is dataclasses.MISSING else dataclasses.field(default=default)

@@ -14,8 +14,8 @@ from blockdrop.errors import require
 from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
 from blockdrop.names import ReductionMode, Shortcut
 from blockdrop.output import check_writable, write_json
+from blockdrop.ranges import CheckpointName, Range, Width, check_ranges
 from blockdrop.training.config import Groups
-from blockdrop.training.ranges import CheckpointName, Range, Width, check_ranges
 
 if TYPE_CHECKING:
     from blockdrop.flops import LayerCount

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from blockdrop.console import run_command
 from blockdrop.models.specs import parse_model_name
-from blockdrop.training.ranges import CheckpointName, Folder, check_ranges
+from blockdrop.ranges import CheckpointName, Folder, check_ranges
 
 
 @dataclass(kw_only=True)

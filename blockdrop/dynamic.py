@@ -16,7 +16,9 @@ from agents.policy_network import PolicyNetwork
 from blockdrop.data.sets import Normalisation, Preprocessing
 from blockdrop.errors import UserError, require
 from blockdrop.flops import FlopTable, count_flops
+from blockdrop.inference.executor import Executor, compile
 from blockdrop.models.backbone import Network
+from blockdrop.models.checkpoints.operating_points import check_operating_point
 from blockdrop.models.checkpoints.saving import save_checkpoint
 from blockdrop.models.conversion import num_classes_of
 from blockdrop.models.specs import Variant
@@ -68,7 +70,8 @@ class DynamicNetwork(nn.Module):
         self._policy_net = policy_net
         self.preprocessing = preprocessing
         self.classes = None if classes is None else list(classes)
-        self.operating_point = None if operating_point is None else dict(operating_point)
+        self._operating_point: dict[str, Any] | None = None
+        self.operating_point = operating_point
         self.metrics, self.epoch, self.config = dict(metrics or {}), epoch, dict(config or {})
         network.image_size = preprocessing.image_size
         if policy_network is not None and policy_network.num_blocks != network.num_blocks:
@@ -98,6 +101,25 @@ class DynamicNetwork(nn.Module):
     def threshold(self) -> float:
         """A block runs where its keep probability is at least this: the policy network's own."""
         return DEFAULT_THRESHOLD if self.policy_network is None else self.policy_network.threshold
+
+    @property
+    def operating_point(self) -> dict[str, Any] | None:
+        """How the threshold was chosen, see `check_operating_point`; None: it is the usual one.
+
+        Setting it sets the policy network's threshold.
+        """
+        return self._operating_point
+
+    @operating_point.setter
+    def operating_point(self, point: Mapping[str, Any] | None) -> None:
+        self._operating_point = None if point is None else check_operating_point(point)
+        if self.policy_network is not None:
+            self.policy_network.threshold = DEFAULT_THRESHOLD if point is None else point["threshold"]
+
+    def set_policy_network(self, policy_network: PolicyNetwork, policy_net: str) -> None:
+        """Gives it another policy network, at that one's own threshold, of the kind that is named."""
+        self.policy_network, self._policy_net = policy_network, policy_net
+        self._operating_point = None
 
     @property
     def image_size(self) -> int:
@@ -135,6 +157,11 @@ class DynamicNetwork(nn.Module):
         return self.flop_table().per_image(everything if policy is None else policy)
 
     # ---- running
+
+    def compile(self, **options: Any) -> Executor:  # type: ignore[override]  # torch's own is for its compiler
+        """The fast executor of the networks at the operating point, for inference; see `blockdrop.compile`, which
+        knows the options: `dtype=torch.bfloat16`, `engine="torch"`, …."""
+        return compile(self.network, self.policy_network, **{"threshold": self.threshold, **options})
 
     def decider(self) -> Decider:
         """What decides by itself: the policy network at the operating point, else all blocks."""

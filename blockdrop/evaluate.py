@@ -10,6 +10,8 @@ half: the training images were trained on, and images that chose would flatter t
 from __future__ import annotations
 
 import os
+import sys
+import types
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -17,12 +19,13 @@ from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_writable, write_json
+from blockdrop.ranges import CheckpointName, Folder, Probability, Range
 from blockdrop.training.config import Groups, ModelConfig
-from blockdrop.training.ranges import CheckpointName, Folder, Probability, Range
 from blockdrop.version import project_version
 
 if TYPE_CHECKING:
     from blockdrop.policy_stats import Outcomes
+    from blockdrop.report.table import Report
     from blockdrop.training.opening import Opened
 
 
@@ -228,6 +231,19 @@ def _check_inputs(config: EvaluateConfig, opened: Opened) -> None:
                 file is None or not os.path.exists(file) or not os.path.samefile(file, checkpoint.path),
                 f"{flag} {file}: is the checkpoint that --load reads; name another file",
             )
+
+
+class _Callable(types.ModuleType):
+    """This module, which as `blockdrop.evaluate(dynamic, data)` is the function of `blockdrop.api` as well."""
+
+    def __call__(self, *args: Any, **options: Any) -> Report:
+        """See `blockdrop.api.evaluate`."""
+        from blockdrop.api import evaluate
+
+        return evaluate(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 
 if __name__ == "__main__":

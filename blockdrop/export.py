@@ -18,7 +18,7 @@ from blockdrop.errors import UserError, require
 from blockdrop.inference.formats import PACKAGES, SUFFIXES, Format, optional_package
 from blockdrop.models.specs import parse_name
 from blockdrop.names import PolicyNet, Shortcut
-from blockdrop.training.ranges import CheckpointName, Probability, check_ranges
+from blockdrop.ranges import CheckpointName, Probability, check_ranges
 
 if TYPE_CHECKING:
     from blockdrop.inference.exported import Networks

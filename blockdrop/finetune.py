@@ -16,9 +16,9 @@ from agents.names import PATHWISE, EstimatorName, PathwiseName
 from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.names import Execution
+from blockdrop.ranges import CheckpointName, Count, CountOrNone, NotNegative, Positive, Probability, Range
 from blockdrop.training.config import Groups, PolicyTrainingConfig, Recipe, check_estimator
 from blockdrop.training.phases import JOINT, POLICIES_ALONE, SETTLED, Phase
-from blockdrop.training.ranges import CheckpointName, Count, CountOrNone, NotNegative, Positive, Probability, Range
 
 if TYPE_CHECKING:
     from agents.static_policies import StaticPolicy
@@ -136,9 +136,6 @@ class FinetuneConfig(PolicyTrainingConfig):
 
     def check(self) -> None:
         super().check()
-        backbone_will_do = self.initial_keep is not None or self.policy is not None
-        start = "that has a trained backbone" if backbone_will_do else "of curriculum training"
-        require(bool(self.pretrained or self.load), f"--pretrained: name a checkpoint {start}")
         if self.estimator not in PATHWISE:
             check_estimator(self.estimator, self.samples)
         pathwise, target = self.estimator in PATHWISE, self.target_flops is not None
@@ -225,6 +222,9 @@ def main(config: FinetuneConfig) -> dict[str, float]:
     from blockdrop.training.opening import open_training  # torch, which --help does without
 
     config.check()
+    backbone_will_do = config.initial_keep is not None or config.policy is not None
+    start = "that has a trained backbone" if backbone_will_do else "of curriculum training"
+    require(bool(config.pretrained or config.load), f"--pretrained: name a checkpoint {start}")
     opened, session = open_training(
         config,
         "finetune",
@@ -348,7 +348,7 @@ def train(
                 state.counts["block_executions"] += recalibrate(
                     resnet,
                     policies.in_recalibration(),
-                    session.some_batches(data.train, dynamic.normalisation, config.recalibrate),
+                    session.some_batches(data.train, dynamic.normalisation, config.recalibrate, config.max_epochs),
                     borrowed=policies.borrowed,
                     keep_full=config.keep_full,
                     execution=config.execution,
@@ -363,6 +363,8 @@ def train(
             for optimizer in optimizers.values():
                 optimizer.state.clear()
     resnet.requires_grad_(True)
+    if static is None:
+        dynamic.operating_point = policies.point.recorded()
     return session.run.finish_with_test()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from agents.policy_network import PolicyNetwork
-from blockdrop.models.backbone import Backbone, Network
+from blockdrop.models.backbone import Backbone, Network, known_image_size
 from blockdrop.models.dry_run import run_for_nothing
 
 
@@ -123,8 +123,17 @@ def reference_stem_surplus(net: Backbone, image_size: int = 32) -> int:
     return positions * (stem.kernel_size[0] * stem.kernel_size[1] * head.in_features - stem.weight.numel())
 
 
-def count_flops(resnet: Network, policy_network: PolicyNetwork | None = None, image_size: int = 32) -> FlopTable:
-    """Counts both networks on images of image_size × image_size pixels, without computing anything."""
+def count_flops(
+    resnet: Network, policy_network: PolicyNetwork | None = None, image_size: int | None = None
+) -> FlopTable:
+    """Counts both networks on images of image_size × image_size pixels, without computing anything.
+
+    Args:
+        image_size: default: the one that the network is made for.
+    Raises:
+        UserError: the network doesn't say its image size.
+    """
+    image_size = known_image_size(resnet, image_size)
 
     def count(net: nn.Module, image: Tensor) -> tuple[int, tuple[int, ...]]:
         assert isinstance(net, Network)
@@ -142,14 +151,16 @@ def count_flops(resnet: Network, policy_network: PolicyNetwork | None = None, im
 
 
 def flops_per_image(
-    resnet: Network, policy_network: PolicyNetwork | None, policy: Tensor, image_size: int = 32
+    resnet: Network, policy_network: PolicyNetwork | None, policy: Tensor, image_size: int | None = None
 ) -> Tensor:
     """FLOPs of each image under its policy, policy network included (None: not counted).
 
     Args:
         policy: bool (N, K).
-        image_size: side of the square images, in pixels.
+        image_size: side of the square images, in pixels; default: the one that the network is made for.
     Returns:
         int64 (N,).
+    Raises:
+        UserError: the network doesn't say its image size.
     """
     return count_flops(resnet, policy_network, image_size).per_image(policy)

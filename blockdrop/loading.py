@@ -62,7 +62,7 @@ def assemble(
     preprocessing = source.preprocessing(normalisation or (recorded.normalisation if recorded else None))
     if recorded is not None and recorded.preprocessing is not None and normalisation is None:
         preprocessing = recorded.preprocessing
-    policy_net = policy_net or (policies[-1].policy_net if policies else "reference")  # type: ignore[assignment]
+    recorded_net = policies[-1].policy_net if policies else "reference"
     policy_network: PolicyNetwork | None = None
     if policies and not source.spec.droppable:
         raise UserError(
@@ -72,7 +72,7 @@ def assemble(
         policy_network = build_policy_network(
             network.num_blocks,
             preprocessing.image_size > LARGEST_IN_MEMORY,
-            policy_net or "reference",
+            policy_net or recorded_net,
             backbone=network,
             initial_keep=initial_keep,
         )
@@ -84,11 +84,11 @@ def assemble(
         policy_network,
         model=source.spec.name,
         variant=source.variant,
-        policy_net=policy_net,
+        policy_net=policy_net or recorded_net,
         preprocessing=preprocessing,
         classes=classes or (recorded.classes if recorded else None),
         operating_point=policies[-1].operating_point if policies else None,
-        origin=source.origin,  # type: ignore[arg-type]
+        origin=source.origin,
         metrics=facts.metrics if facts else {},
         epoch=facts.epoch if facts else None,
         config=facts.config if facts else {},
@@ -186,6 +186,7 @@ def _load_into(checkpoint: Checkpoint, model: nn.Module) -> DynamicNetwork:
             "name; leave model out, or pass a name"
         )
     made_of = model.network if isinstance(model, DynamicNetwork) else model
+    network: Network
     try:
         if not isinstance(made_of, Network):
             network = convert_like(made_of, checkpoint.origin)  # type: ignore[arg-type]

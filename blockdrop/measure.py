@@ -18,7 +18,7 @@ from blockdrop.data import Images, Normalisation
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import UserError
 from blockdrop.inference.executor import Executor, compile
-from blockdrop.models.backbone import Backbone
+from blockdrop.models.backbone import Backbone, Network
 from blockdrop.names import EngineName
 from blockdrop.policy_stats import Outcomes, losses_and_margins
 from blockdrop.processes import ALONE, Processes
@@ -148,7 +148,7 @@ def predict_under(
 
 
 def executor(
-    resnet: Backbone, policy_network: PolicyNetwork | None, compute: Compute, engine: EngineName = "auto"
+    resnet: Network, policy_network: PolicyNetwork | None, compute: Compute, engine: EngineName = "auto"
 ) -> Executor:
     """The fast executor on a command's device, in its number format."""
     return compile(resnet, policy_network, dtype=compute.dtype, device=compute.device, engine=engine)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from blockdrop.console import run_command
+from blockdrop.ranges import CheckpointName, Range
 from blockdrop.training.config import Groups, SupervisedConfig
-from blockdrop.training.ranges import CheckpointName, Range
 
 if TYPE_CHECKING:
     from blockdrop.data import Data

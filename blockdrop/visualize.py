@@ -14,11 +14,11 @@ from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_folder
+from blockdrop.ranges import CheckpointName, Count, Folder, Probability
 from blockdrop.training.config import Groups, ModelConfig
-from blockdrop.training.ranges import CheckpointName, Count, Folder, Probability
 
 if TYPE_CHECKING:
-    from blockdrop.report.findings import Findings
+    from blockdrop.findings import Findings
 
 
 @dataclass(kw_only=True)
@@ -59,8 +59,8 @@ class VisualizeConfig(ModelConfig):
 
 def main(config: VisualizeConfig) -> Findings:
     """Writes the figures and the page."""
+    from blockdrop.findings import evenly_by_class, look, write
     from blockdrop.policy_stats import policy_statistics, statistics_lines  # torch, which --help does without
-    from blockdrop.report.findings import evenly_by_class, look, write
     from blockdrop.training.opening import open_networks
     from blockdrop.training.session import undecided_note
 

@@ -92,7 +92,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(module: Any, *flags: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, flags)])
-        config_class = next(
+        config_class = getattr(module, "METHODS", None) or next(
             value
             for name, value in vars(module).items()
             if name.endswith("Config") and getattr(value, "__module__", "") == module.__name__

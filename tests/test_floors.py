@@ -17,16 +17,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = {"agents": set(), "blockdrop": {"agents"}, "experiments": {"agents", "blockdrop"}}
 
-GROUND = ("errors", "names", "lazy", "version", "output", "processes", "progress")
+GROUND = ("errors", "names", "lazy", "version", "output", "processes", "progress", "ranges")
 """Any other room may import these, and each of these the ones before it."""
 
 ROOMS: dict[str, set[str]] = {
-    "console": set(),
+    "command_line": set(),
+    "console": {"command_line"},
     "data.sets": set(),
     "data": {"data.sets"},
     "models": {"data.sets"},
     "flops": {"models"},
-    "inference": {"models", "flops"},
+    "inference": {"data.sets", "models", "flops"},
     "policy_stats": set(),
     "report.table": {"policy_stats"},
     "policy_curves": {"data", "flops", "inference"},
@@ -39,6 +40,14 @@ ROOMS: dict[str, set[str]] = {
         "training.compute",
     },
     "distillation": {"data", "data.sets", "models", "flops", "measure", "training", "training.compute"},
+    "bench": {
+        "data", "models", "flops", "inference", "measure", "policy_stats", "training", "training.compute",
+    },
+    "findings": {
+        "data", "flops", "measure", "policy_curves", "policy_stats", "figures", "report", "training",
+        "training.compute",
+    },
+    "diagnosis": {"data", "models", "training", "training.compute"},
 }  # fmt: skip
 """What a room may import beside the ground, from the bottom up. A file belongs to the longest name that fits.
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 from blockdrop.distillation.method import Distillation, StudentConfig
 from blockdrop.errors import require
 from blockdrop.models.specs import parse_model_name
+from blockdrop.ranges import Count, NotNegative, Positive, Range
 from blockdrop.training.config import Groups, Schedule
-from blockdrop.training.ranges import Count, NotNegative, Positive, Range
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from blockdrop.distillation.method import Distillation, StudentConfig
 from blockdrop.errors import require
+from blockdrop.ranges import NotNegative, Positive
 from blockdrop.training.config import Groups
-from blockdrop.training.ranges import NotNegative, Positive
 
 if TYPE_CHECKING:
     from blockdrop.distillation.report import Contender

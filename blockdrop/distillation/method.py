@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from blockdrop.errors import UserError, require
 from blockdrop.models.specs import Variant, parse_model_name
 from blockdrop.names import EngineName, ReductionMode
+from blockdrop.ranges import CheckpointName, Count, Width
 from blockdrop.training.config import Groups, RunConfig, SupervisedConfig
-from blockdrop.training.ranges import CheckpointName, Count, Width
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,9 +37,9 @@ class DistillConfig(RunConfig):
 
     method: str
     """Method that makes the student. Together with --help it shows the flags of the method, too."""
-    model: str = "R110_C10"
+    model: str | None = None
     """Name of the teacher and its data set, R<depth>_<dataset>: R20_Digits, R110_C10, R50_ImgNet, …. The README
-    lists depths and data sets."""
+    lists depths and data sets. Default: what the checkpoint says, else R110_C10."""
     load: tuple[CheckpointName, ...] = ()
     """Checkpoints of the teacher, of any dialect, or run directories."""
     report_batch_size: Count = 1024

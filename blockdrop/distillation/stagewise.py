@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from blockdrop.distillation.method import Distillation, StudentConfig
 from blockdrop.errors import require
+from blockdrop.ranges import Count, Positive
 from blockdrop.training.config import Groups
-from blockdrop.training.ranges import Count, Positive
 
 if TYPE_CHECKING:
     from blockdrop.distillation.report import Contender
@@ -45,8 +45,8 @@ class StagewiseConfig(StudentConfig):
         from blockdrop.distillation.stages import check_same_stages  # torch, which --help does without
 
         own, its = student.dynamic, teacher.dynamic
-        networks = (cast("Backbone", dynamic.network) for dynamic in (own, its))
-        check_same_stages(*networks, own.image_size)
+        student_network, teacher_network = cast("Backbone", own.network), cast("Backbone", its.network)
+        check_same_stages(student_network, teacher_network, own.image_size)
         stages, epochs = len(own.network.stage_sizes), self.epochs_of_a_stage
         require(
             self.max_epochs >= stages * epochs,

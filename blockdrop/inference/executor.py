@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.names import DEFAULT_THRESHOLD
 from agents.policy_network import PolicyNetwork
 from blockdrop.errors import UserError
 from blockdrop.inference import openvino_engine
@@ -30,7 +31,7 @@ from blockdrop.inference.openvino_engine import OpenVINOEngine, Program, Unsuppo
 from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, plan_batch
 from blockdrop.inference.torch_engine import TorchEngine, make_engine
 from blockdrop.inference.workers import Workers
-from blockdrop.models.backbone import Backbone, Network
+from blockdrop.models.backbone import Backbone, Network, known_image_size
 from blockdrop.models.droppable import take_rows
 from blockdrop.models.parts import DroppableParts
 from blockdrop.models.policy_networks import folded_policy_network
@@ -72,7 +73,7 @@ def compile(
     policy_network: PolicyNetwork | None = None,
     *,
     dtype: torch.dtype = torch.float32,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     engine: EngineName = "auto",
     device: torch.device | None = None,
     cache_bytes: int = CACHE_BYTES,
@@ -84,7 +85,7 @@ def compile(
         resnet, policy_network: left as they are; any network of the zoo, or a converted one. Without a policy
             network every block runs unless a call brings a policy, which a plain net refuses if it drops blocks.
         dtype: torch.float32, or torch.bfloat16 where the processor has it.
-        threshold: run a block where its keep probability is at least this.
+        threshold: run a block where its keep probability is at least this; default: the policy network's own.
         engine: "openvino" compiles a program for each frequent sub-policy (CPUs, `pip install
             blockdrop[openvino]`); "torch" needs nothing else; "auto" takes openvino where it is installed and
             knows every layer of the network.
@@ -102,7 +103,18 @@ def compile(
     >>> logits.shape, policy.shape, policy.dtype
     (torch.Size([4, 10]), torch.Size([4, 3]), torch.bool)
     """
-    return Executor(resnet, policy_network, dtype, threshold, engine, device, cache_bytes, compile_after)
+    if threshold is None:
+        threshold = DEFAULT_THRESHOLD if policy_network is None else policy_network.threshold
+    return Executor(
+        resnet,
+        policy_network,
+        dtype,
+        threshold,
+        engine=engine,
+        device=device,
+        cache_bytes=cache_bytes,
+        compile_after=compile_after,
+    )
 
 
 class Executor:
@@ -120,6 +132,7 @@ class Executor:
         policy_network: PolicyNetwork | None,
         dtype: torch.dtype,
         threshold: float,
+        *,
         engine: EngineName,
         device: torch.device | None,
         cache_bytes: int,
@@ -200,15 +213,16 @@ class Executor:
         with self._lock, _plain_tensors():
             self._refresh()
 
-    def warm(self, policy: Tensor, image_size: int = 32, batch_size: int = 256) -> None:
+    def warm(self, policy: Tensor, image_size: int | None = None, batch_size: int = 256) -> None:
         """Compiles the programs of the given policies ahead of time, most used ones first.
 
         Args:
             policy: bool (N, K), each as often as it is expected (a validation set's policies, say).
-            image_size: side of the square images, in pixels.
+            image_size: side of the square images, in pixels; default: the network's.
             batch_size: images per batch in which they will come.
         """
         self.resnet.check_policy(policy, policy)  # as many rows as itself
+        image_size = known_image_size(self.resnet, image_size)
         if self._programs is None:
             return
         with self._lock, _plain_tensors():
@@ -488,6 +502,10 @@ class Executor:
             raise ValueError(
                 f"images: got {images.dtype} of shape {tuple(images.shape)}; expected float32 (N, 3, H, W)"
             )
+        side = self.resnet.image_size
+        if side is not None and images.shape[2:] != (side, side):
+            height, width = images.shape[2:]
+            raise ValueError(f"images: {height} × {width} pixels; the network is made for {side} × {side}")
         if images.device != self.device:
             raise ValueError(f"images: on {images.device}, the network is on {self.device}")
 

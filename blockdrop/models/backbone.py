@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from blockdrop.errors import UserError
 from blockdrop.models.specs import Variant
 from blockdrop.names import Shortcut
 
@@ -234,6 +235,18 @@ class Network(nn.Module):
             raise ValueError(f"policy: drops blocks, but the blocks of a {type(self).__name__} have no shortcuts")
 
 
+def known_image_size(network: Network, image_size: int | None) -> int:
+    """The side in pixels that is asked for, else the one that the network is made for.
+
+    Raises:
+        UserError: neither is known.
+    """
+    side = image_size or network.image_size
+    if side is None:
+        raise UserError(f"image_size: a {type(network).__name__} doesn't say the side of its images; pass it")
+    return side
+
+
 class Backbone(Network):
     """Stem, stages of blocks, head. Blocks are numbered 0 … K-1 from the input and all run.
 
@@ -260,6 +273,7 @@ class Backbone(Network):
         blocks: Sequence[Sequence[nn.Module]],
         ds: Sequence[nn.Module],
         fc: nn.Module,
+        *,
         shortcut: Shortcut | None,
         avgpool: nn.Module | None = None,
         relu_after_sum: bool = True,

@@ -158,7 +158,11 @@ def remove_shortcuts(resnet: Backbone, image_size: int = 32) -> PlainNet:
                 raise UserError(f"exact removal: block {index} can't be converted: {reason}") from None
             index += 1
     ds = [NoShortcut() for _ in blocks]
-    plain = PlainNet(net.conv1, net.bn1, net.maxpool, blocks, ds, net.fc, None, net.avgpool, True, NoShortcut())
+    plain = PlainNet(
+        net.conv1, net.bn1, net.maxpool, blocks, ds, net.fc,
+        shortcut=None, avgpool=net.avgpool, inner_shortcut=NoShortcut(),
+    )  # fmt: skip
+    plain.image_size = image_size
     return plain.to(like).eval().requires_grad_(False)
 
 

@@ -131,6 +131,7 @@ class BroughtSource(Source):
                 raise CheckpointError(f"{checkpoint.path}: doesn't fit {self.spec.name} ({reason})") from None
             return self._convert(module)
         if checkpoint.origin is not None and not new_head:
+            network: Network
             try:
                 network = convert_like(module, checkpoint.origin)  # type: ignore[arg-type]
             except UserError as error:
@@ -142,7 +143,6 @@ class BroughtSource(Source):
         return network
 
     def _convert(self, module: nn.Module) -> Network:
-        network: Network
         try:
             network, self.origin = convert(module, image_size=self.preprocessing().image_size)
         except UserError as error:

@@ -9,7 +9,7 @@ from agents.names import RewardName
 from blockdrop.errors import UserError, require
 from blockdrop.models.specs import DEFAULT_MODEL, Variant, parse_name
 from blockdrop.names import PolicyNet, Precision, ReductionMode, Shortcut
-from blockdrop.training.ranges import (
+from blockdrop.ranges import (
     Count,
     CountOrNone,
     Folder,
@@ -229,7 +229,7 @@ class PolicyTrainingConfig(TrainingConfig):
     }
 
     recipe: str = "reference"
-    """Set of defaults for the other flags. --help shows the defaults of the recipe that stands beside it."""
+    """Set of defaults for the other flags. Together with --help it shows them."""
     penalty: Annotated[float, Range()] = -1.0
     """Reward of a wrong prediction. It sets the trade-off of accuracy and blocks."""
     alpha: Annotated[float, Range(above=0.5, most=1)] = 0.8

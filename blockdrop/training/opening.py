@@ -20,12 +20,12 @@ from blockdrop.models.sources import Source, open_source
 from blockdrop.models.specs import Variant, parse_model_name, parse_name
 from blockdrop.processes import Processes, current_processes
 from blockdrop.training.compute import Compute
-from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, TrainingConfig
+from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, RunConfig
 from blockdrop.training.policies import open_static_policy, policy_file
 from blockdrop.training.run_directory import RunDirectory, check_usable
 from blockdrop.training.session import Session
 
-Config = TypeVar("Config", bound=TrainingConfig)
+Config = TypeVar("Config", bound=RunConfig)
 
 
 @dataclass
@@ -193,11 +193,14 @@ def open_session(
     data: Data,
     compute: Compute,
     inputs: Sequence[str] = (),
+    *,
+    network: str | None = None,
 ) -> Session[Config]:
     """Checks that networks, data and flags fit, and begins the run directory, or goes on with it.
 
     Args:
         inputs: files that the run starts from.
+        network: what tells the networks that it starts from, where they come from no file.
     Raises:
         BlockdropError: see `RunDirectory`; a target that can't be reached; too few images for so many processes.
     """
@@ -211,12 +214,12 @@ def open_session(
         resume=config.resume,
         inputs=inputs,
         processes=compute.processes,
-        data=identify(data),
+        data=identify(data) | ({} if network is None else {"network": network}),
     )
     return Session(config, compute, run)
 
 
-def _check_target(config: TrainingConfig, dynamic: DynamicNetwork) -> None:
+def _check_target(config: RunConfig, dynamic: DynamicNetwork) -> None:
     learns = dynamic.policy_network is not None
     if learns and isinstance(config, PolicyTrainingConfig) and config.target_flops is not None:
         least = dynamic.flop_table().least_share()
@@ -228,7 +231,7 @@ def _check_target(config: TrainingConfig, dynamic: DynamicNetwork) -> None:
         )
 
 
-def _check_shares(config: TrainingConfig, data: Data, processes: Processes) -> None:
+def _check_shares(config: RunConfig, data: Data, processes: Processes) -> None:
     """Reads the data; raises `BlockdropError` if a process would get nothing of a batch."""
     smallest = data.train.smallest_batch(config.batch_size)
     require(

@@ -70,6 +70,7 @@ class RunDirectory:
         path: str | Path,
         command: str,
         config: Any,
+        *,
         overwrite: bool = False,
         resume: bool = False,
         inputs: Sequence[str | Path] = (),

@@ -15,10 +15,10 @@ from blockdrop.dynamic import DynamicNetwork
 from blockdrop.processes import Processes
 from blockdrop.progress import progress
 from blockdrop.training.compute import Compute
-from blockdrop.training.config import TrainingConfig
+from blockdrop.training.config import RunConfig
 from blockdrop.training.run_directory import RunDirectory
 
-Config = TypeVar("Config", bound=TrainingConfig)
+Config = TypeVar("Config", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,16 @@ class Session(Generic[Config]):
         )
         return progress(batches, f"epoch {epoch}", self.count_batches(images), start=start)
 
-    def some_batches(self, images: Images, normalisation: Normalisation, count: int) -> Iterator[Tensor]:
-        """Batches (N, 3, H, W) of `count` training images, augmented as in training, always the same."""
+    def some_batches(
+        self, images: Images, normalisation: Normalisation, count: int, epoch: int
+    ) -> Iterator[Tensor]:
+        """Batches (N, 3, H, W) of `count` training images, augmented as in an epoch."""
         config, compute = self.config, self.compute
         batches = images.batches(
             config.batch_size,
             normalisation,
             compute.device,
-            Augment(config.seed, config.max_epochs),
+            Augment(config.seed, epoch),
             compute.channels_last,
         )
         count = min(count, len(images))
@@ -85,7 +87,7 @@ class Session(Generic[Config]):
         path = self.run.checkpoint_path(epoch, metrics)
         if self.processes.first:
             dynamic.epoch, dynamic.metrics, dynamic.config = epoch, dict(metrics), dict(self.run.flags)
-            dynamic.operating_point = None if operating_point is None else dict(operating_point)
+            dynamic.operating_point = operating_point
             dynamic.save(path, overwrite=True)
         return path
 

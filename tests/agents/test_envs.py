@@ -10,7 +10,7 @@ from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
 import agents.envs
-from agents.rewards import blockdrop_reward
+from agents.rewards import Reward, blockdrop_reward
 
 IMAGES = torch.rand(5, 3, 4, 4)
 LABELS = torch.tensor([1, 1, 0, 1, 0])
@@ -102,3 +102,18 @@ def test_vector_environment_is_reproducible() -> None:
 def test_wrong_arguments_are_named(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gymnasium.make("BlockDrop-v0", **(ARGUMENTS | change))
+
+
+def test_the_environment_pays_the_reward_that_it_is_given() -> None:
+    reward = Reward("flops", penalty=-3.0, costs=torch.tensor([1.0, 1.0, 1.0, 5.0]))
+    env = gymnasium.make("BlockDrop-v0", **{**ARGUMENTS, "reward": reward})
+    env.reset(seed=0, options={"index": 0})
+    assert env.step(np.array([1, 0, 0, 1], dtype=np.int8))[1] == pytest.approx(1 - (6 / 8) ** 2)
+    env.reset(options={"index": 2})
+    assert env.step(np.array([1, 0, 0, 1], dtype=np.int8))[1] == -3.0
+    envs = gymnasium.make_vec(
+        "BlockDrop-v0", num_envs=3, vectorization_mode="vector_entry_point", **{**ARGUMENTS, "reward": reward}
+    )
+    envs.reset(seed=0)
+    _, rewards, *_, info = envs.step(np.ones((3, 4), dtype=np.int8))
+    assert rewards.tolist() == [0.0 if right else -3.0 for right in info["correct"]]

@@ -339,7 +339,7 @@ BAD_INPUT = [
         ("--model", "R8_Digits", "--arch", "shiftresnet8", "--reduction", "2"),
         "reduction 2.0: for ResNets and plain nets; shiftresnet8 takes an expansion",
     ),
-    (pretrain, ("--model", "R8_Digits", "--momentum", "0"), "--momentum 0.0: must be in (0, 1)"),
+    (pretrain, ("--model", "R8_Digits", "--momentum", "0"), "--momentum 0.0: must be above 0 and below 1"),
     (pretrain, ("--model", "R8_Digits", "--cv_dir", "{tmp}/file/run"), "not writable"),
     (pretrain, ("--model", "R8_Digits", "--cv_dir", "{tmp}/used"), "already holds a run"),
     (pretrain, ("--model", "R8_Digits", "--batch_size", "0"), "--batch_size 0"),

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from blockdrop import build, distill, evaluate, load_checkpoint, measure, pretrain, save_checkpoint
 from blockdrop.data import NORMALISATIONS
-from blockdrop.distill import DistillConfig
+from blockdrop.distill import JointConfig, KdConfig, StagewiseConfig, make_config
 from blockdrop.distillation.hinton import HintonLoss
+from blockdrop.distillation.joint_loss import JointRD
+from blockdrop.distillation.jointrd import parameter_groups
+from blockdrop.distillation.method import DistillConfig, StudentConfig
 from blockdrop.errors import UserError
 from blockdrop.models.checkpoints.dialects import read_checkpoint
-from blockdrop.models.plain import DiracConv2d
+from blockdrop.models.plain import DiracConv2d, PlainNet, use_dirac
 from blockdrop.models.zoo import build_static
 from tests.conftest import write_image_tree
 
@@ -79,7 +82,7 @@ class Lab:
         flags = {**self.common, "load": (str(self.teacher),), "cv_dir": str(cv_dir), **flags}
         if flags["method"] == "exact":  # trains nothing
             del flags["batch_size"], flags["max_epochs"]
-        return DistillConfig(**flags)
+        return make_config(**flags)
 
     def run(self, name: str) -> tuple[Path, dict[str, Any]]:
         """The run directory of one of `METHODS`, and what its main returned."""
@@ -219,11 +222,11 @@ def test_the_comparison_compiles_each_network_once_and_says_how_many_images_it_t
 def test_the_first_lines_say_where_the_students_head_is_from(
     tmp_path: Path, lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(job: distill.Distillation) -> None:
+    def stop(config: DistillConfig, job: Any) -> None:
         raise StoppedError
 
-    monkeypatch.setattr(distill, "stagewise", stop)
-    monkeypatch.setattr(distill, "kd", stop)
+    monkeypatch.setattr(StagewiseConfig, "run", stop)
+    monkeypatch.setattr(KdConfig, "run", stop)
     init = {"student_init": (str(lab.run("CNN_NMT")[0]),), "student": "dsplain8"}
     for name, flags, weights_from, head in (
         ("a", {**METHODS["stagewise"], **init}, "CNN_NMT", True),
@@ -338,7 +341,7 @@ def test_flags_and_defaults_of_the_loss(
         seen.append(loss)
         raise StoppedError
 
-    monkeypatch.setattr(distill, "hinton_objective", stop)
+    monkeypatch.setattr("blockdrop.distillation.hinton.hinton_objective", stop)
     with pytest.raises(StoppedError):
         distill.main(lab.config(tmp_path / "run", **flags))
     (loss,) = seen
@@ -349,7 +352,7 @@ def test_flags_and_defaults_of_the_loss(
 # ---- jointrd
 
 
-def rates(config: DistillConfig) -> dict[int, float]:
+def rates(config: StudentConfig) -> dict[int, float]:
     """The epochs whose learning rate is another than that of the epoch before, under step decay."""
     factors = [config.step_factor(epoch) for epoch in range(config.max_epochs)]
     changes = [epoch for epoch in range(config.max_epochs) if epoch == 0 or factors[epoch] != factors[epoch - 1]]
@@ -357,17 +360,17 @@ def rates(config: DistillConfig) -> dict[int, float]:
 
 
 def test_jointrds_schedule_is_its_papers_unless_another_is_asked_for() -> None:
-    joint: dict[str, Any] = {"method": "jointrd", "load": ("teacher",)}
-    config = DistillConfig(**joint)
+    joint: dict[str, Any] = {"load": ("teacher",)}
+    config = JointConfig(**joint)
     assert not config.one_cycle
     assert rates(config) == {0: 0.1, 100: 0.01, 150: 0.001}, "of the 200 epochs that are the default"
-    assert rates(DistillConfig(**joint, max_epochs=15)) == {0: 0.1, 8: 0.01, 12: 0.001}
-    assert rates(DistillConfig(**joint, max_epochs=1)) == {0: 0.1}
-    assert rates(DistillConfig(**joint, max_epochs=9, milestones=(4,))) == {0: 0.1, 4: 0.01}
-    assert rates(DistillConfig(**joint, max_epochs=9, schedule="step", epoch_step=5)) == {0: 0.1, 5: 0.01}
-    assert DistillConfig(**joint, schedule="one_cycle").one_cycle
-    assert DistillConfig(method="kd", student="R8", load=("teacher",)).one_cycle
-    assert not DistillConfig(method="kd", student="R8", load=("teacher",), schedule="step").one_cycle
+    assert rates(JointConfig(**joint, max_epochs=15)) == {0: 0.1, 8: 0.01, 12: 0.001}
+    assert rates(JointConfig(**joint, max_epochs=1)) == {0: 0.1}
+    assert rates(JointConfig(**joint, max_epochs=9, milestones=(4,))) == {0: 0.1, 4: 0.01}
+    assert rates(JointConfig(**joint, max_epochs=9, schedule="step", epoch_step=5)) == {0: 0.1, 5: 0.01}
+    assert JointConfig(**joint, schedule="one_cycle").one_cycle
+    assert KdConfig(student="R8", load=("teacher",)).one_cycle
+    assert not KdConfig(student="R8", load=("teacher",), schedule="step").one_cycle
 
 
 def test_a_joint_run_follows_and_names_its_papers_schedule(
@@ -376,10 +379,10 @@ def test_a_joint_run_follows_and_names_its_papers_schedule(
     (line,) = (line for line in metrics(lab.run("CNN_NMT")[0]) if line["phase"] == "train")
     assert line["lr"] == 0.1, "one cycle would end near zero"
 
-    def stop(*args: Any) -> None:
+    def stop(*args: Any, **options: Any) -> None:
         raise StoppedError
 
-    monkeypatch.setattr(distill, "fit", stop)
+    monkeypatch.setattr("blockdrop.training.supervised.fit", stop)
     with pytest.raises(StoppedError):
         distill.main(lab.config(tmp_path / "run", method="jointrd", max_epochs=15))
     assert "learning rate: 0.1, times 0.1 at epochs 8 and 12, as in the paper" in capsys.readouterr().out
@@ -419,26 +422,19 @@ def test_dirac_convolutions_are_folded_in_the_checkpoint(lab: Lab) -> None:
     assert report["networks"][-1]["parameters"] == sum(p.numel() for p in net.parameters())
 
 
-def test_dirac_weights_are_excluded_from_weight_decay(
-    tmp_path: Path, lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Any] = []
-
-    def stop(*args: Any) -> None:
-        seen.extend(args)
-        raise StoppedError
-
-    monkeypatch.setattr(distill, "fit", stop)
-    with pytest.raises(StoppedError):
-        distill.main(lab.config(tmp_path / "run", method="jointrd", dirac=True))
-    objective, (decayed, kept) = seen[5:7]
+def test_dirac_weights_are_excluded_from_weight_decay() -> None:
+    student = build_static("dsplain8_Folder", len(CLASSES))
+    assert isinstance(student, PlainNet)
+    use_dirac(student)
+    joint = JointRD(student, build_static("R8_Folder", len(CLASSES)), feature_weight=1e-3)
+    decayed, kept = parameter_groups(joint)
     assert kept["weight_decay"] == 0
     assert "weight_decay" not in decayed
-    dirac = [module for module in objective.modules() if isinstance(module, DiracConv2d)]
+    dirac = [module for module in joint.modules() if isinstance(module, DiracConv2d)]
     assert len(dirac) == 6, "every convolution of every block"
     assert {id(p) for p in kept["params"]} == {id(p) for conv in dirac for p in (conv.alpha, conv.beta)}
     everything = [id(p) for p in [*decayed["params"], *kept["params"]]]
-    assert sorted(everything) == sorted(id(p) for p in objective.parameters() if p.requires_grad)
+    assert sorted(everything) == sorted(id(p) for p in joint.parameters() if p.requires_grad)
 
 
 # ---- exact
@@ -498,7 +494,10 @@ BAD_INPUT = [
         (*KD, "--student", "R8", "--student_reduction", "70"),
         "student: reduction 70.0: leaves nothing of a width of 16; choose a smaller one",
     ),
-    ((*KD, "--student", "R8", "--student_reduction", "0"), "student: reduction 0.0: must be between 0.01 and 100"),
+    (
+        (*KD, "--student", "R8", "--student_reduction", "0"),
+        "--student_reduction 0.0: must be between 0.01 and 100",
+    ),
     ((*KD, "--student", "R8", "--student_init", ""), "--student_init: an empty name"),
     ((*KD, "--student", "R14", "--student_init", "{tmp}/r8.t7"), "r8.t7: holds a ResNet-8 (3 blocks)"),
     ((*EXACT, "--student", "plain8"), "--student: means nothing to exact, only to stagewise, kd"),
@@ -506,19 +505,19 @@ BAD_INPUT = [
     ((*JOINT, *FOUR_STAGES), "--student: its stages give maps of 64×32×32"),
     ((*JOINT, "--dirac", "--student", "R8"), "--dirac: for plain students; R8 has shortcuts"),
     ((*JOINT, "--dirac", "--procedure", "RES_NMT"), "--dirac: means nothing to RES_NMT"),
-    ((*KD, "--dirac", "--student", "plain8"), "--dirac: means nothing to kd, only to CNN_NMT"),
+    ((*KD, "--dirac", "--student", "plain8"), "--dirac: means nothing to kd, only to jointrd"),
     ((*STAGEWISE, "--with_baseline"), "--with_baseline: means nothing to stagewise, only to kd"),
-    ((*JOINT, "--stage_epochs", "1"), "--stage_epochs: means nothing to TA, only to stagewise"),
+    ((*JOINT, "--stage_epochs", "1"), "--stage_epochs: means nothing to jointrd, only to stagewise"),
     ((*EXACT, "--finetune_lr", "0.1"), "--finetune_lr: means nothing to exact, only to stagewise"),
     ((*STAGEWISE, "--stage_epochs", "0"), "--stage_epochs 0: must be at least 1"),
     ((*STAGEWISE, "--finetune_lr", "-1"), "--finetune_lr -1.0: must be a positive number"),
-    ((*KD, "--student", "R8", "--temperature", "0"), "--temperature 0: must be positive"),
-    ((*KD, "--student", "R8", "--temperature", "-1"), "--temperature -1.0: must be zero or a positive number"),
+    ((*KD, "--student", "R8", "--temperature", "0"), "--temperature 0.0: must be a positive number"),
+    ((*KD, "--student", "R8", "--temperature", "-1"), "--temperature -1.0: must be a positive number"),
     ((*KD, "--student", "R8", "--alpha", "nan"), "--alpha nan"),
     ((*KD, "--student", "R8", "--beta", "-1"), "--beta -1.0"),
-    ((*KD, "--student", "R8", "--momentum", "1"), "--momentum 1.0: must be in (0, 1)"),
+    ((*KD, "--student", "R8", "--momentum", "1"), "--momentum 1.0: must be above 0 and below 1"),
     ((*JOINT, "--feature_weight", "-1"), "--feature_weight -1.0"),
-    ((*JOINT, "--side_floor", "2"), "--side_floor 2.0: must be in [0, 1]"),
+    ((*JOINT, "--side_floor", "2"), "--side_floor 2.0: must be between 0 and 1"),
     ((*JOINT, "--side_epochs", "0"), "--side_epochs 0: must be at least 1"),
     ((*JOINT, "--procedure", "XY"), "invalid choice 'XY' for argument '--procedure'"),
     ((*JOINT, "--milestones", "2", "1"), "--milestones 2 1: must be rising epoch numbers"),
@@ -600,7 +599,10 @@ def test_a_run_that_cannot_start_leaves_no_trace_and_deletes_nothing(
             "--student: means nothing to RES_NMT",
         ),
         ({"method": "stagewise", "procedure": "KL"}, "--procedure: means nothing to stagewise"),
-        ({"method": "stagewise", "temperature": 3.0}, "--temperature: means nothing to stagewise, only to kd, KL"),
+        (
+            {"method": "stagewise", "temperature": 3.0},
+            "--temperature: means nothing to stagewise, only to kd, jointrd",
+        ),
         ({"method": "jointrd", "alpha": 0.5}, "--alpha: means nothing to TA"),
         ({"method": "jointrd", "procedure": "KL", "feature_weight": 0.5}, "--feature_weight: means nothing to KL"),
         ({"method": "kd", "student": "R8", "side_floor": 0.5}, "--side_floor: means nothing to kd"),

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from blockdrop import build, build_static, evaluate, save_checkpoint
+from blockdrop import bench, build, build_static, evaluate, save_checkpoint
+from blockdrop.bench import images_digest
 from blockdrop.data import NORMALISATIONS, DataSource
 from blockdrop.flops import count_flops
 from blockdrop.inference.operating_point import KEEP_ALL, held_out_halves
@@ -219,16 +220,16 @@ def test_a_file_says_which_images_it_is_about(tmp_path: Path, run: Command) -> N
 
 def test_digests_tell_labels_their_order_and_class_names() -> None:
     labels = torch.tensor([0, 1, 1])
-    found = evaluate.images_digest(["cat", "dog"], labels)
-    assert found == evaluate.images_digest(["cat", "dog"], labels.int())
+    found = images_digest(["cat", "dog"], labels)
+    assert found == images_digest(["cat", "dog"], labels.int())
     assert len(found) == 16
-    assert found != evaluate.images_digest(["cat", "dog"], labels.flip(0))
-    assert found != evaluate.images_digest(["cat", "cow"], labels)
-    assert evaluate.images_digest(["caf\udce9"], labels), "a folder's name that isn't UTF-8"
+    assert found != images_digest(["cat", "dog"], labels.flip(0))
+    assert found != images_digest(["cat", "cow"], labels)
+    assert images_digest(["caf\udce9"], labels), "a folder's name that isn't UTF-8"
 
 
 def test_speed_can_be_left_out(tmp_path: Path, checkpoint: Path, run: Command, monkeypatch: Any) -> None:
-    monkeypatch.setattr(evaluate, "measure_speed", lambda *args: pytest.fail("measured"))
+    monkeypatch.setattr(bench, "measure_speed", lambda *args: pytest.fail("measured"))
     flags = ("--no_speed", "--curve", "--json", tmp_path / "e.json", "--save", tmp_path / "point.t7")
     code, out, _ = run(*flags)
     assert code == 0

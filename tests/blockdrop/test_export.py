@@ -13,6 +13,8 @@ from blockdrop import export, save_checkpoint
 from blockdrop.data import NORMALISATIONS
 from blockdrop.errors import UserError
 from blockdrop.export import ExportConfig
+from blockdrop.inference import exported, formats
+from blockdrop.models.checkpoints import dialects
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.checkpoints.filling import load_network
 from blockdrop.models.zoo import build, build_static
@@ -51,7 +53,7 @@ def checkpoint(folder: Path) -> Path:
     return write_checkpoint(folder / "net.t7")
 
 
-def networks_of(path: Path) -> export.Networks:
+def networks_of(path: Path) -> exported.Networks:
     config = ExportConfig(model="R8_C10", load=(str(path),), format="onnx", output="unused.onnx")
     return export.open_networks(config)
 
@@ -64,7 +66,7 @@ def export_file(checkpoint: Path, output: Path, form: Any, threshold: float = 0.
 
 @pytest.fixture(scope="module")
 def onnx_file(folder: Path, checkpoint: Path) -> Path:
-    for package in export.PACKAGES["onnx"]:
+    for package in formats.PACKAGES["onnx"]:
         pytest.importorskip(package)
     return export_file(checkpoint, folder / "net.onnx", "onnx", threshold=0.25)
 
@@ -79,7 +81,7 @@ def aoti_file(folder: Path, checkpoint: Path) -> Path:
         raise
 
 
-def assert_same_as_torch(run: export.Runner, networks: export.Networks) -> None:
+def assert_same_as_torch(run: exported.Runner, networks: exported.Networks) -> None:
     """Every policy that thresholds can give, on images of which some keep none, some or all blocks."""
     assert networks.policy_network is not None
     seen = set()
@@ -102,7 +104,7 @@ def assert_same_as_torch(run: export.Runner, networks: export.Networks) -> None:
 
 
 def test_onnx_gives_torchs_logits_under_every_threshold(onnx_file: Path, checkpoint: Path) -> None:
-    assert_same_as_torch(export.open_onnx(onnx_file), networks_of(checkpoint))
+    assert_same_as_torch(exported.open_onnx(onnx_file), networks_of(checkpoint))
 
 
 def test_onnx_holds_one_condition_a_block_and_says_what_it_is(onnx_file: Path) -> None:
@@ -127,7 +129,7 @@ def test_onnx_holds_one_condition_a_block_and_says_what_it_is(onnx_file: Path) -
 
 
 def test_aoti_gives_torchs_logits_under_every_threshold(aoti_file: Path, checkpoint: Path) -> None:
-    assert_same_as_torch(export.open_aoti(aoti_file), networks_of(checkpoint))
+    assert_same_as_torch(exported.open_aoti(aoti_file), networks_of(checkpoint))
     package = torch._inductor.aoti_load_package(str(aoti_file))
     assert package.get_metadata()["threshold"] == "0.25"
 
@@ -141,7 +143,7 @@ def write_static(path: Path, model: str = "plain8_C10") -> Path:
 
 
 def test_a_plain_net_becomes_one_onnx_graph_of_torchs_logits(tmp_path: Path, command: Command) -> None:
-    for package in export.PACKAGES["onnx"]:
+    for package in formats.PACKAGES["onnx"]:
         pytest.importorskip(package)
     onnx = pytest.importorskip("onnx")
     source, output = write_static(tmp_path / "net.t7"), tmp_path / "net.onnx"
@@ -162,29 +164,29 @@ def test_a_plain_net_becomes_one_onnx_graph_of_torchs_logits(tmp_path: Path, com
     net, _ = load_network(source)
     for image in torch.randn(3, 1, 3, 32, 32):
         with torch.no_grad():
-            (logits,) = export.open_onnx(output)(image)
+            (logits,) = exported.open_onnx(output)(image)
             torch.testing.assert_close(logits, net(image), atol=1e-4, rtol=1e-4)
 
 
 def test_an_aoti_package_of_a_plain_net_returns_one_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.zeros(1, 3)
     monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path: lambda image: logits)
-    assert export.open_aoti(Path("net.pt2"))(torch.zeros(1, 3, 32, 32)) == (logits,)
+    assert exported.open_aoti(Path("net.pt2"))(torch.zeros(1, 3, 32, 32)) == (logits,)
 
 
 def test_a_resnet_without_its_policy_network_runs_all_blocks_and_says_so(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[export.Networks] = []
+    seen: list[exported.Networks] = []
     monkeypatch.setattr(
-        export, "_write_checked", lambda networks, form, path: (seen.append(networks), path.touch())
+        exported, "write_checked", lambda networks, form, path: (seen.append(networks), path.touch())
     )
     source = write_static(tmp_path / "net.t7", "R8_C10")
     flags = ("--model", "R8_C10", "--load", source, "--format", "aoti", "--output", tmp_path / "net.pt2")
     code, out, _ = command(export, *flags)
     assert code == 0
     assert "note: no policy network, so every block runs" in out
-    module, inputs = export._graph(seen[0])
+    module, inputs = exported._graph(seen[0])
     with torch.no_grad():
         assert module(*inputs).shape == (1, 3)
 
@@ -214,22 +216,22 @@ def test_the_operating_points_threshold_is_the_default(checkpoint: Path, monkeyp
         found.operating_point = {"threshold": 0.37}
         return found
 
-    monkeypatch.setattr(export, "read_checkpoint", read)
+    monkeypatch.setattr(dialects, "read_checkpoint", read)
     assert networks_of(checkpoint).threshold == 0.37
 
 
 def test_a_file_that_differs_from_torch_does_not_appear(
     tmp_path: Path, checkpoint: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for package in export.PACKAGES["onnx"]:
+    for package in formats.PACKAGES["onnx"]:
         pytest.importorskip(package)
 
-    class Wrong(export.BranchingNetwork):
+    class Wrong(exported.BranchingNetwork):
         def forward(self, image: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             logits, policy, keep_probs = super().forward(image, threshold)
             return logits + 0.01, policy, keep_probs
 
-    monkeypatch.setattr(export, "BranchingNetwork", Wrong)
+    monkeypatch.setattr(exported, "BranchingNetwork", Wrong)
     code, out, error = command(
         export, "--model", "R8_C10", "--load", checkpoint, "--format", "onnx", "--output", tmp_path / "net.onnx"
     )
@@ -247,7 +249,7 @@ def test_the_check_notices_another_policy_than_the_keep_probabilities_give(check
         return networks.resnet(image), torch.ones(1, 3, dtype=torch.bool), networks.policy_network(image)[0]
 
     with pytest.raises(UserError, match="isn't keep_probs >= "):
-        export.check_graph(keeps_all, networks)
+        exported.check_graph(keeps_all, networks)
 
 
 @pytest.mark.parametrize(("error", "message"), [(0.01, "by "), (torch.nan, "by nan")])
@@ -265,7 +267,7 @@ def test_the_check_notices_other_logits_than_torchs(checkpoint: Path, error: flo
         keep_probs, _ = networks.policy_network(image)
         return networks.resnet(image, keep_probs >= threshold) + error, keep_probs >= threshold, keep_probs
 
-    for check, run in ((export.check_static_graph, static), (export.check_graph, dynamic)):
+    for check, run in ((exported.check_static_graph, static), (exported.check_graph, dynamic)):
         with pytest.raises(UserError, match=f"the file's logits differ from torch's {message}"):
             check(run, networks)
 
@@ -296,7 +298,7 @@ BAD_INPUT = [
 def test_bad_input_ends_with_one_line_and_exit_code_2(
     tmp_path: Path, checkpoint: Path, command: Command, flags: tuple[str, ...], message: str
 ) -> None:
-    for package in export.PACKAGES["onnx"]:
+    for package in formats.PACKAGES["onnx"]:
         pytest.importorskip(package)
     write_checkpoint(tmp_path / "backbone.t7", policy=False)
     torch.save({"agent": build("R8_C10")[1].state_dict()}, tmp_path / "policy.t7")
@@ -335,7 +337,7 @@ def test_overwrite_replaces_the_file_only_once_the_new_one_is_whole(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(export, "write_safetensors", full_disk)
+        patched.setattr(exported, "write_safetensors", full_disk)
         code, _, error = command(export, *flags)
     assert code == 2
     assert "not writable (No space left on device)" in error
@@ -351,7 +353,7 @@ def test_a_missing_package_is_named_with_its_mend(
     def missing(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(export, "import_module", missing)
+    monkeypatch.setattr(formats, "import_module", missing)
     code, _, error = command(
         export, "--model", "R8_C10", "--load", checkpoint, "--format", "onnx", "--output", tmp_path / "net.onnx"
     )

@@ -1,8 +1,10 @@
 """Joint training: who learns when, what is counted, and every way of learning end to end."""
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,19 +235,39 @@ def test_a_target_that_no_threshold_meets_leaves_the_threshold(
     assert "threshold 0.5 stays: budget 0.01: can't be met" in capsys.readouterr().out
 
 
-def test_a_recipe_is_a_set_of_flags_that_the_command_line_overrules() -> None:
-    config = FinetuneConfig.of_recipe("fast", alpha=0.7)
-    assert config.alpha == 0.7
-    assert config.estimator == FinetuneConfig.RECIPES["fast"]["estimator"]
+def test_a_recipe_sets_the_flags_that_are_not_given() -> None:
+    fast = FinetuneConfig.RECIPES["fast"]
+    for config in (
+        FinetuneConfig(recipe="fast", alpha=0.8, load=("a",)),
+        FinetuneConfig.of_recipe("fast", alpha=0.8, load=("a",)),
+    ):
+        expected = {**fast, "alpha": 0.8, "load": ("a",), "recipe": "fast"}
+        assert {flag: getattr(config, flag) for flag in expected} == expected, "0.8 is the reference's, but given"
+        for same in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), dataclasses.replace(config)):
+            assert (same, vars(same)) == (config, vars(config))
+        assert vars(config).keys() == {field.name for field in dataclasses.fields(config)}
+        assert dataclasses.replace(config, settle=0.0).settle == 0
     assert FinetuneConfig.of_recipe("reference") == FinetuneConfig()
-    with pytest.raises(UserError, match=r"none of its flags; from Python write FinetuneConfig.of_recipe\('fast'"):
-        FinetuneConfig(recipe="fast").check()
 
 
-def test_an_unknown_recipe_is_one_line(command: Command) -> None:
-    code, _, error = command(finetune, "--recipe", "slow")
-    assert code == 2
-    assert "slow" in error
+@pytest.mark.parametrize(
+    ("module", "config_class"), [(finetune, FinetuneConfig), (cl_train, cl_train.CurriculumConfig)]
+)
+def test_an_unknown_recipe_is_one_line_that_names_those_of_the_command(
+    module: Any, config_class: Any, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(finetune.FinetuneConfig.RECIPES, "mine", {"alpha": 0.6})
+    names = "reference or fast or mine" if module is finetune else "reference or fast"
+    line = f"--recipe slow: no recipe of this command; choose {names}"
+    for how in (lambda: config_class(recipe="slow"), lambda: config_class.of_recipe("slow", lr=0.1)):
+        with pytest.raises(UserError, match=line):
+            how()
+    code, _, error = command(module, "--recipe", "slow")
+    assert (code, error) == (2, f"error: {line}; --help lists the flags")
+    assert finetune.FinetuneConfig(recipe="mine").alpha == 0.6
+    if module is cl_train:
+        code, _, error = command(module, "--recipe", "mine")
+        assert (code, error) == (2, f"error: {line.replace('slow', 'mine')}; --help lists the flags")
 
 
 def test_frozen_and_settling_epochs_train_one_network_each(tmp_path: Path, image_tree: Path, both: Path) -> None:

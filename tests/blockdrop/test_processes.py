@@ -22,7 +22,7 @@ from agents.policy_network import PolicyNetwork
 from blockdrop import build, cl_train, distill, finetune, load_network, pretrain, save_checkpoint
 from blockdrop.cl_train import CurriculumConfig
 from blockdrop.data import NORMALISATIONS, DataSource
-from blockdrop.distill import DistillConfig
+from blockdrop.distill import KdConfig, StagewiseConfig
 from blockdrop.errors import Interrupted, UserError
 from blockdrop.finetune import FinetuneConfig
 from blockdrop.measure import evaluate_images
@@ -226,10 +226,8 @@ def test_gradients_and_metrics_do_not_depend_on_the_number_of_processes(
 
 SUPERVISED: dict[str, Callable[..., TrainingConfig]] = {
     "pretrain": PretrainConfig,
-    "stagewise": functools.partial(
-        DistillConfig, method="stagewise", max_epochs=4, stage_epochs=1, timed_images=1
-    ),
-    "kd": functools.partial(DistillConfig, method="kd", student="R8", max_epochs=1, timed_images=1),
+    "stagewise": functools.partial(StagewiseConfig, max_epochs=4, stage_epochs=1, timed_images=1),
+    "kd": functools.partial(KdConfig, student="R8", max_epochs=1, timed_images=1),
 }
 
 

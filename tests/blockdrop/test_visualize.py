@@ -12,9 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.policies import map_policy
 from blockdrop import build, save_checkpoint, visualize
 from blockdrop.data import NORMALISATIONS, MemoryImages
+from blockdrop.findings import Findings, evenly_by_class, look, page_of, small_pixels
 from blockdrop.measure import evaluate_images
 from blockdrop.policy_curves import predictions_at
-from blockdrop.visualize import VisualizeConfig, evenly_by_class, page_of, small_pixels
+from blockdrop.visualize import VisualizeConfig
 from tests.conftest import randomise_statistics, write_image_tree
 
 Command = Callable[..., tuple[int, str, str]]
@@ -102,18 +103,18 @@ def test_bad_input_is_named(
 
 
 @pytest.fixture(scope="module")
-def findings(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> visualize.Findings:
+def findings(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Findings:
     config = VisualizeConfig(
         model="R14_Folder", data_dir=str(folder / "tree"), load=(str(folder / "both.t7"),), batch_size=5,
         cv_dir=str(tmp_path_factory.mktemp("v")), threshold=0.5,
     )  # fmt: skip
     setup = open_setup(config, config.load)
-    return visualize.look(config, setup, setup.data.test)
+    return look(setup, setup.data.test, config.compute(), config.batch_size, config.engine, config.threshold)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.45, 0.5, 0.7])
 def test_what_the_page_shows_at_a_threshold_is_what_the_network_does_there(
-    threshold: float, findings: visualize.Findings
+    threshold: float, findings: Findings
 ) -> None:
     setup, outcomes = findings.setup, findings.outcomes
     assert outcomes.keep_probs is not None
@@ -132,7 +133,7 @@ def test_what_the_page_shows_at_a_threshold_is_what_the_network_does_there(
     assert page.losses.equal(findings.full.losses)
 
 
-def test_the_curve_goes_through_the_reported_point(findings: visualize.Findings) -> None:
+def test_the_curve_goes_through_the_reported_point(findings: Findings) -> None:
     (dynamic,) = [curve for curve in findings.curves if curve.name == "dynamic"]
     (own,) = [point for point in dynamic.points if point.label == "threshold 0.5"]
     assert own.accuracy == findings.outcomes.accuracy
@@ -143,7 +144,7 @@ def test_the_curve_goes_through_the_reported_point(findings: visualize.Findings)
         assert blind[name].flops == findings.table.full
 
 
-def test_pixels_are_those_of_the_files(findings: visualize.Findings) -> None:
+def test_pixels_are_those_of_the_files(findings: Findings) -> None:
     test = findings.setup.data.test
     assert isinstance(test, MemoryImages)
     assert findings.images.equal(test.images)

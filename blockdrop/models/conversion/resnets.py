@@ -99,8 +99,8 @@ def take_apart(model: Any, layout: _Layout) -> DroppableResNet:
         blocks,
         ds,
         head,
-        "projection",
-        avgpool,
+        shortcut="projection",
+        avgpool=avgpool,
     )
     return keep_modes(network, [model], model.training)
 

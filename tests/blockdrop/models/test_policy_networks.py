@@ -17,9 +17,9 @@ from agents.policy_network import PolicyNetwork
 from blockdrop import DroppableResNet, Variant, build, cl_train, count, evaluate, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS
 from blockdrop.errors import CheckpointError, UserError
-from blockdrop.export import Networks, write_safetensors
 from blockdrop.flops import count_flops
 from blockdrop.inference import openvino_engine
+from blockdrop.inference.exported import Networks, write_safetensors
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.checkpoints.filling import load_policy_trunk
 from blockdrop.models.policy_networks import (

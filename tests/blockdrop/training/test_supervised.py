@@ -14,7 +14,7 @@ from blockdrop.training.setup import open_setup
 from torch import Tensor, nn
 
 from blockdrop import load_checkpoint
-from blockdrop.distill import DistillConfig
+from blockdrop.distill import KdConfig
 from blockdrop.errors import NumericalError, UserError
 from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints.dialects import read_checkpoint
@@ -111,9 +111,7 @@ def test_label_smoothing_by_hand() -> None:
 
 
 def test_milestones_give_each_epoch_its_learning_rate(train: Training) -> None:
-    config = train.config(
-        DistillConfig, method="kd", student="R8", load=("teacher",), lr=1.0, max_epochs=6, milestones=(2, 5)
-    )
+    config = train.config(KdConfig, student="R8", load=("teacher",), lr=1.0, max_epochs=6, milestones=(2, 5))
     expected = [1.0, 1.0, 0.1, 0.1, 0.1, 0.01]
     assert [config.step_factor(epoch) for epoch in range(6)] == pytest.approx(expected)
     weight = nn.Parameter(torch.zeros(1))
@@ -122,7 +120,7 @@ def test_milestones_give_each_epoch_its_learning_rate(train: Training) -> None:
 
 def test_without_milestones_the_rate_falls_every_epoch_step(train: Training) -> None:
     flags = {"lr": 0.4, "max_epochs": 5, "epoch_step": 2, "lr_decay_ratio": 0.5}
-    distilling = {"config_class": DistillConfig, "method": "kd", "student": "R8", "load": ("teacher",)}
+    distilling = {"config_class": KdConfig, "student": "R8", "load": ("teacher",)}
     weight = nn.Parameter(torch.zeros(1))
     for config in (train.config(**flags), train.config(**flags, **distilling)):
         lines = train(config, slope(weight), [weight])

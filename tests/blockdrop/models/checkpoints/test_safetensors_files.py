@@ -15,7 +15,8 @@ import blockdrop
 from blockdrop import count, save_checkpoint
 from blockdrop.data import NORMALISATIONS
 from blockdrop.errors import CheckpointError, UserError
-from blockdrop.export import ExportConfig, open_networks, write_safetensors
+from blockdrop.export import ExportConfig, open_networks
+from blockdrop.inference.exported import write_safetensors
 from blockdrop.models.checkpoints import safetensors_files
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
