@@ -164,7 +164,7 @@ class Droppable(Network):
             run = self.kept(branch, shortcut if inner is None else inner, shortcut)
             per_image = (-1, *[1] * (run.dim() - 1))
             if gates is not None:
-                x = torch.lerp(shortcut, run, gates[:, k].to(run.dtype).view(per_image))
+                x = torch.lerp(shortcut.to(run.dtype), run, gates[:, k].to(run.dtype).view(per_image))
             else:
                 x = torch.where(policy[:, k].view(per_image), run, shortcut)
         return self.head(x)

@@ -102,6 +102,8 @@ def convert(
     if image_size is None:
         image_size = _usual_size(model)
     bench = _copied(model, parts)
+    if any(tensor.is_meta for module in bench.modules() for tensor in module.parameters()):
+        raise UserError(f"{_describe(model)}: has no weights yet, its parameters are on the meta device")
     for module in bench.modules():
         module.cpu().float().eval()
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))

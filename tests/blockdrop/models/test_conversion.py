@@ -398,6 +398,7 @@ SmallBlock = torchvision.models.resnet.BasicBlock
             lambda: changed(torchvisions("resnet18"), lambda m: nn.init.constant_(m.fc.bias, float("nan"))),
             "ResNet: its logits aren't finite",
         ),
+        (lambda: torchvision.models.resnet18().to("meta"), "ResNet: has no weights yet"),
         (torchvision.models.mobilenet_v3_small, "MobileNetV3: no ResNet of torchvision or timm, .*give the parts"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), "Sequential: no ResNet"),
     ],
