@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from blockdrop import data
     from blockdrop.api import evaluate, train
     from blockdrop.dynamic import DynamicNetwork
-    from blockdrop.errors import UserError
+    from blockdrop.errors import BlockdropError
     from blockdrop.flops import flops_per_image
     from blockdrop.inference.executor import compile
     from blockdrop.loading import load, make_dynamic
@@ -28,7 +28,7 @@ else:
             "data": (),
             "api": ("train",),
             "dynamic": ("DynamicNetwork",),
-            "errors": ("UserError",),
+            "errors": ("BlockdropError",),
             "evaluate": (),
             "flops": ("flops_per_image",),
             "inference.executor": ("compile",),
@@ -46,10 +46,10 @@ else:
     )
 
 __all__ = [
+    "BlockdropError",
     "DroppableResNet",
     "DynamicNetwork",
     "Report",
-    "UserError",
     "Variant",
     "__version__",
     "build",

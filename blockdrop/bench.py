@@ -120,7 +120,7 @@ def choose_operating_point(budget: float, bench: Bench, choosing: Images) -> dic
     """The threshold whose cost on the choosing images comes nearest to the budget from below.
 
     Raises:
-        UserError: no threshold meets the budget.
+        BlockdropError: no threshold meets the budget.
     """
     keep_probs = bench.outcomes(choosing, DEFAULT_THRESHOLD).keep_probs
     assert keep_probs is not None

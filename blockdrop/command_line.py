@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import tyro
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.ranges import Range, declared_rules
 
 Config = TypeVar("Config")
@@ -38,7 +38,7 @@ def parse_flags(
         choices: values that --help names for a flag whose type doesn't.
     Raises:
         SystemExit: --help was asked for and is printed, or tyro has said on stderr what is wrong.
-        UserError: no config may have these flags.
+        BlockdropError: no config may have these flags.
     """
     flags = tyro_fields(config_class, arguments, choices or {})
     shown: list[Any] = []
@@ -147,7 +147,7 @@ def choose_class(
         The class, and the command line with --`flag`. Where nothing names one, and --help is asked for, the class
         that all derive from.
     Raises:
-        UserError: the command line names none of them, or has a flag that only others have.
+        BlockdropError: the command line names none of them, or has a flag that only others have.
     """
     if not isinstance(config_class, Mapping):
         return config_class, list(arguments)
@@ -156,10 +156,10 @@ def choose_class(
     name, names = value_of(flag, arguments), ", ".join(config_class)
     if name is None:
         if not {"-h", "--help"} & {*arguments}:
-            raise UserError(f"--{flag}: choose {names}")
+            raise BlockdropError(f"--{flag}: choose {names}")
         return _common_class(config_class.values()), list(arguments)
     if name not in config_class:
-        raise UserError(f"invalid choice {name!r} for argument '--{flag}'; choose {names}")
+        raise BlockdropError(f"invalid choice {name!r} for argument '--{flag}'; choose {names}")
     words = [word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
     given = [form for word in words for form in (word, word.removeprefix("no_"))]
     refuse_flags_of_others(config_class, name, given)
@@ -172,11 +172,11 @@ def _common_class(classes: Iterable[type[Config]]) -> type[Config]:
 
 
 def refuse_flags_of_others(classes: Mapping[str, type], name: str, flags: Iterable[str]) -> None:
-    """Raises `UserError` for the first flag that the class of that name doesn't have, but others do."""
+    """Raises `BlockdropError` for the first flag that the class of that name doesn't have, but others do."""
     owners: dict[str, list[str]] = {}
     for owner, config_class in classes.items():
         for field in dataclasses.fields(config_class):
             owners.setdefault(field.name, []).append(owner)
     for flag in flags:
         if flag in owners and name not in owners[flag]:
-            raise UserError(f"--{flag}: means nothing to {name}, only to {', '.join(owners[flag])}")
+            raise BlockdropError(f"--{flag}: means nothing to {name}, only to {', '.join(owners[flag])}")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from blockdrop.command_line import choose_class, parse_flags
-from blockdrop.errors import Interrupted, UserError
+from blockdrop.errors import BlockdropError, Interrupted
 
 Config = TypeVar("Config")
 
@@ -22,7 +22,7 @@ def run_command(
     description: str | None,
     choice: str = "method",
 ) -> None:
-    """Parses the flags, runs `main`, and turns a `UserError` into one line on stderr and its exit code.
+    """Parses the flags, runs `main`, and turns a `BlockdropError` into one line on stderr and its exit code.
 
     Args:
         config_class: the command's flags; or, of a command that has several sets of them, by the values of
@@ -38,7 +38,7 @@ def run_command(
     try:
         with joined(getattr(config, "device", "auto")) as processes, _heard(processes.first):
             main(config)
-    except UserError as error:
+    except BlockdropError as error:
         rank = os.environ.get("RANK", "0")
         sys.exit(_fail(str(error) if rank == "0" else f"process {rank}: {error}", error.exit_code))
     except Interrupted as stop:
@@ -68,7 +68,7 @@ def _parse(
     except BrokenPipeError:  # --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except UserError as error:
+    except BlockdropError as error:
         sys.exit(_fail(f"{error}; --help lists the flags", error.exit_code))
     except SystemExit as stop:
         if stop.code in (0, None):

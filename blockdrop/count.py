@@ -66,7 +66,7 @@ class CountConfig:
     """Replace the file of --json if it exists."""
 
     def check(self) -> None:
-        """Raises `UserError` for a value out of range."""
+        """Raises `BlockdropError` for a value out of range."""
         check_ranges(self)
         Variant(self.expansion, self.reduction, self.reduction_mode)
         if self.json is not None:

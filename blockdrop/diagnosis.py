@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from blockdrop.data import DataSource, UnreadableImageError
 from blockdrop.data.files import ImageFiles
 from blockdrop.data.shards import find_shards
-from blockdrop.errors import DataError, UserError, require
+from blockdrop.errors import BlockdropError, DataError, require
 from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint, stage_sizes
 from blockdrop.models.checkpoints.filling import describe_depth, load_checkpoint, network_from
 from blockdrop.models.checkpoints.tensor_pickle import one_line
@@ -47,7 +47,7 @@ def show(title: str, find: Callable[[], Iterator[Fact]]) -> bool:
     try:
         for name, value in find():
             print(f"  {name:<18} {one_line(value, LONGEST)}")  # names and flags may hold a terminal's commands
-    except UserError as error:
+    except BlockdropError as error:
         print(f"  {'PROBLEM':<18} {one_line(error, LONGEST)}")
         return False
     except OSError as error:
@@ -186,7 +186,7 @@ def in_use(folder: Path) -> bool:
     """Whether a process holds the folder's lock.
 
     Raises:
-        UserError: it can't be asked.
+        BlockdropError: it can't be asked.
     """
     path = folder / LOCK_FILE
     if not os.path.lexists(path):
@@ -198,11 +198,11 @@ def in_use(folder: Path) -> bool:
         return True
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: can't be locked ({reason}), so no run can go on here; remove it") from None
+        raise BlockdropError(f"{path}: can't be locked ({reason}), so no run can go on here; remove it") from None
 
 
 def checkpoint_file(path: str, model: str | None) -> Iterator[Fact]:
-    """What a checkpoint holds; raises `UserError` where it doesn't fit together."""
+    """What a checkpoint holds; raises `BlockdropError` where it doesn't fit together."""
     checkpoint = read_checkpoint(path)
     yield "file", f"{checkpoint.path} ({os.path.getsize(checkpoint.path):,} bytes)"
     kinds = {"blockdrop": f"ours, version {checkpoint.version}", "reference": "the BlockDrop reference's"}
@@ -233,7 +233,7 @@ def operating_point(point: dict[str, Any]) -> str:
 
 
 def build_from(checkpoint: Checkpoint, name: str) -> None:
-    """Raises `UserError` unless the checkpoint fills the networks that it holds."""
+    """Raises `BlockdropError` unless the checkpoint fills the networks that it holds."""
     spec = parse_model_name(name)
     network = None if checkpoint.resnet is None else network_from(checkpoint, spec)
     if checkpoint.policy_network is not None:

@@ -33,7 +33,7 @@ METHODS: dict[str, type[DistillConfig]] = {
 
 
 def make_config(method: str, **flags: Any) -> DistillConfig:
-    """The flags of a method; raises `UserError` for a method that there isn't, or a flag of another one."""
+    """The flags of a method; raises `BlockdropError` for a method that there isn't, or a flag of another one."""
     require(method in METHODS, f"--method {method}: choose {', '.join(METHODS)}")
     refuse_flags_of_others(METHODS, method, flags)
     return METHODS[method](method=method, **flags)

@@ -14,7 +14,7 @@ from agents.deciders import Decider, Decision, Learned, keep_all
 from agents.names import DEFAULT_THRESHOLD
 from agents.policy_network import PolicyNetwork
 from blockdrop.data.sets import Normalisation, Preprocessing
-from blockdrop.errors import UserError, require
+from blockdrop.errors import BlockdropError, require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.inference.executor import Executor, compile
 from blockdrop.models.backbone import Network
@@ -75,7 +75,7 @@ class DynamicNetwork(nn.Module):
         self.metrics, self.epoch, self.config = dict(metrics or {}), epoch, dict(config or {})
         network.image_size = preprocessing.image_size
         if policy_network is not None and policy_network.num_blocks != network.num_blocks:
-            raise UserError(
+            raise BlockdropError(
                 f"{model}: has {network.num_blocks} blocks, its policy network decides on "
                 f"{policy_network.num_blocks}"
             )
@@ -194,7 +194,7 @@ class DynamicNetwork(nn.Module):
         """Raises `BlockdropError` for images that the network wasn't made for."""
         side = self.image_size
         if images.dim() != 4 or images.shape[1:] != (3, side, side) or not images.is_floating_point():
-            raise UserError(
+            raise BlockdropError(
                 f"images: {images.dtype} of shape {tuple(images.shape)}; {self.model} takes normalised float "
                 f"images (N, 3, {side}, {side}), as .transform makes them"
             )

@@ -3,21 +3,21 @@
 import signal
 
 
-class UserError(ValueError):
+class BlockdropError(ValueError):
     """Bad input: the message names what was wrong and what would be right. Exit code 2."""
 
     exit_code = 2
 
 
-class CheckpointError(UserError):
+class CheckpointError(BlockdropError):
     """A checkpoint that can't be read, would run code, or doesn't fit the model."""
 
 
-class DataError(UserError):
+class DataError(BlockdropError):
     """A data set that is missing, empty, unreadable or doesn't fit the model."""
 
 
-class NumericalError(UserError):
+class NumericalError(BlockdropError):
     """A loss that is no longer finite. Exit code 3."""
 
     exit_code = 3
@@ -32,6 +32,6 @@ class Interrupted(Exception):  # noqa: N818  # no error: the user's wish
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises `UserError(message)` unless the condition holds."""
+    """Raises `BlockdropError(message)` unless the condition holds."""
     if not condition:
-        raise UserError(message)
+        raise BlockdropError(message)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from blockdrop.errors import UserError, require
+from blockdrop.errors import BlockdropError, require
 from blockdrop.models.specs import parse_name
 from blockdrop.ranges import Count, CountOrNone, NotNegative, Positive, Probability, Range
 from blockdrop.typed_json import check_field, read_json, typed
@@ -183,8 +183,8 @@ class Evaluation:
             content: what a JSON file holds.
             where: the file, for errors.
         Raises:
-            UserError: one line that names the field which is missing, of another type, out of range, not finite or
-                at odds with another one.
+            BlockdropError: one line that names the field which is missing, of another type, out of range, not
+                finite or at odds with another one.
         """
         try:
             require(
@@ -198,15 +198,15 @@ class Evaluation:
             )
             found = typed(cls, content)
             found._check()
-        except UserError as error:
-            raise UserError(f"{where}: {error}" if where else str(error)) from None
+        except BlockdropError as error:
+            raise BlockdropError(f"{where}: {error}" if where else str(error)) from None
         return found
 
     def _check(self) -> None:
         """What no single field's type says."""
         try:
             parse_name(self.model)
-        except UserError as error:
+        except BlockdropError as error:
             check_field(False, "model", self.model, str(error))
         blocks, lengths = self.num_blocks, f"must be {self.num_blocks} numbers, one for each block"
         check_field(len(self.usage_per_block) == blocks, "usage_per_block", self.usage_per_block, lengths)
@@ -217,7 +217,7 @@ class Evaluation:
         )  # fmt: skip
         share = self.right.count("1") / self.images
         if not math.isclose(share, self.accuracy, abs_tol=1e-6):
-            raise UserError(
+            raise BlockdropError(
                 f"damaged in its right, which isn't the accuracy ({share:.6f}, not {self.accuracy:.6f})"
             )
 
@@ -228,5 +228,5 @@ def recorded_checkpoints(path: Path) -> list[str]:
     try:
         content, _ = read_json(path)
         return typed(list[str], content["checkpoints"], "checkpoints")
-    except (UserError, LookupError, TypeError):
+    except (BlockdropError, LookupError, TypeError):
         return []

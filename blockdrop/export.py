@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar
 
 from blockdrop.console import run_command
-from blockdrop.errors import UserError, require
+from blockdrop.errors import BlockdropError, require
 from blockdrop.inference.formats import PACKAGES, SUFFIXES, Format, optional_package
 from blockdrop.models.specs import parse_name
 from blockdrop.names import PolicyNet, Shortcut
@@ -54,7 +54,7 @@ class ExportConfig:
     """Replace the output file if it exists."""
 
     def check(self) -> None:
-        """Raises `UserError` for a value out of range, an output that can't be written, a missing package."""
+        """Raises `BlockdropError` for a value out of range, an output that can't be written, a missing package."""
         check_ranges(self)
         if self.model is not None:
             parse_name(self.model)
@@ -101,10 +101,12 @@ def main(config: ExportConfig) -> Path:
             write_checked(networks, config.format, temporary)
             os.replace(temporary, output)
     except OSError as error:
-        raise UserError(f"--output {output}: not writable ({error.strerror or error})") from None
+        raise BlockdropError(f"--output {output}: not writable ({error.strerror or error})") from None
     except RuntimeError as error:  # torch's and the runtimes' own, a missing C++ compiler among them
         reason = next(iter(str(error).splitlines()), "")
-        raise UserError(f"--format {config.format}: torch {torch.__version__} can't do it ({reason})") from error
+        raise BlockdropError(
+            f"--format {config.format}: torch {torch.__version__} can't do it ({reason})"
+        ) from error
     print(f"{config.format} file: {output}, {output.stat().st_size / 1e6:.2f} MB")
     return output
 
@@ -113,7 +115,7 @@ def open_networks(config: ExportConfig) -> Networks:
     """The networks of the checkpoints; later ones win.
 
     Raises:
-        UserError: no backbone, a flag for a policy network that isn't there; anything damaged or not fitting.
+        BlockdropError: no backbone, a flag for a policy network that isn't there; anything damaged or not fitting.
     """
     from blockdrop.inference.exported import Networks  # torch, which --help does without
     from blockdrop.loading import open_files

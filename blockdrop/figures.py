@@ -53,8 +53,8 @@ def rendered(figure: Figure, kind: FileKind, dpi: float = 150) -> bytes:
 
 
 def check_figure(flag: str, path: str | Path, overwrite: bool) -> None:
-    """Raises `UserError` if the file can't be written, exists and may not be replaced, or isn't of a kind that
-    `write_figure` knows."""
+    """Raises `BlockdropError` if the file can't be written, exists and may not be replaced, or isn't of a kind
+    that `write_figure` knows."""
     check_writable(flag, path, overwrite)
     require(Path(path).suffix in (".png", ".svg", ".pdf"), f"{flag} {path}: must end in .png, .svg or .pdf")
 
@@ -63,7 +63,7 @@ def write_figure(flag: str, path: str | Path, figure: Figure) -> None:
     """Writes a figure, whole or not at all; its name says which kind of file, see `check_figure`.
 
     Raises:
-        UserError: the disk is full, the folder gone, ….
+        BlockdropError: the disk is full, the folder gone, ….
     """
     kind: FileKind = Path(path).suffix[1:]  # type: ignore[assignment]
     write_bytes(flag, path, rendered(figure, kind, dpi=figure.dpi))

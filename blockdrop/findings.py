@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.deciders import Learned, keep_all
 from blockdrop import figures
 from blockdrop.data import Images, Normalisation, evenly_spaced
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.flops import FlopTable
 from blockdrop.measure import evaluate_images, executor, look_through, predict_under
 from blockdrop.names import EngineName
@@ -155,7 +155,7 @@ def write(folder: Path, findings: Findings, statistics: PolicyStatistics) -> Non
     """Figures, page and TensorBoard's events.
 
     Raises:
-        UserError: the folder can't be written.
+        BlockdropError: the folder can't be written.
     """
     drawn = draw(findings, statistics)
     try:
@@ -166,7 +166,7 @@ def write(folder: Path, findings: Findings, statistics: PolicyStatistics) -> Non
             for name, one in drawn.items():
                 board.add_image(f"visualize/{name}", one.pixels, dataformats="HWC")
     except OSError as error:
-        raise UserError(f"--cv_dir {folder}: not writable ({error.strerror})") from None
+        raise BlockdropError(f"--cv_dir {folder}: not writable ({error.strerror})") from None
     for name, one in drawn.items():
         write_bytes("--cv_dir", folder / "figures" / f"{name}.svg", one.svg)
         write_bytes("--cv_dir", folder / "figures" / f"{name}.png", one.png)

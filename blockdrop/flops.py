@@ -131,7 +131,7 @@ def count_flops(
     Args:
         image_size: default: the one that the network is made for.
     Raises:
-        UserError: the network doesn't say its image size.
+        BlockdropError: the network doesn't say its image size.
     """
     image_size = known_image_size(resnet, image_size)
 
@@ -161,6 +161,6 @@ def flops_per_image(
     Returns:
         int64 (N,).
     Raises:
-        UserError: the network doesn't say its image size.
+        BlockdropError: the network doesn't say its image size.
     """
     return count_flops(resnet, policy_network, image_size).per_image(policy)

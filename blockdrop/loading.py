@@ -12,7 +12,7 @@ from torch import nn
 from agents.policy_network import PolicyNetwork
 from blockdrop.data.sets import DATASETS, LARGEST_IN_MEMORY, Normalisation, Preprocessing
 from blockdrop.dynamic import DynamicNetwork
-from blockdrop.errors import CheckpointError, UserError
+from blockdrop.errors import BlockdropError, CheckpointError
 from blockdrop.models.backbone import Network
 from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint
 from blockdrop.models.checkpoints.filling import fill_brought, load_checkpoint
@@ -65,7 +65,7 @@ def assemble(
     recorded_net = policies[-1].policy_net if policies else "reference"
     policy_network: PolicyNetwork | None = None
     if policies and not source.spec.droppable:
-        raise UserError(
+        raise BlockdropError(
             f"{policies[-1].path}: holds a policy network, but {source.spec.architecture} has no blocks to drop"
         )
     if policies or policy == "fresh":
@@ -100,7 +100,7 @@ def name_of_network(model: str | None, checkpoints: Sequence[Checkpoint]) -> str
     that of a policy network says, else the reference's.
 
     Raises:
-        UserError: a function of a user's own builds it, which is never called because a file says so.
+        BlockdropError: a function of a user's own builds it, which is never called because a file says so.
     """
     recorded = [c for c in checkpoints if c.resnet is None] + [c for c in checkpoints if c.resnet is not None]
     named = [c for c in recorded if c.model is not None]
@@ -110,7 +110,7 @@ def name_of_network(model: str | None, checkpoints: Sequence[Checkpoint]) -> str
     assert last.model is not None
     spec = parse_name(last.model) if ":" in last.model else None
     if last.origin is not None and (not isinstance(spec, ForeignSpec) or spec.is_function):
-        raise UserError(
+        raise BlockdropError(
             f"{last.path}: holds the weights of a {last.model}, which only its owner's code builds; pass --model"
         )
     return last.model
@@ -135,7 +135,7 @@ def open_files(
     checkpoints = [read_checkpoint(path) for path in paths]
     if not any(c.resnet is not None for c in checkpoints):
         files = " ".join(paths)
-        raise UserError(f"--load {files}: a policy network without its backbone; name that checkpoint too")
+        raise BlockdropError(f"--load {files}: a policy network without its backbone; name that checkpoint too")
     spec = parse_name(name_of_network(model, checkpoints))
     source = open_source(spec, shortcut=shortcut, image_size=recorded_size(checkpoints))
     return assemble(source, checkpoints, policy_net=policy_net).eval(), checkpoints
@@ -193,8 +193,8 @@ def _load_into(checkpoint: Checkpoint, model: nn.Module) -> DynamicNetwork:
         elif list(made_of.stage_sizes) == checkpoint.origin.get("stage_sizes"):
             network = copy.deepcopy(made_of)
         else:
-            raise UserError(f"{type(made_of).__name__}: has other blocks than the network in the file")
-    except UserError as error:
+            raise BlockdropError(f"{type(made_of).__name__}: has other blocks than the network in the file")
+    except BlockdropError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
     fill_brought(checkpoint, network)
     policy_network = None
@@ -298,7 +298,7 @@ def make_dynamic(
 def _of_the_zoo(network: Network) -> tuple[str, Variant, None, Preprocessing]:
     """Name, widths, no origin, and preprocessing of a network of ours."""
     if network.built_from is None:
-        raise UserError(
+        raise BlockdropError(
             f"a {type(network).__name__} that was made by hand has no name to be saved under; make it by "
             "blockdrop.build, or hand in the network that it was converted from"
         )
@@ -312,7 +312,7 @@ def _facts(
 ) -> Preprocessing:
     if known is None:
         if image_size is None:
-            raise UserError("image_size: the network doesn't say the side of its images; pass it, in pixels")
+            raise BlockdropError("image_size: the network doesn't say the side of its images; pass it, in pixels")
         return Preprocessing.usual(image_size, normalisation or DATASETS["Folder"].normalisation)
     size = image_size or known.image_size
     resize = round(known.resize * size / known.image_size)

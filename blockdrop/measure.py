@@ -16,7 +16,7 @@ from agents.policies import map_policy
 from agents.policy_network import PolicyNetwork
 from blockdrop.data import Images, Normalisation
 from blockdrop.dynamic import DynamicNetwork
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.inference.executor import Executor, compile
 from blockdrop.models.backbone import Backbone, Network
 from blockdrop.names import EngineName
@@ -61,7 +61,7 @@ def evaluate_images(
     try:
         decider.check(len(images))
     except ValueError as error:
-        raise UserError(f"--policy {error}") from None
+        raise BlockdropError(f"--policy {error}") from None
     decider.restart()
     table = dynamic.flop_table(decider.looks)
     policies, probabilities = [], []

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from blockdrop.errors import UserError, require
+from blockdrop.errors import BlockdropError, require
 
 
 def check_writable(flag: str, path: str | Path, overwrite: bool) -> None:
-    """Raises `UserError` if the file can't be written, or exists and may not be replaced."""
+    """Raises `BlockdropError` if the file can't be written, or exists and may not be replaced."""
     path = Path(path)
     require(not os.path.isdir(path) and 0 < len(path.name) < 250, f"{flag} {path}: not a file name")
     require(overwrite or not os.path.exists(path), f"{flag} {path}: exists; pass --overwrite to replace it")
@@ -21,18 +21,18 @@ def check_writable(flag: str, path: str | Path, overwrite: bool) -> None:
 
 
 def check_folder(flag: str, path: str | Path) -> None:
-    """Raises `UserError` if the folder is none, or can't be made or written into."""
+    """Raises `BlockdropError` if the folder is none, or can't be made or written into."""
     folder = Path(path).resolve()
     there = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
     if not (os.path.isdir(there) and os.access(there, os.W_OK) and len(folder.name) < 256):
-        raise UserError(f"{flag} {path}: not writable ({there}); name another folder")
+        raise BlockdropError(f"{flag} {path}: not writable ({there}); name another folder")
 
 
 def write_json(flag: str, path: str | Path, numbers: Any) -> None:
     """Writes the numbers.
 
     Raises:
-        UserError: the disk is full, the folder gone, ….
+        BlockdropError: the disk is full, the folder gone, ….
     """
     write_text(flag, path, json.dumps(numbers, indent=2) + "\n")
 
@@ -46,12 +46,12 @@ def write_bytes(flag: str, path: str | Path, content: bytes) -> None:
     """Writes a file's content.
 
     Raises:
-        UserError: the disk is full, the folder gone, ….
+        BlockdropError: the disk is full, the folder gone, ….
     """
     try:
         write_whole(path, lambda file: file.write(content))
     except OSError as error:
-        raise UserError(f"{flag} {path}: not writable ({error.strerror})") from None
+        raise BlockdropError(f"{flag} {path}: not writable ({error.strerror})") from None
 
 
 def write_whole(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ Rule = Range | NonEmpty
 
 
 def check_ranges(config: Any) -> None:
-    """Raises `UserError` for the first flag of a dataclass whose value lies outside of what its type declares."""
+    """Raises `BlockdropError` for the first flag of a dataclass whose value lies outside of what its type
+    declares."""
     hints = get_type_hints(type(config))
     for flag, rules in declared_rules(type(config)).items():
         value, optional = getattr(config, flag), NoneType in get_args(hints[flag])
@@ -101,11 +102,13 @@ def check_ranges(config: Any) -> None:
             for rule in rules:
                 if isinstance(rule, NonEmpty):
                     if item == "":
-                        raise UserError(f"--{flag}: {'an empty name' if several else 'empty'}; name {rule.what}")
+                        raise BlockdropError(
+                            f"--{flag}: {'an empty name' if several else 'empty'}; name {rule.what}"
+                        )
                 elif item not in rule:
-                    raise UserError(f"--{flag} {item}: must be {rule.demand()}")
+                    raise BlockdropError(f"--{flag} {item}: must be {rule.demand()}")
                 elif whole and not isinstance(item, int):
-                    raise UserError(f"--{flag} {item}: must be a whole number")
+                    raise BlockdropError(f"--{flag} {item}: must be a whole number")
 
 
 def declared_rules(config_class: type) -> dict[str, list[Rule]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from blockdrop.errors import UserError, require
+from blockdrop.errors import BlockdropError, require
 from blockdrop.ranges import Range
 
 LARGEST_FILE = 256 << 20
@@ -22,17 +22,18 @@ def read_json(path: Path) -> tuple[Any, str]:
     """What a JSON file holds, and a digest of its bytes: 16 hexadecimal digits.
 
     Raises:
-        UserError: it can't be read, is larger than `LARGEST_FILE`, or no JSON. The message doesn't name the file.
+        BlockdropError: it can't be read, is larger than `LARGEST_FILE`, or no JSON. The message doesn't name the
+            file.
     """
     try:
         require(path.stat().st_size <= LARGEST_FILE, f"larger than {LARGEST_FILE >> 20} MiB")
         raw = path.read_bytes()
     except OSError as error:
-        raise UserError(f"can't be read ({error.strerror})") from None
+        raise BlockdropError(f"can't be read ({error.strerror})") from None
     try:
         return json.loads(raw), hashlib.sha256(raw).hexdigest()[:16]
     except (ValueError, RecursionError) as error:
-        raise UserError(f"damaged, no JSON ({str(error).splitlines()[0][:80]})") from None
+        raise BlockdropError(f"damaged, no JSON ({str(error).splitlines()[0][:80]})") from None
 
 
 def typed(kind: Any, content: object, name: str = "") -> Any:
@@ -42,12 +43,12 @@ def typed(kind: Any, content: object, name: str = "") -> Any:
     Args:
         name: of the content, which the names of its fields are added to.
     Raises:
-        UserError: a line that names the field, and its value.
+        BlockdropError: a line that names the field, and its value.
 
     >>> typed(dict[str, list[Annotated[float, Range(least=0, most=1)]]], {"a": [0.5, 2]})
     Traceback (most recent call last):
     ...
-    blockdrop.errors.UserError: damaged in its a[1] (2: must be between 0 and 1)
+    blockdrop.errors.BlockdropError: damaged in its a[1] (2: must be between 0 and 1)
     """
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -93,7 +94,7 @@ def _dataclass(kind: Any, content: dict[str, Any], name: str) -> Any:
         if one.name in content:
             given[one.name] = typed(hints[one.name], content[one.name], _join(name, one.name))
         elif one.default is MISSING and one.default_factory is MISSING:
-            raise UserError(f"damaged in its {_join(name, one.name)}, which is missing")
+            raise BlockdropError(f"damaged in its {_join(name, one.name)}, which is missing")
     return kind(**given)
 
 
@@ -110,11 +111,11 @@ def _join(name: str, field: str) -> str:
 
 
 def check_field(condition: bool, name: str, value: object, wanted: str) -> None:
-    """Raises `UserError` unless the condition holds.
+    """Raises `BlockdropError` unless the condition holds.
 
     Args:
         wanted: what would be right.
     """
     if not condition:
         text = ascii(value)
-        raise UserError(f"damaged in its {name} ({text if len(text) <= 40 else f'{text[:37]}...'}: {wanted})")
+        raise BlockdropError(f"damaged in its {name} ({text if len(text) <= 40 else f'{text[:37]}...'}: {wanted})")

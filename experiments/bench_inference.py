@@ -82,12 +82,12 @@ class BenchConfig:
     """R110_C10 at batches 1 and 256, 30 % and 100 % kept, 50 policies, float32, 5 rounds, no torch.compile."""
 
     def image_size_of(self, model: str) -> int:
-        """Pixels; raises `UserError` for a model's name that is none."""
+        """Pixels; raises `BlockdropError` for a model's name that is none."""
         own = parse_model_name(model).image_size
         return own if self.image_size is None else self.image_size
 
     def check(self) -> None:
-        """Raises `UserError` for values out of range and results that would be overwritten."""
+        """Raises `BlockdropError` for values out of range and results that would be overwritten."""
         for flag in ("models", "batches", "kept", "distinct", "precisions"):
             require(len(getattr(self, flag)) > 0, f"--{flag}: name at least one")
         for model in self.models:

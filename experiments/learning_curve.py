@@ -92,7 +92,7 @@ class LearningCurveConfig:
     """Replace the files of --json and --figure if there are any."""
 
     def check(self) -> None:
-        """Raises `UserError` for a value out of range."""
+        """Raises `BlockdropError` for a value out of range."""
         if self.json is not None:
             check_writable("--json", self.json, self.overwrite)
         if self.figure is not None:
@@ -122,7 +122,7 @@ def main(config: LearningCurveConfig) -> dict[str, Any]:
     """Trains what is missing and compares; returns the numbers.
 
     Raises:
-        UserError: nothing to compare; or some runs failed, after everything else is done.
+        BlockdropError: nothing to compare; or some runs failed, after everything else is done.
     """
     config.check()
     known, backbone = read_reports(config)
@@ -211,8 +211,8 @@ def read_reports(config: LearningCurveConfig) -> tuple[dict[tuple[str, int], Any
     """The runs in --reports, by arm and seed, and the full network that they started from; the last file counts.
 
     Raises:
-        UserError: a file can't be read, is no report, is of another model or full network, or has a run of other
-            flags under an arm and seed to be compared.
+        BlockdropError: a file can't be read, is no report, is of another model or full network, or has a run of
+            other flags under an arm and seed to be compared.
     """
     known: dict[tuple[str, int], Any] = {}
     backbone = None
@@ -234,7 +234,7 @@ def read_reports(config: LearningCurveConfig) -> tuple[dict[tuple[str, int], Any
 
 
 def check_flags(name: str, run: dict[str, Any], steps: Iterable[TrainingConfig]) -> None:
-    """Raises `UserError` unless a report's run was of these commands; older reports don't tell."""
+    """Raises `BlockdropError` unless a report's run was of these commands; older reports don't tell."""
     for recorded, step in zip(run.get("flags", ()), steps, strict=False):
         for flag, value in what_computes(step).items():
             found = recorded.get(flag, value)

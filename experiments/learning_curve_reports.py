@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blockdrop.errors import UserError, require
+from blockdrop.errors import BlockdropError, require
 from blockdrop.evaluation import Share
 from blockdrop.ranges import Count, NotNegative
 from blockdrop.studies.worth_of_looking import WorthOfLooking
@@ -82,13 +82,13 @@ def read_report(path: str) -> dict[str, Any]:
     """A file's content, checked against `Report`.
 
     Raises:
-        UserError: it can't be read, is no report or damaged; the line names the field.
+        BlockdropError: it can't be read, is no report or damaged; the line names the field.
     """
     try:
         content, _ = read_json(Path(path))
         is_report = isinstance(content, dict) and content.keys() >= {"config", "backbone", "runs"}
         require(is_report, "not what learning_curve --json writes")
         typed(Report, content)
-    except UserError as error:
-        raise UserError(f"--reports {path}: {error}") from None
+    except BlockdropError as error:
+        raise BlockdropError(f"--reports {path}: {error}") from None
     return content

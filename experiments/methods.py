@@ -169,7 +169,7 @@ def plan(method: Method, folders: Sequence[str], conditions: Conditions, **flags
         folders: the run directory of each.
         flags: of this run, such as the seed.
     Raises:
-        UserError: what it starts from isn't named.
+        BlockdropError: what it starts from isn't named.
     """
     start = conditions.starts.get(method.start)
     require(start is not None or method.start not in FLAGS_OF_STARTS, FLAGS_OF_STARTS.get(method.start, ""))

@@ -17,7 +17,7 @@ from torch import Tensor
 from blockdrop import cl_train, finetune, pretrain
 from blockdrop.console import run_command
 from blockdrop.data import MemoryImages
-from blockdrop.errors import UserError, require
+from blockdrop.errors import BlockdropError, require
 from blockdrop.evaluate import EvaluateConfig, Evaluated
 from blockdrop.evaluate import main as evaluate
 from blockdrop.evaluation import Evaluation
@@ -46,9 +46,9 @@ class QuickstartConfig:
     """Same seed, machine and thread count: same numbers."""
 
     def check(self) -> None:
-        """Raises `UserError` for a value out of range."""
+        """Raises `BlockdropError` for a value out of range."""
         if not self.model.endswith("_Digits"):
-            raise UserError(f"--model {self.model}: the quickstart runs on Digits; choose R<depth>_Digits")
+            raise BlockdropError(f"--model {self.model}: the quickstart runs on Digits; choose R<depth>_Digits")
         for flag in ("pretrain_epochs", "curriculum_epochs", "finetune_epochs", "batch_size"):
             require(getattr(self, flag) >= 1, f"--{flag} {getattr(self, flag)}: must be at least 1")
 

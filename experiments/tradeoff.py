@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from blockdrop.console import run_command
-from blockdrop.errors import UserError, require
+from blockdrop.errors import BlockdropError, require
 from blockdrop.evaluate import EvaluateConfig
 from blockdrop.evaluation import recorded_checkpoints
 from blockdrop.figures import check_figure, write_figure
@@ -102,7 +102,7 @@ class TradeoffConfig:
     """Replace the files of --json and --figure if there are any."""
 
     def check(self) -> None:
-        """Raises `UserError` for a value out of range."""
+        """Raises `BlockdropError` for a value out of range."""
         if self.json is not None:
             check_writable("--json", self.json, self.overwrite)
         if self.figure is not None:
@@ -144,7 +144,7 @@ def main(config: TradeoffConfig) -> dict[str, Any]:
     """Trains and measures what is missing, if asked, and compares; returns the numbers.
 
     Raises:
-        UserError: nothing to compare; or some runs failed, after everything else is done.
+        BlockdropError: nothing to compare; or some runs failed, after everything else is done.
     """
     config.check()
     failures = run_missing(config) if config.run or config.evaluate else {}
@@ -189,7 +189,7 @@ def run_missing(config: TradeoffConfig) -> dict[str, str]:
     try:
         config.results_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--results {config.results_folder}: can't be made ({error.strerror})") from None
+        raise BlockdropError(f"--results {config.results_folder}: can't be made ({error.strerror})") from None
     return run_jobs(missing(config), config.processes, config.logs)
 
 
@@ -197,7 +197,7 @@ def missing(config: TradeoffConfig) -> list[Job]:
     """The commands that the list still needs, by --only and --seeds, and what these start from.
 
     Raises:
-        UserError: a folder holds another run.
+        BlockdropError: a folder holds another run.
     """
     known = {method.name: method for method in METHODS}
     wanted = [(name, seed) for seed in config.seeds for name in config.only or known]
@@ -210,7 +210,7 @@ def missing(config: TradeoffConfig) -> list[Job]:
         seen.add((name, seed))
         try:
             plan = plan_method(config, known[name], seed)
-        except UserError as error:
+        except BlockdropError as error:
             if name in config.only:
                 raise
             print(f"left out: {name}: {error}")
@@ -245,7 +245,7 @@ def is_missing(file: str, load: Sequence[str]) -> bool:
     """Whether there is no evaluation, or one of an older checkpoint of the same run.
 
     Raises:
-        UserError: the file is somebody else's.
+        BlockdropError: the file is somebody else's.
     """
     if not os.path.exists(file):
         return True
@@ -276,7 +276,7 @@ def plan_method(config: TradeoffConfig, method: Method, seed: int) -> Plan:
     """All commands of a method for a seed, whether they have been run or not.
 
     Raises:
-        UserError: a flag is missing.
+        BlockdropError: a flag is missing.
     """
     assert config.load is not None
     flags: dict[str, Any] = {"seed": seed}

@@ -150,7 +150,7 @@ def pairs(wanted: Sequence[tuple[str, str]], methods: Sequence[dict[str, Any]]) 
     Args:
         wanted: of --compare; it wins.
     Raises:
-        UserError: --compare names what isn't there.
+        BlockdropError: --compare names what isn't there.
     """
     names = [method["name"] for method in methods]
     for name in (name for pair in wanted for name in pair):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
 from blockdrop.distillation.method import Distillation, DistillConfig
-from blockdrop.errors import UserError, require
+from blockdrop.errors import BlockdropError, require
 from blockdrop.models.specs import parse_model_name
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ExactConfig(DistillConfig):
         return replace(teacher, dynamic=dynamic.with_network(plain, self.student_name))
 
     def check_networks(self, student: Opened, teacher: Opened) -> str:
-        """By how much logits differ on test images; raises `UserError` if it is more than `SAME_LOGITS`."""
+        """By how much logits differ on test images; raises `BlockdropError` if it is more than `SAME_LOGITS`."""
         import torch  # here, as --help does without
 
         own, its = student.dynamic.network, teacher.dynamic.network.eval()
@@ -58,7 +58,7 @@ class ExactConfig(DistillConfig):
         difference = max((found - expected).abs().max().item() for found, expected in pairs)
         largest = max(expected.abs().max().item() for _, expected in pairs)
         if not difference <= SAME_LOGITS * max(1.0, largest):
-            raise UserError(
+            raise BlockdropError(
                 f"exact removal: logits differ by {difference:.1e}, the teacher's weights lie too many orders of "
                 "magnitude apart; train it with weight decay"
             )

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import Backbone, Branch
 from blockdrop.training.supervised import Step
 
@@ -69,7 +69,7 @@ class JointRD(nn.Module):
         side_epochs: epochs of the decay.
         side_paths: False = features of the student alone (procedure KD).
     Raises:
-        UserError: see `check_joint`.
+        BlockdropError: see `check_joint`.
     """
 
     student: Backbone
@@ -147,12 +147,14 @@ def check_joint(student: Backbone, teacher: Backbone) -> nn.BatchNorm2d:
     """The teacher's last BatchNorm, whose statistics give the margins.
 
     Raises:
-        UserError: there is none, or a network's blocks don't end with a ReLU, whose inputs are compared.
+        BlockdropError: there is none, or a network's blocks don't end with a ReLU, whose inputs are compared.
     """
     if not (student.relu_after_sum and teacher.relu_after_sum):
-        raise UserError("jointrd: compares maps before the blocks' closing ReLU, which shift nets don't have")
+        raise BlockdropError("jointrd: compares maps before the blocks' closing ReLU, which shift nets don't have")
     branch, _ = teacher.branches()[-1]
     norm = branch.layers()[-1][1] if isinstance(branch, Branch) else None
     if not isinstance(norm, nn.BatchNorm2d):
-        raise UserError("jointrd: the teacher's last block has no BatchNorm, whose statistics give the margins")
+        raise BlockdropError(
+            "jointrd: the teacher's last block has no BatchNorm, whose statistics give the margins"
+        )
     return norm

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from blockdrop.errors import UserError, require
+from blockdrop.errors import BlockdropError, require
 from blockdrop.models.specs import Variant, parse_model_name
 from blockdrop.names import EngineName, ReductionMode
 from blockdrop.ranges import CheckpointName, Count, Width
@@ -76,7 +76,7 @@ class DistillConfig(RunConfig):
         """The student, with the teacher's data and normalisation.
 
         Raises:
-            UserError: it doesn't suit the teacher.
+            BlockdropError: it doesn't suit the teacher.
         """
         raise NotImplementedError
 
@@ -84,7 +84,7 @@ class DistillConfig(RunConfig):
         """What there is to say of these two networks; "" is nothing.
 
         Raises:
-            UserError: the method can't work with them, or with so many epochs.
+            BlockdropError: the method can't work with them, or with so many epochs.
         """
         return ""
 
@@ -200,11 +200,11 @@ class StudentConfig(SupervisedConfig, DistillConfig):
 
 @contextlib.contextmanager
 def about_the_student() -> Iterator[None]:
-    """A `UserError` inside says that it is about the student, whose widths have flags of their own."""
+    """A `BlockdropError` inside says that it is about the student, whose widths have flags of their own."""
     try:
         yield
-    except UserError as error:
-        raise UserError(f"student: {error}") from None
+    except BlockdropError as error:
+        raise BlockdropError(f"student: {error}") from None
 
 
 @dataclass

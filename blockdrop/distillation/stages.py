@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockdrop.data import Images, Normalisation
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import Backbone
 from blockdrop.training.compute import Compute
 from blockdrop.training.supervised import Objective, Step
@@ -89,10 +89,10 @@ class Hybrid(nn.Module):
 
 
 def check_same_stages(student: Backbone, teacher: Backbone, image_size: int) -> None:
-    """Raises `UserError` unless every stage of the two gives maps of the same shape."""
+    """Raises `BlockdropError` unless every stage of the two gives maps of the same shape."""
     shapes = [_map_shapes(net, image_size) for net in (student, teacher)]
     if shapes[0] != shapes[1]:
-        raise UserError(
+        raise BlockdropError(
             f"--student: its stages give maps of {' '.join(shapes[0])}, the teacher's of {' '.join(shapes[1])}; "
             "a student of the teacher's depth has the same"
         )

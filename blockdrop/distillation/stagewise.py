@@ -41,7 +41,8 @@ class StagewiseConfig(StudentConfig):
         return self.stage_epochs or max(1, self.max_epochs // 5)
 
     def check_networks(self, student: Opened, teacher: Opened) -> str:
-        """Where the student's head is from; raises `UserError` if stages' maps differ, or need more epochs."""
+        """Where the student's head is from; raises `BlockdropError` if stages' maps differ, or need more
+        epochs."""
         from blockdrop.distillation.stages import check_same_stages  # torch, which --help does without
 
         own, its = student.dynamic, teacher.dynamic

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from agents.names import DEFAULT_THRESHOLD
 from agents.policy_network import PolicyNetwork
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
 from blockdrop.inference.cache import ProgramCache
 from blockdrop.inference.openvino_engine import OpenVINOEngine, Program, UnsupportedLayerError
@@ -93,8 +93,8 @@ def compile(
         cache_bytes: memory that programs may take, estimated.
         compile_after: rows of a sub-policy that run without a program before one is compiled.
     Raises:
-        UserError: engine not installed, or unable to run this network on this device; a policy network for a plain
-            net.
+        BlockdropError: engine not installed, or unable to run this network on this device; a policy network for a
+            plain net.
         ValueError: another dtype, a threshold outside (0, 1).
 
     >>> import blockdrop
@@ -142,7 +142,7 @@ class Executor:
             raise ValueError(f"dtype: got {dtype}; choose torch.float32 or torch.bfloat16")
         _check_threshold(threshold)
         if policy_network is not None and not resnet.droppable:
-            raise UserError(f"a {type(resnet).__name__} has no blocks that a policy network could drop")
+            raise BlockdropError(f"a {type(resnet).__name__} has no blocks that a policy network could drop")
         self.resnet, self.policy_network = resnet, policy_network
         self.dtype, self.threshold = dtype, threshold
         self.device = torch.empty(
@@ -274,25 +274,25 @@ class Executor:
     def _make_openvino(self, net: Network, trunk: PolicyNetwork | None) -> OpenVINOEngine | None:
         wanted = self._wanted_engine
         if wanted not in ("auto", "torch", "openvino"):
-            raise UserError(f"engine {wanted}: choose auto, torch or openvino")
+            raise BlockdropError(f"engine {wanted}: choose auto, torch or openvino")
         if wanted == "torch":
             return None
         if not openvino_engine.is_installed():
             if wanted == "openvino":
-                raise UserError("engine openvino: not installed; pip install blockdrop[openvino]")
+                raise BlockdropError("engine openvino: not installed; pip install blockdrop[openvino]")
             self.engine_reason = (
                 "pip install blockdrop[openvino] makes it faster" if self.device.type == "cpu" else ""
             )
             return None
         if self.device.type != "cpu":
             if wanted == "openvino":
-                raise UserError(f"engine openvino: runs on the CPU; the network is on {self.device}")
+                raise BlockdropError(f"engine openvino: runs on the CPU; the network is on {self.device}")
             return None
         try:
             return OpenVINOEngine(net, trunk, self.dtype, self.threads)
         except UnsupportedLayerError as error:
             if wanted == "openvino":
-                raise UserError(f"engine openvino: can't run {error}; choose torch") from None
+                raise BlockdropError(f"engine openvino: can't run {error}; choose torch") from None
             self.engine_reason = f"OpenVINO can't run {error}"
             return None
 

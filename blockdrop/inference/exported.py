@@ -86,7 +86,7 @@ def write_checked(networks: Networks, form: Format, path: Path) -> None:
     """Writes the file, compares it with torch, and prints its latency.
 
     Raises:
-        UserError: its outputs differ from torch's.
+        BlockdropError: its outputs differ from torch's.
     """
     if form == "safetensors":
         write_safetensors(networks, path)
@@ -209,7 +209,7 @@ def check_graph(run: Runner, networks: Networks) -> None:
     """Compares the file with torch on random images, at thresholds that keep some, all and no blocks.
 
     Raises:
-        UserError: its policy isn't the one its keep probabilities give, or a difference above `TOLERANCE`.
+        BlockdropError: its policy isn't the one its keep probabilities give, or a difference above `TOLERANCE`.
     """
     assert networks.policy_network is not None
     differences: dict[str, list[float]] = {"logits": [], "keep_probs": []}
@@ -243,7 +243,7 @@ def check_static_graph(run: Runner, networks: Networks) -> None:
     """Compares the file of a network without policy network with torch on random images.
 
     Raises:
-        UserError: a difference above `TOLERANCE`.
+        BlockdropError: a difference above `TOLERANCE`.
     """
     images = networks.random_images()
     with torch.inference_mode():

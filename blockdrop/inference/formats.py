@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Literal
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 
 Format = Literal["onnx", "aoti", "safetensors"]
 SUFFIXES = {"onnx": ".onnx", "aoti": ".pt2", "safetensors": ".safetensors"}
@@ -13,8 +13,8 @@ PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "aoti": (), "safetens
 
 
 def optional_package(name: str) -> Any:
-    """A package of the [export] extra; raises `UserError` if it isn't installed."""
+    """A package of the [export] extra; raises `BlockdropError` if it isn't installed."""
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(f"{name.split('.')[0]} is missing ({error}); pip install blockdrop[export]") from None
+        raise BlockdropError(f"{name.split('.')[0]} is missing ({error}); pip install blockdrop[export]") from None

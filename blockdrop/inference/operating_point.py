@@ -14,7 +14,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.flops import FlopTable
 
 KEEP_ALL = 1e-60
@@ -74,7 +74,7 @@ def threshold_for_budget(keep_probs: Tensor, table: FlopTable, budget: float) ->
         table: costs, see `flops_by_threshold`.
         budget: mean FLOPs per image, policy network included, as a fraction of the full network's.
     Raises:
-        UserError: even the highest threshold costs more; the message names the least possible fraction.
+        BlockdropError: even the highest threshold costs more; the message names the least possible fraction.
         ValueError: no images, or a budget that isn't a positive number.
     """
     if not (budget > 0 and math.isfinite(budget)) or len(keep_probs) == 0:
@@ -84,7 +84,7 @@ def threshold_for_budget(keep_probs: Tensor, table: FlopTable, budget: float) ->
     limit = min(math.floor(Fraction(str(budget)) * full), int(flops[0]))
     if limit < flops[-1]:
         least = math.ceil(Fraction(int(flops[-1]), full) * 10_000) / 10_000
-        raise UserError(
+        raise BlockdropError(
             f"budget {budget}: can't be met; the least possible, with all blocks dropped that a threshold can "
             f"drop, is {least:.4f} of the full network's FLOPs "
             f"(policy network: {table.policy_network / table.full:.4f})"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.specs import Variant
 from blockdrop.names import Shortcut
 
@@ -239,11 +239,11 @@ def known_image_size(network: Network, image_size: int | None) -> int:
     """The side in pixels that is asked for, else the one that the network is made for.
 
     Raises:
-        UserError: neither is known.
+        BlockdropError: neither is known.
     """
     side = image_size or network.image_size
     if side is None:
-        raise UserError(f"image_size: a {type(network).__name__} doesn't say the side of its images; pass it")
+        raise BlockdropError(f"image_size: a {type(network).__name__} doesn't say the side of its images; pass it")
     return side
 
 

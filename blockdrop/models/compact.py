@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import Branch, BranchMaker, basic_branch, bottleneck_branch, conv2d
 from blockdrop.names import ReductionMode
 
@@ -56,5 +56,5 @@ def depthwise_branch(in_channels: int, out_channels: int, stride: int, inner: in
 def _truncated(width: int, divisor: float, reduction: float) -> int:
     reduced = int(width / divisor)
     if reduced < 1:
-        raise UserError(f"reduction {reduction}: leaves nothing of a width of {width}; choose a smaller one")
+        raise BlockdropError(f"reduction {reduction}: leaves nothing of a width of {width}; choose a smaller one")
     return reduced

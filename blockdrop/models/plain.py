@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import (
     Backbone,
     Branch,
@@ -141,10 +141,10 @@ def remove_shortcuts(resnet: Backbone, image_size: int = 32) -> PlainNet:
         resnet: in eval mode or not; left as it is. The plain net comes on its device.
         image_size: side of the images, in pixels (average-pooling shortcuts need even maps).
     Raises:
-        UserError: a block can't be converted; the message says which and why.
+        BlockdropError: a block can't be converted; the message says which and why.
     """
     if not resnet.relu_after_sum:
-        raise UserError("exact removal: its blocks end without a ReLU, so their maps may be negative")
+        raise BlockdropError("exact removal: its blocks end without a ReLU, so their maps may be negative")
     like = next(resnet.parameters())
     net = resnet.folded().cpu().float()
     sizes = _input_sizes(net, image_size)
@@ -155,7 +155,7 @@ def remove_shortcuts(resnet: Backbone, image_size: int = 32) -> PlainNet:
             try:
                 blocks[stage].append(_convert(branch, shortcut, sizes[index]))
             except _CannotConvertError as reason:
-                raise UserError(f"exact removal: block {index} can't be converted: {reason}") from None
+                raise BlockdropError(f"exact removal: block {index} can't be converted: {reason}") from None
             index += 1
     ds = [NoShortcut() for _ in blocks]
     plain = PlainNet(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import Backbone, Branch, Network, NoShortcut, conv2d, initialise
 from blockdrop.models.parts import DroppableParts
 from blockdrop.models.resnet import make_resnet
@@ -204,13 +204,13 @@ def build_policy_network(
         initial_keep: keep probability that every image starts from: the logits' bias is set to its logit, their
             weights to zero.
     Raises:
-        UserError: unknown name, an initial keep probability outside (0, 1).
+        BlockdropError: unknown name, an initial keep probability outside (0, 1).
         ValueError: "stem" without a backbone.
     """
     if policy_net not in POLICY_NETS:
-        raise UserError(f"unknown policy network {policy_net}; choose {', '.join(POLICY_NETS)}")
+        raise BlockdropError(f"unknown policy network {policy_net}; choose {', '.join(POLICY_NETS)}")
     if initial_keep is not None and not 0 < initial_keep < 1:
-        raise UserError(f"initial keep probability {initial_keep}: must be above 0 and below 1")
+        raise BlockdropError(f"initial keep probability {initial_keep}: must be above 0 and below 1")
     if policy_net == "stem":
         if backbone is None:
             raise ValueError("policy network stem: looks through a backbone's stem; pass backbone=")

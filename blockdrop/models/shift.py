@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import Branch, conv2d, is_channels_last
 from blockdrop.models.resnet import DroppableResNet, make_resnet
 from blockdrop.names import Shortcut
@@ -154,10 +154,10 @@ def make_shift_resnet(
     Args:
         expansion: inner channels of a block / its output channels, truncated to an integer.
     Raises:
-        UserError: an expansion that leaves a block without inner channels.
+        BlockdropError: an expansion that leaves a block without inner channels.
     """
     if not int(expansion * min(widths)):
-        raise UserError(
+        raise BlockdropError(
             f"expansion {expansion}: leaves blocks of {min(widths)} channels no inner channel; choose a larger one"
         )
 

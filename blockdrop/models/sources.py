@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from blockdrop.data.sets import DATASETS, Normalisation, Preprocessing
-from blockdrop.errors import CheckpointError, UserError
+from blockdrop.errors import BlockdropError, CheckpointError
 from blockdrop.models.backbone import Network
 from blockdrop.models.checkpoints.dialects import Checkpoint
 from blockdrop.models.checkpoints.filling import fill_brought, network_from
@@ -46,7 +46,7 @@ class Source(ABC):
         Args:
             num_classes: overrides its own number of classes.
         Raises:
-            UserError: it can't be made so.
+            BlockdropError: it can't be made so.
         """
 
     @abstractmethod
@@ -57,7 +57,7 @@ class Source(ABC):
             new_head: all but those of the head.
         Raises:
             CheckpointError: another network's.
-            UserError: as `fresh`.
+            BlockdropError: as `fresh`.
         """
 
 
@@ -93,14 +93,14 @@ class BroughtSource(Source):
     Args:
         image_size: side of the square images in pixels; default: what the network says of itself.
     Raises:
-        UserError: there is no such network; it doesn't say its image size.
+        BlockdropError: there is no such network; it doesn't say its image size.
     """
 
     def __init__(self, spec: ForeignSpec, image_size: int | None = None):
         self.spec, self.variant, self.image_size = spec, Variant(), image_size
-        self._facts = preprocessing_of(self._build(None))
+        self._facts = _facts_of(self._build(None))
         if self._facts is None and image_size is None:
-            raise UserError(f"{spec.name}: its image size isn't known; pass --image_size")
+            raise BlockdropError(f"{spec.name}: its image size isn't known; pass --image_size")
 
     def preprocessing(self, normalisation: Normalisation | None = None) -> Preprocessing:
         usual = self._facts or DATASETS["Folder"]
@@ -134,7 +134,7 @@ class BroughtSource(Source):
             network: Network
             try:
                 network = convert_like(module, checkpoint.origin)  # type: ignore[arg-type]
-            except UserError as error:
+            except BlockdropError as error:
                 raise CheckpointError(f"{checkpoint.path}: {error}") from None
             self.origin = checkpoint.origin  # type: ignore[assignment]
         else:
@@ -145,9 +145,16 @@ class BroughtSource(Source):
     def _convert(self, module: nn.Module) -> Network:
         try:
             network, self.origin = convert(module, image_size=self.preprocessing().image_size)
-        except UserError as error:
-            raise UserError(f"{self.spec.name}: {error}") from None
+        except BlockdropError as error:
+            raise BlockdropError(f"{self.spec.name}: {error}{self._mend}") from None
         return network
+
+    @property
+    def _mend(self) -> str:
+        """How a function can give a network by its parts."""
+        if not isinstance(self.spec, ForeignSpec) or not self.spec.is_function:
+            return ""
+        return "; a function may return blockdrop.make_dynamic(stem=…, …).network"
 
     def _build(self, num_classes: int | None) -> nn.Module:
         spec = self.spec
@@ -156,22 +163,22 @@ class BroughtSource(Source):
         if spec.library == "timm":
             timm = _imported("timm", "pip install blockdrop[timm]")
             if not timm.is_model(spec.target):
-                raise UserError(f"{spec.name}: timm {timm.__version__} has no such network")
+                raise BlockdropError(f"{spec.name}: timm {timm.__version__} has no such network")
             return timm.create_model(spec.target, **options)
         if spec.library == "torchvision":
             models = torchvision.models
             if spec.target not in models.list_models(module=models):
-                raise UserError(
+                raise BlockdropError(
                     f"{spec.name}: torchvision has no such network; it has resnet50, resnext50_32x4d, …"
                 )
             return models.get_model(spec.target, weights=None, **options)
         function = getattr(_imported(spec.library, "see that it can be imported from here"), spec.target, None)
         if not callable(function):
-            raise UserError(f"{spec.name}: {spec.library} has no function {spec.target}")
+            raise BlockdropError(f"{spec.name}: {spec.library} has no function {spec.target}")
         takes = inspect.signature(function).parameters
         module = function(**(options if "num_classes" in takes else {}))
         if not isinstance(module, nn.Module):
-            raise UserError(f"{spec.name}: returned a {type(module).__name__}, not an nn.Module")
+            raise BlockdropError(f"{spec.name}: returned a {type(module).__name__}, not an nn.Module")
         return module
 
 
@@ -188,20 +195,26 @@ def open_source(
         shortcut, variant: of networks of the zoo.
         image_size: of others.
     Raises:
-        UserError: an option that the network doesn't know; as `BroughtSource`.
+        BlockdropError: an option that the network doesn't know; as `BroughtSource`.
     """
     if isinstance(spec, ModelSpec):
         if image_size not in (None, spec.image_size):
-            raise UserError(f"--image_size {image_size}: {spec.name} takes images of {spec.image_size} px")
+            raise BlockdropError(f"--image_size {image_size}: {spec.name} takes images of {spec.image_size} px")
         return ZooSource(spec, shortcut, variant)
     for flag, value in (("shortcut", shortcut), *variant.numbers().items()):
         if value is not None:
-            raise UserError(f"--{flag} {value}: for networks of blockdrop's own; {spec.name} has its own")
+            raise BlockdropError(f"--{flag} {value}: for networks of blockdrop's own; {spec.name} has its own")
     return BroughtSource(spec, image_size)
+
+
+def _facts_of(module: nn.Module) -> Preprocessing | None:
+    if isinstance(module, Network) and module.image_size is not None:
+        return Preprocessing.usual(module.image_size, DATASETS["Folder"].normalisation)
+    return preprocessing_of(module)
 
 
 def _imported(module: str, mend: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError(f"{module} can't be imported ({error}); {mend}") from None
+        raise BlockdropError(f"{module} can't be imported ({error}); {mend}") from None

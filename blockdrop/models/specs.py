@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict, dataclass
 
 from blockdrop.data.sets import DATASETS
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.names import REDUCTION_MODES, ReductionMode, Shortcut
 
 CIFAR_DEPTHS = (8, 14, 20, 26, 32, 38, 44, 56, 74, 110)  # 6n + 2: 3 stages of n basic blocks
@@ -49,9 +49,9 @@ class Variant:
         for name in ("expansion", "reduction"):
             value = getattr(self, name)
             if value is not None and not 0.01 <= value <= 100:
-                raise UserError(f"{name} {value}: must be between 0.01 and 100")
+                raise BlockdropError(f"{name} {value}: must be between 0.01 and 100")
         if self.reduction_mode not in (*REDUCTION_MODES, None):
-            raise UserError(f"reduction mode {self.reduction_mode}: choose {', '.join(REDUCTION_MODES)}")
+            raise BlockdropError(f"reduction mode {self.reduction_mode}: choose {', '.join(REDUCTION_MODES)}")
 
     def overridden_by(self, other: Variant) -> Variant:
         """The other's values where it has some, else this one's."""
@@ -149,7 +149,7 @@ def parse_name(name: str) -> Spec:
     """The name of any network to what it stands for: with a colon that of somebody else's, else the zoo's.
 
     Raises:
-        UserError: as `parse_model_name`; or a name with a colon that is neither `library:network` nor
+        BlockdropError: as `parse_model_name`; or a name with a colon that is neither `library:network` nor
             `module:function`.
 
     >>> parse_name("timm:resnet50d").library, parse_name("R110_C10").dataset
@@ -161,7 +161,7 @@ def parse_name(name: str) -> Spec:
     is_module = all(part.isidentifier() for part in library.split("."))
     is_target = target.isidentifier() if library not in LIBRARIES else re.fullmatch(r"[\w.\-]+", target)
     if not (is_module and is_target):
-        raise UserError(
+        raise BlockdropError(
             f"{name}: names of networks with a colon are timm:<name>, torchvision:<name>, or <module>:<function>"
         )
     return ForeignSpec(name, library, target)
@@ -171,32 +171,32 @@ def parse_model_name(name: str) -> ModelSpec:
     """`<family><depth>_<dataset>` to what it stands for; see `FAMILIES`.
 
     Raises:
-        UserError: not of that form, unknown family, depth or data set, or a depth that doesn't suit the family or
-            the data set.
+        BlockdropError: not of that form, unknown family, depth or data set, or a depth that doesn't suit the
+            family or the data set.
 
     >>> parse_model_name("R110_C10").layers
     (18, 18, 18)
     """
     match = re.fullmatch(r"([A-Za-z]+)(\d+)_(\w+)", name)
     if not match:
-        raise UserError(
+        raise BlockdropError(
             f"{name}: model names have the form R<depth>_<dataset>, for example R110_C10, or plain20_C10"
         )
     family, depth, dataset = match[1], int(match[2]), match[3]
     if family not in FAMILIES:
-        raise UserError(f"{name}: unknown architecture {family}; choose {', '.join(FAMILIES)}")
+        raise BlockdropError(f"{name}: unknown architecture {family}; choose {', '.join(FAMILIES)}")
     if dataset not in DATASETS:
-        raise UserError(f"{name}: unknown data set {dataset}; choose {', '.join(DATASETS)}")
+        raise BlockdropError(f"{name}: unknown data set {dataset}; choose {', '.join(DATASETS)}")
     if depth not in (*CIFAR_DEPTHS, *IMAGENET_LAYERS):
-        raise UserError(
+        raise BlockdropError(
             f"{name}: no ResNet has depth {depth}; choose {', '.join(map(str, CIFAR_DEPTHS))} (3 stages) "
             f"or {', '.join(map(str, IMAGENET_LAYERS))} (4 stages)"
         )
     if family == "shiftresnet" and depth not in CIFAR_DEPTHS:
-        raise UserError(f"{name}: shift nets have 3 stages; choose depth {', '.join(map(str, CIFAR_DEPTHS))}")
+        raise BlockdropError(f"{name}: shift nets have 3 stages; choose depth {', '.join(map(str, CIFAR_DEPTHS))}")
     image_size = DATASETS[dataset].image_size or (224 if depth in IMAGENET_LAYERS else 32)
     if image_size > 64 and depth in CIFAR_DEPTHS:
-        raise UserError(
+        raise BlockdropError(
             f"{name}: depth {depth} is a ResNet for 32 px images; for {image_size} px choose "
             f"{', '.join(map(str, IMAGENET_LAYERS))}"
         )

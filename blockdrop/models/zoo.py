@@ -9,7 +9,7 @@ from torch import nn
 
 from agents.policy_network import PolicyNetwork
 from blockdrop.data.sets import DATASETS
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.compact import reduced_branch, reduced_widths
 from blockdrop.models.plain import make_exact_plain, make_plain
@@ -34,16 +34,16 @@ def build_backbone(
         shortcut: "pad_avgpool", "pad_stride" or "projection"; default: the family's.
         variant: widths other than usual.
     Raises:
-        UserError: class count missing, an unknown shortcut, a shortcut for a family without any, a variant that
-            doesn't suit the family.
+        BlockdropError: class count missing, an unknown shortcut, a shortcut for a family without any, a variant
+            that doesn't suit the family.
     """
     classes = num_classes or DATASETS[spec.dataset].num_classes
     if classes is None:
-        raise UserError(f"{spec.name}: a Folder has no class count of its own; pass num_classes")
+        raise BlockdropError(f"{spec.name}: a Folder has no class count of its own; pass num_classes")
     if shortcut is not None and shortcut not in SHORTCUTS:
-        raise UserError(f"unknown shortcut {shortcut}; choose {', '.join(SHORTCUTS)}")
+        raise BlockdropError(f"unknown shortcut {shortcut}; choose {', '.join(SHORTCUTS)}")
     if shortcut is not None and spec.default_shortcut is None:
-        raise UserError(f"shortcut {shortcut}: {spec.architecture} has no shortcuts")
+        raise BlockdropError(f"shortcut {shortcut}: {spec.architecture} has no shortcuts")
     shortcut = shortcut or spec.default_shortcut
     network = _build_family(spec, classes, shortcut, variant)
     network.image_size, network.built_from = spec.image_size, (spec.name, variant)
@@ -54,13 +54,15 @@ def _build_family(spec: ModelSpec, classes: int, shortcut: Shortcut | None, vari
     if spec.family == "shiftresnet":
         if variant.reduction is not None or variant.reduction_mode is not None:
             given = f"mode {variant.reduction_mode}" if variant.reduction is None else variant.reduction
-            raise UserError(
+            raise BlockdropError(
                 f"reduction {given}: for ResNets and plain nets; {spec.architecture} takes an expansion"
             )
         assert shortcut is not None
         return make_shift_resnet(spec.layers, spec.widths, classes, variant.expansion or 1.0, shortcut)
     if variant.expansion is not None:
-        raise UserError(f"expansion {variant.expansion}: for shift nets; {spec.architecture} takes a reduction")
+        raise BlockdropError(
+            f"expansion {variant.expansion}: for shift nets; {spec.architecture} takes a reduction"
+        )
     widths, branch = spec.widths, None
     if variant.reduction is not None or variant.reduction_mode is not None:
         mode, reduction = variant.reduction_mode or "block", variant.reduction or 1.0
@@ -96,7 +98,7 @@ def build(
             all images).
         variant: widths other than usual.
     Raises:
-        UserError: unknown name, shortcut or policy network; class count missing; a net without shortcuts.
+        BlockdropError: unknown name, shortcut or policy network; class count missing; a net without shortcuts.
 
     >>> resnet, policy_network = build("R32_C10")
     >>> resnet.num_blocks, sum(p.numel() for p in resnet.parameters())
@@ -105,7 +107,7 @@ def build(
     spec = parse_model_name(name)
     resnet = build_backbone(spec, num_classes, shortcut, variant)
     if not isinstance(resnet, DroppableResNet):
-        raise UserError(f"{name}: a net without shortcuts has no blocks to drop; build_static makes it")
+        raise BlockdropError(f"{name}: a net without shortcuts has no blocks to drop; build_static makes it")
     return resnet, build_policy_network(resnet.num_blocks, spec.large_images, policy_net, backbone=resnet)
 
 
@@ -126,7 +128,7 @@ def build_static(
         expansion: of shift nets: inner channels of a block / its output channels.
         reduction, reduction_mode: of ResNets and plain nets: see `Variant`.
     Raises:
-        UserError: as `build_backbone`.
+        BlockdropError: as `build_backbone`.
 
     >>> sum(p.numel() for p in build_static("shiftresnet20_C10", expansion=3).parameters())
     95642

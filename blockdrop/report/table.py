@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 
 if TYPE_CHECKING:
     from blockdrop.policy_stats import Outcomes
@@ -138,7 +138,7 @@ class Report:
         """What `to_json` made.
 
         Raises:
-            UserError: it is something else.
+            BlockdropError: it is something else.
         """
         try:
             rows = [
@@ -154,7 +154,7 @@ class Report:
             ]
             return cls(rows, [str(note) for note in values["notes"]])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"no report: {type(error).__name__} {error}; give what to_json made") from None
+            raise BlockdropError(f"no report: {type(error).__name__} {error}; give what to_json made") from None
 
     def _lines(self) -> list[tuple[str, ...]]:
         """Heads and rows, without the speeds if there are none."""

@@ -121,8 +121,8 @@ class Clock:
         """The networks of a file.
 
         Raises:
-            UserError: they can't be opened; or a function of somebody's own builds them, which is never called
-                because a file says so.
+            BlockdropError: they can't be opened; or a function of somebody's own builds them, which is never
+                called because a file says so.
         """
         found = result.evaluation
         spec = parse_name(found.model)

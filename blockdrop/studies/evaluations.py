@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.evaluation import Evaluation
 from blockdrop.studies.comparison import Right
 from blockdrop.studies.times import ABOUT_TIMES, Times
@@ -78,7 +78,7 @@ def read_folder(folder: Path) -> Folder:
     """Reads every `*.json`; what can't be used is left out, and said why.
 
     Raises:
-        UserError: no such folder.
+        BlockdropError: no such folder.
     """
     results: list[Result] = []
     left_out: dict[str, str] = {}
@@ -86,7 +86,7 @@ def read_folder(folder: Path) -> Folder:
     try:
         files = sorted(file for file in folder.iterdir() if file.suffix == ".json")
     except OSError as error:
-        raise UserError(f"--results {folder}: can't be read ({error.strerror})") from None
+        raise BlockdropError(f"--results {folder}: can't be read ({error.strerror})") from None
     for file in files:
         try:
             content, digest = read_json(file)
@@ -96,7 +96,7 @@ def read_folder(folder: Path) -> Folder:
             named = re.fullmatch(r"(.+)-s(\d{1,18})", file.stem)
             method, seed = (named[1], int(named[2])) if named else (file.stem, None)
             results.append(Result(file, method, seed, Evaluation.from_json(content), digest))
-        except UserError as error:
+        except BlockdropError as error:
             left_out[file.name] = str(error)
     results = _of_one_design(_on_the_same_images(results, left_out), left_out)
     return Folder(results, times, left_out)

@@ -96,7 +96,7 @@ def tell_failures(failures: Mapping[str, str], logs: Path) -> None:
     """A line on stderr for each of what `run_jobs` returned.
 
     Raises:
-        UserError: there are some.
+        BlockdropError: there are some.
     """
     for name, reason in failures.items():
         print(f"{name} failed: {reason}; log: {log_file(logs, name)}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any
 
 from blockdrop.cl_train import CurriculumConfig
 from blockdrop.distill import METHODS
-from blockdrop.errors import UserError, require
+from blockdrop.errors import BlockdropError, require
 from blockdrop.evaluate import EvaluateConfig
 from blockdrop.finetune import FinetuneConfig
 from blockdrop.models.checkpoints.dialects import read_checkpoint
@@ -63,7 +63,7 @@ def check_finished(config: TrainingConfig, mend: str) -> bool:
     Args:
         mend: what to do instead, for the error.
     Raises:
-        UserError: the folder holds another run.
+        BlockdropError: the folder holds another run.
     """
     folder = Path(config.cv_dir)
     if finished_metrics(folder) is None:
@@ -100,7 +100,7 @@ def _same_weights(before: object, now: str, known: Mapping[str, str]) -> bool:
         folder = Path(str(before))
         recorded = {value for file, value in known.items() if folder in (Path(file), *Path(file).parents)}
         return wanted in (recorded or {digest(read_checkpoint(folder).path)})
-    except (OSError, UserError):
+    except (OSError, BlockdropError):
         return False
 
 

@@ -51,6 +51,6 @@ class Times:
         """What `to_json` gave, checked.
 
         Raises:
-            UserError: a line that names the field that is damaged.
+            BlockdropError: a line that names the field that is damaged.
         """
         return typed(cls, content)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.names import Precision
 from blockdrop.processes import ALONE, Processes, current_processes
 
@@ -63,7 +63,7 @@ def choose_compute(device: str = "auto", precision: Precision = "auto", channels
     """`auto`: CUDA if there is one, bfloat16 where it is fast.
 
     Raises:
-        UserError: a device that torch doesn't know or that isn't there.
+        BlockdropError: a device that torch doesn't know or that isn't there.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,7 +73,7 @@ def choose_compute(device: str = "auto", precision: Precision = "auto", channels
             raise RuntimeError("choose cpu or cuda")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
+        raise BlockdropError(
             f"--device {device}: not available ({str(error).splitlines()[0].split('. ')[0]})"
         ) from None
     fast = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(chosen))

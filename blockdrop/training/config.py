@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from agents.names import RewardName
-from blockdrop.errors import UserError, require
+from blockdrop.errors import BlockdropError, require
 from blockdrop.models.specs import DEFAULT_MODEL, Variant, parse_name
 from blockdrop.names import PolicyNet, Precision, ReductionMode, Shortcut
 from blockdrop.ranges import (
@@ -95,7 +95,7 @@ class ModelConfig:
     to the order of atomic sums)."""
 
     def check(self) -> None:
-        """Raises `UserError` for a value out of range, and for flags that don't go together."""
+        """Raises `BlockdropError` for a value out of range, and for flags that don't go together."""
         check_ranges(self)
         if self.model is not None or self.arch is not None:
             parse_name(self.network)
@@ -266,7 +266,7 @@ class PolicyTrainingConfig(TrainingConfig):
 
     @classmethod
     def recipe_flags(cls, recipe: str) -> Recipe:
-        """The flags that a recipe sets; raises `UserError` if the command has no such recipe."""
+        """The flags that a recipe sets; raises `BlockdropError` if the command has no such recipe."""
         require(
             recipe in cls.RECIPES,
             f"--recipe {recipe}: no recipe of this command; choose {' or '.join(cls.RECIPES)}",
@@ -293,7 +293,7 @@ class PolicyTrainingConfig(TrainingConfig):
         )
 
     def check_meaning(self, flag: str, has_meaning: bool, needed: str) -> None:
-        """Raises `UserError` if a flag was given that does nothing without another, and isn't off."""
+        """Raises `BlockdropError` if a flag was given that does nothing without another, and isn't off."""
         usual = self.recipe_flags(self.recipe).get(flag, getattr(type(self), flag))
         value = getattr(self, flag)
         require(
@@ -314,10 +314,10 @@ class PolicyTrainingConfig(TrainingConfig):
 
 
 def check_estimator(name: str, samples: int) -> None:
-    """Raises `UserError` for a number of samples that the estimator can't work with."""
+    """Raises `BlockdropError` for a number of samples that the estimator can't work with."""
     from agents.estimators import make_estimator  # torch, which flags do without
 
     try:
         make_estimator(name, samples)
     except ValueError as error:
-        raise UserError(f"--estimator {error}") from None
+        raise BlockdropError(f"--estimator {error}") from None

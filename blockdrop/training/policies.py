@@ -17,7 +17,7 @@ from agents.policies import map_policy
 from agents.static_policies import StaticPolicy, make_static_policy
 from blockdrop.data import Data, Images
 from blockdrop.dynamic import DynamicNetwork
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.flops import FlopTable
 from blockdrop.inference.operating_point import threshold_for_budget
 from blockdrop.models.checkpoints.operating_points import check_operating_point
@@ -68,7 +68,7 @@ class OperatingPoint:
         keep_probs = training_keep_probs(dynamic, images, compute)
         try:
             self.threshold = threshold_for_budget(keep_probs, flops, budget)
-        except UserError as error:
+        except BlockdropError as error:
             print(f"    threshold {self.threshold:g} stays: {error}")
             return
         cost = flops.per_image(map_policy(keep_probs, self.threshold)).double().mean().item()
@@ -93,14 +93,14 @@ def open_static_policy(text: str, dynamic: DynamicNetwork, data: Data, compute: 
     `dist_k:K:FILE`, by the usage in a file that evaluate --json wrote.
 
     Raises:
-        UserError: see `make_static_policy`; or the file holds no usage of so many blocks.
+        BlockdropError: see `make_static_policy`; or the file holds no usage of so many blocks.
     """
     blocks, usage = dynamic.num_blocks, None
     kind, *rest = text.split(":", 2)
     name = text
     if kind == "dist_k" and len(rest) == 2:
         if not rest[1]:
-            raise UserError(f"--policy {text}: names no file after the second colon")
+            raise BlockdropError(f"--policy {text}: names no file after the second colon")
         usage, name = _recorded_usage(text, rest[1], blocks), f"{kind}:{rest[0]}"
     elif kind == "dist_k" and dynamic.policy_network is not None:
         compute.place(dynamic.policy_network)
@@ -109,7 +109,7 @@ def open_static_policy(text: str, dynamic: DynamicNetwork, data: Data, compute: 
     try:
         return replace(make_static_policy(name, blocks, usage), name=text)
     except ValueError as error:
-        raise UserError(f"--policy {error}") from None
+        raise BlockdropError(f"--policy {error}") from None
 
 
 def policy_file(text: str) -> str | None:
@@ -124,9 +124,9 @@ def _recorded_usage(text: str, file: str, blocks: int) -> list[float]:
         if len(usage) != blocks or not all(0 <= share <= 1 for share in usage):
             raise ValueError
     except OSError as error:
-        raise UserError(f"--policy {text}: {file} can't be read ({error.strerror})") from None
+        raise BlockdropError(f"--policy {text}: {file} can't be read ({error.strerror})") from None
     except (ValueError, TypeError, LookupError, RecursionError):
-        raise UserError(
+        raise BlockdropError(
             f"--policy {text}: {file} holds no usage_per_block of {blocks} blocks; name what evaluate --json wrote"
         ) from None
     return [float(share) for share in usage]

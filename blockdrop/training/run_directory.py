@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from blockdrop.errors import NumericalError, UserError, require
+from blockdrop.errors import BlockdropError, NumericalError, require
 from blockdrop.output import check_folder, open_own, sync, write_whole
 from blockdrop.processes import ALONE, Processes
 from blockdrop.training.state import EVENTS, STATE_FILE, TrainingState, read_state
@@ -61,8 +61,8 @@ class RunDirectory:
         processes: which train together; the first one alone reads and writes.
         data: what tells the run's images from others, as plain values.
     Raises:
-        UserError: not writable, in use, an earlier run's and not `overwrite`, or another run's than `resume` could
-            go on with.
+        BlockdropError: not writable, in use, an earlier run's and not `overwrite`, or another run's than `resume`
+            could go on with.
     """
 
     def __init__(
@@ -106,11 +106,13 @@ class RunDirectory:
             self._place = place.st_dev, place.st_ino
             return self._open(record, overwrite, resume)
         except Timeout:
-            raise UserError(f"--cv_dir {self.path}: another process trains there; name another folder") from None
+            raise BlockdropError(
+                f"--cv_dir {self.path}: another process trains there; name another folder"
+            ) from None
         except BaseException as error:
             self._lock.release()
             if isinstance(error, OSError):
-                raise UserError(f"--cv_dir {self.path}: not writable ({error.strerror or error})") from None
+                raise BlockdropError(f"--cv_dir {self.path}: not writable ({error.strerror or error})") from None
             raise
 
     def _open(self, record: dict[str, Any], overwrite: bool, resume: bool) -> tuple[Any, Lines]:
@@ -173,7 +175,7 @@ class RunDirectory:
         """Epoch and metrics of the phase's last line, before a resumption or after.
 
         Raises:
-            UserError: metrics.jsonl holds none.
+            BlockdropError: metrics.jsonl holds none.
         """
         require(phase in self._last, f"{self.path / 'metrics.jsonl'}: holds no {phase}; lines of it are gone")
         return self._last[phase]
@@ -216,7 +218,7 @@ class RunDirectory:
             return {file.name: file.stat().st_size for file in files}
 
     def _check_place(self) -> None:
-        """Raises `UserError` if the folder isn't the one any more whose lock this run holds."""
+        """Raises `BlockdropError` if the folder isn't the one any more whose lock this run holds."""
         try:
             now = os.stat(self.path / LOCK_FILE)
             same = (now.st_dev, now.st_ino) == self._place
@@ -229,7 +231,7 @@ class RunDirectory:
         try:
             yield
         except OSError as error:
-            raise UserError(
+            raise BlockdropError(
                 f"{self.path}: logs can't be written ({error.strerror or error}); mend that, then --resume"
             ) from None
 
@@ -299,7 +301,7 @@ def read_metrics(folder: Path, size: int | None = None) -> list[dict[str, Any]]:
     Args:
         size: bytes of metrics.jsonl that count; default: all whole lines, as a last one may be being written.
     Raises:
-        UserError: a damaged file.
+        BlockdropError: a damaged file.
     """
     path = folder / "metrics.jsonl"
     try:
@@ -307,7 +309,7 @@ def read_metrics(folder: Path, size: int | None = None) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror})") from None
+        raise BlockdropError(f"{path}: can't be read ({error.strerror})") from None
     lines = []
     texts = content[:size].splitlines(keepends=True)
     for number, text in enumerate(texts, 1):
@@ -316,7 +318,7 @@ def read_metrics(folder: Path, size: int | None = None) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             if size is None and number == len(texts) and not text.endswith(b"\n"):
                 break
-            raise UserError(f"{path}: damaged (line {number}: {error})") from None
+            raise BlockdropError(f"{path}: damaged (line {number}: {error})") from None
         whole = isinstance(line, dict) and line.keys() >= {"epoch", "phase"}
         require(whole, f"{path}: damaged (line {number} names no epoch and phase)")
         lines.append(line)
@@ -333,7 +335,8 @@ def read_flags(folder: Path) -> dict[str, Any]:
 
 
 def check_same_run(folder: Path, record: Mapping[str, Any], mend: str = "pass what it began with") -> None:
-    """Raises `UserError` unless the run in a folder has these flags, or none that differ in what it computes."""
+    """Raises `BlockdropError` unless the run in a folder has these flags, or none that differ in what it
+    computes."""
     recorded = read_flags(folder)
     for flag, value in json.loads(json.dumps(record)).items():
         found = recorded.get(flag, value)
@@ -357,8 +360,8 @@ def own_files(path: Path) -> list[Path]:
 
 
 def check_usable(path: str | Path, overwrite: bool, inputs: Sequence[str] = (), resume: bool = False) -> None:
-    """Raises `UserError` if the folder can't be written, holds a run that may be neither deleted nor gone on with,
-    or holds one of the checkpoints (`inputs`) that the new run starts from. Changes nothing."""
+    """Raises `BlockdropError` if the folder can't be written, holds a run that may be neither deleted nor gone on
+    with, or holds one of the checkpoints (`inputs`) that the new run starts from. Changes nothing."""
     check_folder("--cv_dir", path)
     folder = Path(path).resolve()
     earlier = own_files(folder)
@@ -367,10 +370,10 @@ def check_usable(path: str | Path, overwrite: bool, inputs: Sequence[str] = (), 
         begun = [file for file in earlier if file.name.startswith("ckpt_E_") or file.name in REPORT_FILES]
         require(not begun, f"--cv_dir {path}: holds a run without {STATE_FILE} to go on from; name another folder")
     elif earlier and not overwrite and not resume:
-        raise UserError(
+        raise BlockdropError(
             f"--cv_dir {path}: already holds a run ({earlier[0].name}); name another folder, pass --resume to go "
             "on with it, or --overwrite to delete it"
         )
     for name in inputs:
         if earlier and folder in (Path(name).resolve(), *Path(name).resolve().parents):
-            raise UserError(f"--cv_dir {path}: holds {name}, which this run starts from; name another folder")
+            raise BlockdropError(f"--cv_dir {path}: holds {name}, which this run starts from; name another folder")

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from blockdrop.errors import Interrupted, UserError
+from blockdrop.errors import BlockdropError, Interrupted
 from blockdrop.models.checkpoints.torch_files import read_torch_file
 from blockdrop.output import write_whole
 from blockdrop.processes import ALONE, Processes
@@ -150,7 +150,7 @@ class TrainingState:
         """Writes the state, in place of the one before.
 
         Raises:
-            UserError: it can't be written; the one before is whole.
+            BlockdropError: it can't be written; the one before is whole.
             Interrupted: a signal had come; it is written.
         """
         with self.signals.held():
@@ -179,7 +179,7 @@ class TrainingState:
             write_whole(path, lambda file: torch.save(content, file))
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             reason = str(error).splitlines()[0]
-            raise UserError(
+            raise BlockdropError(
                 f"{path}: can't be saved ({reason}); the one before is whole: mend that, then go on with --resume"
             ) from None
 
@@ -204,22 +204,24 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 
     Raises:
         CheckpointError: damaged.
-        UserError: another file of this name.
+        BlockdropError: another file of this name.
     """
     path = folder / STATE_FILE
     if not path.exists():
         return None
     content = read_torch_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: not a training state; move it away")
+        raise BlockdropError(f"{path}: not a training state; move it away")
     for key, kind in KEYS.items():
         value = content.get(key)
         if not isinstance(value, kind) or (isinstance(value, int) and value < -1):
-            raise UserError(f"{path}: a training state with a damaged {key}; start the run anew with --overwrite")
+            raise BlockdropError(
+                f"{path}: a training state with a damaged {key}; start the run anew with --overwrite"
+            )
     for name, size in content["logs"].items():  # what the run directory will cut to these sizes
         ours = name == Path(name).name and any(fnmatch.fnmatch(name, pattern) for pattern in LOG_FILES)
         if not (ours and type(size) is int and size >= 0):
-            raise UserError(f"{path}: a training state that names {name[:80]!r} as a log; not one of ours")
+            raise BlockdropError(f"{path}: a training state that names {name[:80]!r} as a log; not one of ours")
     return content
 
 
@@ -235,7 +237,7 @@ def restore(parts: dict[str, Stateful | torch.Generator], states: dict[str, Any]
     """Puts a snapshot back; a part that it doesn't name stays as it is.
 
     Raises:
-        UserError: it is of other parts than these.
+        BlockdropError: it is of other parts than these.
     """
     for name, part in parts.items():
         if name in states:
@@ -250,7 +252,7 @@ def restore(parts: dict[str, Stateful | torch.Generator], states: dict[str, Any]
                         check_moments(part)
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 reason = str(error).splitlines()[0][:120]
-                raise UserError(f"{STATE_FILE}: its {name} doesn't fit this run ({reason})") from None
+                raise BlockdropError(f"{STATE_FILE}: its {name} doesn't fit this run ({reason})") from None
 
 
 def check_like(found: Any, expected: dict[str, Any]) -> None:

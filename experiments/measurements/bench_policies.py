@@ -83,7 +83,7 @@ class BenchPoliciesConfig:
     """Replace the file of --json if there is one."""
 
     def check(self) -> None:
-        """Raises `UserError` for a value out of range."""
+        """Raises `BlockdropError` for a value out of range."""
         if self.json is not None:
             check_writable("--json", self.json, self.overwrite)
         for flag in ("policies", "decided", "engines", "precisions"):

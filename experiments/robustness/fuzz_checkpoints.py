@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from blockdrop.console import run_command
-from blockdrop.errors import UserError, require
+from blockdrop.errors import BlockdropError, require
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
 from blockdrop.models.checkpoints.tensor_pickle import one_line
@@ -69,7 +69,7 @@ class FuzzConfig:
     """Replace the files of --json and --output if there are any."""
 
     def check(self) -> None:
-        """Raises `UserError` for a value out of range."""
+        """Raises `BlockdropError` for a value out of range."""
         require(sys.platform == "linux", "limits on memory are those of Linux; run it there")
         require(self.count >= 1, f"--count {self.count}: must be at least 1")
         for dialect in self.dialects:
@@ -118,7 +118,7 @@ def main(config: FuzzConfig) -> list[dict[str, Any]]:
     """Prints a row per dialect and every finding; returns the rows.
 
     Raises:
-        UserError: there are findings.
+        BlockdropError: there are findings.
     """
     config.check()
     if config.only is not None:
@@ -136,7 +136,9 @@ def main(config: FuzzConfig) -> list[dict[str, Any]]:
         write_json("--json", config.json, {"rows": rows, "findings": found, **versions, "config": asdict(config)})
     if findings:
         first = findings[0].task
-        raise UserError(f"{len(findings)} mutants neither loaded nor were refused; --only {first} makes the first")
+        raise BlockdropError(
+            f"{len(findings)} mutants neither loaded nor were refused; --only {first} makes the first"
+        )
     return rows
 
 
@@ -268,7 +270,7 @@ def attempt(path: str) -> tuple[str, str]:
     """Outcome and message of opening a file."""
     try:
         open_checkpoint(path)
-    except UserError as error:
+    except BlockdropError as error:
         message = str(error)
         if "more memory than there is" in message:
             return "memory", message

@@ -86,7 +86,7 @@ def main(config: ResilienceConfig) -> list[dict[str, Any]]:
     """Prints a row for each command; returns them.
 
     Raises:
-        UserError: a run differs.
+        BlockdropError: a run differs.
     """
     require(
         config.kills >= len(RUNS), f"--kills {config.kills}: must be at least {len(RUNS)}, one for each command"
@@ -159,7 +159,7 @@ def run_process(
     """Runs a command in a process of its own; returns whether it had to be killed after so many seconds.
 
     Raises:
-        UserError: it failed.
+        BlockdropError: it failed.
     """
     process = context.Process(target=run_quietly, args=(config,))
     process.start()

@@ -16,7 +16,7 @@ import pytest
 from blockdrop import count, distill, doctor, evaluate, export, finetune, pretrain, visualize
 from blockdrop.cl_train import CurriculumConfig
 from blockdrop.command_line import boxes, choose_class, help_texts, parse_flags
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.ranges import declared_rules
 
 COMMANDS: dict[str, Any] = {
@@ -137,9 +137,9 @@ def test_every_flag_is_in_one_box_with_a_phrase_of_its_own(config_class: Any) ->
 
 def test_a_flag_of_another_method_is_refused() -> None:
     for flags in (["exact", "--student", "R8"], ["--method", "kd", "--dirac"], ["stagewise", "--no-scale-kl"]):
-        with pytest.raises(UserError, match=r"--\w+: means nothing to \w+, only to"):
+        with pytest.raises(BlockdropError, match=r"--\w+: means nothing to \w+, only to"):
             parsed("distill", flags)
-    with pytest.raises(UserError, match="--method: choose stagewise, kd, jointrd, exact"):
+    with pytest.raises(BlockdropError, match="--method: choose stagewise, kd, jointrd, exact"):
         parsed("distill", ["--load", "a"])
 
 
@@ -163,6 +163,6 @@ def test_every_number_has_a_range_and_refuses_what_lies_outside(config_class: An
         assert name in declared_rules(config_class), f"--{name}: no range"
         for value in (math.nan, math.inf, -math.inf, *(() if name == "penalty" else (-1,))):
             several = isinstance(getattr(usual, name), tuple)
-            with pytest.raises(UserError) as caught:
+            with pytest.raises(BlockdropError) as caught:
                 dataclasses.replace(usual, **{name: (value,) if several else value}).check()
             assert str(caught.value).startswith(f"--{name} {value}: must be "), caught.value

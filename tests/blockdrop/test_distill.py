@@ -18,7 +18,7 @@ from blockdrop.distillation.hinton import HintonLoss
 from blockdrop.distillation.joint_loss import JointRD
 from blockdrop.distillation.jointrd import parameter_groups
 from blockdrop.distillation.method import DistillConfig, StudentConfig
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.plain import DiracConv2d, PlainNet, use_dirac
 from blockdrop.models.zoo import build_static
@@ -583,10 +583,10 @@ def test_a_run_that_cannot_start_leaves_no_trace_and_deletes_nothing(
     earlier.parent.mkdir()
     earlier.write_text("dear")
     common = {"load": (str(tmp_path / "teacher.t7"),), "arch": architecture, **flags}
-    with pytest.raises(UserError):
+    with pytest.raises(BlockdropError):
         distill.main(lab.config(earlier.parent, overwrite=True, **common))
     assert earlier.read_text() == "dear"
-    with pytest.raises(UserError):
+    with pytest.raises(BlockdropError):
         distill.main(lab.config(tmp_path / "new", **common))
     assert not (tmp_path / "new").exists()
 
@@ -630,5 +630,5 @@ def test_a_run_that_cannot_start_leaves_no_trace_and_deletes_nothing(
 def test_a_flag_that_would_do_nothing_is_refused(
     tmp_path: Path, lab: Lab, flags: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(BlockdropError, match=message):
         distill.main(lab.config(tmp_path / "run", **flags))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from blockdrop import build, evaluate
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.evaluation import Evaluation, recorded_checkpoints
 
 
@@ -91,11 +91,11 @@ def test_what_evaluate_writes_is_read_back_whole_and_in_its_order(tmp_path: Path
     ids=lambda value: value if isinstance(value, str) and len(value) < 60 else "",
 )
 def test_a_damaged_file_is_refused_in_a_line_that_names_the_field(content: Any, message: str) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(BlockdropError) as error:
         Evaluation.from_json(content)
     assert str(error.value).startswith(message)
     assert str(error.value).isprintable()
-    with pytest.raises(UserError) as named:
+    with pytest.raises(BlockdropError) as named:
         Evaluation.from_json(content, "results/a.json")
     assert str(named.value) == f"results/a.json: {error.value}"
 

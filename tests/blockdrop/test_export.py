@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blockdrop import export, save_checkpoint
 from blockdrop.data import NORMALISATIONS
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.export import ExportConfig
 from blockdrop.inference import exported, formats
 from blockdrop.models.checkpoints import dialects
@@ -75,7 +75,7 @@ def onnx_file(folder: Path, checkpoint: Path) -> Path:
 def aoti_file(folder: Path, checkpoint: Path) -> Path:
     try:
         return export_file(checkpoint, folder / "net.pt2", "aoti", threshold=0.25)
-    except UserError as error:
+    except BlockdropError as error:
         if "compiler" in str(error):
             pytest.skip(str(error))
         raise
@@ -248,7 +248,7 @@ def test_the_check_notices_another_policy_than_the_keep_probabilities_give(check
         assert networks.policy_network is not None
         return networks.resnet(image), torch.ones(1, 3, dtype=torch.bool), networks.policy_network(image)[0]
 
-    with pytest.raises(UserError, match="isn't keep_probs >= "):
+    with pytest.raises(BlockdropError, match="isn't keep_probs >= "):
         exported.check_graph(keeps_all, networks)
 
 
@@ -268,7 +268,7 @@ def test_the_check_notices_other_logits_than_torchs(checkpoint: Path, error: flo
         return networks.resnet(image, keep_probs >= threshold) + error, keep_probs >= threshold, keep_probs
 
     for check, run in ((exported.check_static_graph, static), (exported.check_graph, dynamic)):
-        with pytest.raises(UserError, match=f"the file's logits differ from torch's {message}"):
+        with pytest.raises(BlockdropError, match=f"the file's logits differ from torch's {message}"):
             check(run, networks)
 
 

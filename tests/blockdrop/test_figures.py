@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from blockdrop import figures
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.evaluation import ClassStatistics, FrequentPolicy
 from blockdrop.policy_curves import Curve, CurvePoint
 
@@ -122,9 +122,9 @@ def test_a_figure_is_written_whole_and_always_the_same(tmp_path: Path, ending: s
         before = path.read_bytes()
     figures.write_figure("--figure", path, figures.usage_per_block([1.0, 0.5], [2]))
     assert path.read_bytes() == before
-    with pytest.raises(UserError, match=r"--figure .*not writable"):
+    with pytest.raises(BlockdropError, match=r"--figure .*not writable"):
         figures.write_figure("--figure", tmp_path / "gone" / path.name, figures.usage_per_block([1.0], [1]))
-    with pytest.raises(UserError, match="exists; pass --overwrite"):
+    with pytest.raises(BlockdropError, match="exists; pass --overwrite"):
         figures.check_figure("--figure", path, overwrite=False)
-    with pytest.raises(UserError, match=r"must end in \.png, \.svg or \.pdf"):
+    with pytest.raises(BlockdropError, match=r"must end in \.png, \.svg or \.pdf"):
         figures.check_figure("--figure", tmp_path / "chart.gif", overwrite=False)

@@ -17,7 +17,7 @@ from agents.names import ESTIMATORS, PATHWISE
 from agents.rewards import Reward
 from blockdrop import build, cl_train, evaluate, finetune, load, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.finetune import FinetuneConfig
 from blockdrop.flops import count_flops
 from blockdrop.measure import evaluate_images
@@ -257,7 +257,7 @@ def test_an_unknown_recipe_is_one_line_that_names_those_of_the_command(
     names = "reference or fast or mine" if module is finetune else "reference or fast"
     line = f"--recipe slow: no recipe of this command; choose {names}"
     for how in (lambda: config_class(recipe="slow"), lambda: config_class.of_recipe("slow", lr=0.1)):
-        with pytest.raises(UserError, match=line):
+        with pytest.raises(BlockdropError, match=line):
             how()
     code, _, error = command(module, "--recipe", "slow")
     assert (code, error) == (2, f"error: {line}; --help lists the flags")

@@ -17,7 +17,7 @@ import torchvision
 from PIL import Image
 
 from blockdrop import cl_train, count, distill, evaluate, export, finetune, pretrain
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.checkpoints.filling import network_from
 from blockdrop.models.specs import Variant, parse_model_name
@@ -113,7 +113,7 @@ def test_a_run_on_streamed_images_goes_on_with_the_same_bits(
 
     def cut_off(self: Update, loss: torch.Tensor, epoch: int, batch: int) -> Any:
         if (epoch, batch) == (1, 2):
-            raise UserError("cut off")
+            raise BlockdropError("cut off")
         return step(self, loss, epoch, batch)
 
     with monkeypatch.context() as patched:

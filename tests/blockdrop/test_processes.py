@@ -22,7 +22,7 @@ from blockdrop import build, cl_train, distill, finetune, load_network, pretrain
 from blockdrop.cl_train import CurriculumConfig
 from blockdrop.data import NORMALISATIONS, DataSource
 from blockdrop.distill import KdConfig, StagewiseConfig
-from blockdrop.errors import Interrupted, UserError
+from blockdrop.errors import BlockdropError, Interrupted
 from blockdrop.finetune import FinetuneConfig
 from blockdrop.measure import evaluate_images
 from blockdrop.models.backbone import Backbone
@@ -138,12 +138,12 @@ def test_after_a_restart_the_dead_are_not_looked_for(monkeypatch: pytest.MonkeyP
 
 def test_what_the_first_process_cannot_do_all_hear_of() -> None:
     def fail() -> None:
-        raise UserError("no such folder")
+        raise BlockdropError("no such folder")
 
     def work(processes: Processes) -> str:
         try:
             processes.from_first(fail)
-        except UserError as error:
+        except BlockdropError as error:
             return str(error)
         return "nothing heard"
 
@@ -271,7 +271,7 @@ def test_two_processes_go_on_with_the_same_bits(tmp_path: Path, image_tree: Path
 
     def cut_off(self: Update, loss: torch.Tensor, epoch: int, batch: int) -> None:
         if (epoch, batch) == (1, 1):
-            raise UserError("cut off")
+            raise BlockdropError("cut off")
         step(self, loss, epoch, batch)
 
     def work(_: Processes) -> str:
@@ -279,7 +279,7 @@ def test_two_processes_go_on_with_the_same_bits(tmp_path: Path, image_tree: Path
         cut = PretrainConfig(**common, **how, cv_dir=str(tmp_path / "cut"))  # type: ignore[arg-type]
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(Update, "__call__", cut_off)
-            with pytest.raises(UserError, match="cut off"):
+            with pytest.raises(BlockdropError, match="cut off"):
                 pretrain.main(cut)
         again = PretrainConfig(**common, **how, cv_dir=str(tmp_path / "cut"), resume=True)  # type: ignore[arg-type]
         pretrain.main(again)
@@ -334,7 +334,9 @@ def test_a_signal_to_one_process_stops_all_and_all_go_on_together(tmp_path: Path
 def test_a_batch_too_small_for_all_is_named(image_tree: Path) -> None:
     data, config = DataSource("Folder", image_tree), PretrainConfig(batch_size=5)
     check_shares(config, data, Processes(0, 2))
-    with pytest.raises(UserError, match="--batch_size 5: one of the batches would be of 2 images, too few for 3"):
+    with pytest.raises(
+        BlockdropError, match="--batch_size 5: one of the batches would be of 2 images, too few for 3"
+    ):
         check_shares(config, data, Processes(0, 3))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import pytest
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.ranges import CheckpointName, Count, NotNegative, Positive, Range, check_ranges
 
 
@@ -50,7 +50,7 @@ class Flags:
     ],
 )
 def test_what_is_outside_is_named_with_its_range(flags: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(BlockdropError) as caught:
         check_ranges(Flags(**flags))
     assert str(caught.value) == message
 

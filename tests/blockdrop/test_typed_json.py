@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pytest
 
 from blockdrop import typed_json
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.ranges import Range
 from blockdrop.typed_json import read_json, typed
 
@@ -69,7 +69,7 @@ def test_what_is_written_is_read_back() -> None:
     ids=str,
 )
 def test_a_damaged_field_is_named_in_one_line(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(BlockdropError) as error:
         typed(Whole, {**CONTENT, **changes})
     assert str(error.value) == message
 
@@ -98,7 +98,7 @@ def test_what_is_no_json_is_told_in_one_line(tmp_path: Path, content: bytes | No
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(BlockdropError) as error:
         read_json(path)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
@@ -107,5 +107,5 @@ def test_what_is_no_json_is_told_in_one_line(tmp_path: Path, content: bytes | No
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(typed_json, "LARGEST_FILE", 1 << 20)
     (tmp_path / "a.json").write_bytes(b" " * ((1 << 20) + 1))
-    with pytest.raises(UserError, match=r"^larger than 1 MiB$"):
+    with pytest.raises(BlockdropError, match=r"^larger than 1 MiB$"):
         read_json(tmp_path / "a.json")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import blockdrop
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.flops import count_flops
 from experiments import bench_inference, bench_inference_contenders
 from experiments.bench_inference import BenchConfig, Row, figure, table
@@ -93,5 +93,5 @@ def test_the_full_network_elsewhere_is_the_full_network_at_any_image_size() -> N
 
 def test_earlier_results_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(BlockdropError, match="--overwrite"):
         BenchConfig(out=str(tmp_path)).check()

@@ -15,7 +15,7 @@ from PIL import Image
 
 from agents.rewards import blockdrop_reward
 from blockdrop import cl_train, finetune
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.studies.runs import what_computes
 from experiments import learning_curve
 from experiments.learning_curve import (
@@ -79,7 +79,9 @@ def test_from_nothing_to_table_chart_and_numbers(
     assert both["runs"][0] == fast
     assert [run["seed"] for run in both["runs"]] == [0, 1]
     assert not (tmp_path / "cv" / "fast-s0").exists()
-    with pytest.raises(UserError, match=r"fast-s1: holds a run of --max_epochs 3, not 4; name another folder"):
+    with pytest.raises(
+        BlockdropError, match=r"fast-s1: holds a run of --max_epochs 3, not 4; name another folder"
+    ):
         learning_curve.main(dataclasses.replace(more, fast_epochs=4, seeds=(1,)))
 
 
@@ -106,7 +108,9 @@ def test_a_run_in_a_process_of_its_own_is_the_same_run(
         return dict.fromkeys(names, "no luck")
 
     monkeypatch.setattr(learning_curve, "run_jobs", fail)
-    with pytest.raises(UserError, match=r"^failed: reference-s0-cl_train, reference-s0-finetune; once that is "):
+    with pytest.raises(
+        BlockdropError, match=r"^failed: reference-s0-cl_train, reference-s0-finetune; once that is "
+    ):
         learning_curve.main(dataclasses.replace(two, arms=("reference", "fixed")))
     assert names == ["reference-s0-cl_train", "reference-s0-finetune"], "the finished run isn't begun again"
     out, error = capfd.readouterr()
@@ -118,7 +122,7 @@ def test_a_run_in_a_process_of_its_own_is_the_same_run(
 def test_a_report_that_is_none_or_of_another_model_is_named(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     flags = LearningCurveConfig(model="R8_Digits", cv_dir=str(tmp_path), reports=(str(file),))
-    with pytest.raises(UserError, match=r"--reports .*report.json: can't be read \(No such file"):
+    with pytest.raises(BlockdropError, match=r"--reports .*report.json: can't be read \(No such file"):
         learning_curve.main(flags)
     whole = {"config": {"model": "R8_Digits"}, "backbone": {"accuracy": 0.9, "flops": 1, "blocks": 3}, "runs": []}
     for content, message in (
@@ -132,7 +136,7 @@ def test_a_report_that_is_none_or_of_another_model_is_named(tmp_path: Path) -> N
         ({**whole, "config": {"model": "R32_C10"}}, "runs of R32_C10, not of R8_Digits"),
     ):
         file.write_text(content if isinstance(content, str) else json.dumps(content))
-        with pytest.raises(UserError, match=rf"^--reports .*report.json: {message}"):
+        with pytest.raises(BlockdropError, match=rf"^--reports .*report.json: {message}"):
             learning_curve.main(flags)
 
 
@@ -163,10 +167,12 @@ def test_a_report_s_run_must_be_the_one_to_compare(tmp_path: Path) -> None:
 
     known, start = read_reports(reports({}, {}))
     assert (known, start) == ({("fast", 0): run}, backbone)
-    with pytest.raises(UserError, match=r"1.json: its runs started from another full network than the others"):
+    with pytest.raises(
+        BlockdropError, match=r"1.json: its runs started from another full network than the others"
+    ):
         read_reports(reports({}, {"backbone": backbone | {"accuracy": 0.8}}))
     with pytest.raises(
-        UserError, match=r"0.json: fast, seed 0 was run with --target_flops 0.\d+, not 0.35; leave"
+        BlockdropError, match=r"0.json: fast, seed 0 was run with --target_flops 0.\d+, not 0.35; leave"
     ):
         read_reports(dataclasses.replace(reports({}), target_flops=0.35))
     assert read_reports(dataclasses.replace(reports({}), target_flops=0.35, seeds=(1,)))[0], "it isn't asked for"
@@ -238,7 +244,9 @@ def test_a_run_of_other_flags_is_another_run(tmp_path: Path) -> None:
     config = LearningCurveConfig(arms=("fast",), seeds=(0,), **how)  # type: ignore[arg-type]
     (step,) = plan(config, "fast", seed=0)
     write_run(Path(step.cv_dir), "finetune", [], **{**dataclasses.asdict(step), "target_flops": 0.9})
-    with pytest.raises(UserError, match=r"holds a run of --target_flops 0.9, not 0.\d+; .* compare what there is"):
+    with pytest.raises(
+        BlockdropError, match=r"holds a run of --target_flops 0.9, not 0.\d+; .* compare what there is"
+    ):
         learning_curve.main(config)
 
 
@@ -295,7 +303,7 @@ def test_the_tables_say_what_was_found() -> None:
 
 
 def test_unknown_arms_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--arms slow: choose reference, fast"):
+    with pytest.raises(BlockdropError, match="--arms slow: choose reference, fast"):
         learning_curve.main(LearningCurveConfig(arms=("slow",), cv_dir=str(tmp_path)))
-    with pytest.raises(UserError, match=r"--figure curve.gif: must end in .png"):
+    with pytest.raises(BlockdropError, match=r"--figure curve.gif: must end in .png"):
         learning_curve.main(LearningCurveConfig(figure="curve.gif", cv_dir=str(tmp_path)))

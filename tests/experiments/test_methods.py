@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from blockdrop.distillation.stagewise import StagewiseConfig
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.pretrain import PretrainConfig
 from experiments import learning_curve, methods, static_rivals, tradeoff
 from experiments.methods import METHODS, RIVALS, Conditions, find, of_kinds, plan
@@ -47,7 +47,7 @@ def test_methods_start_from_what_they_say() -> None:
     assert isinstance(tuned, PretrainConfig)
     assert (scratch.init, scratch.lr, tuned.init, tuned.lr) == ((), 0.1, ("w",), 0.05)
     assert plan(find("full"), [], conditions()) == []
-    with pytest.raises(UserError, match=r"^--teacher32: name a trained ResNet-32$"):
+    with pytest.raises(BlockdropError, match=r"^--teacher32: name a trained ResNet-32$"):
         plan(find("kd"), ["cv/kd"], conditions())
 
 

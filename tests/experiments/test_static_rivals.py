@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from blockdrop import distill, pretrain
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from experiments import static_rivals
 from experiments.static_rivals import RivalsConfig, finished, markdown
 
@@ -38,7 +38,9 @@ def test_a_run_counts_once_its_last_epoch_is_tested(tmp_path: Path) -> None:
 def test_a_run_of_other_epochs_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "plain20-s0", epochs=3, last_epoch=2)
     monkeypatch.setattr(pretrain, "main", lambda config: pytest.fail("trained"))
-    with pytest.raises(UserError, match="plain20-s0: holds a run of --max_epochs 3, not 2; name another folder"):
+    with pytest.raises(
+        BlockdropError, match="plain20-s0: holds a run of --max_epochs 3, not 2; name another folder"
+    ):
         static_rivals.main(RivalsConfig(cv_dir=str(tmp_path), epochs=2, seeds=(0,), only=("plain20",)))
 
 
@@ -46,7 +48,7 @@ def test_joint_distillation_runs_as_its_results_say(tmp_path: Path, monkeypatch:
     seen: list[Any] = []
     monkeypatch.setattr(distill, "main", seen.append)
     monkeypatch.setattr(static_rivals, "collect", lambda config: [])
-    with pytest.raises(UserError, match="no finished run"):
+    with pytest.raises(BlockdropError, match="no finished run"):
         static_rivals.main(RivalsConfig(cv_dir=str(tmp_path), seeds=(0,), only=("jointrd",)))
     (config,) = seen
     config.check()
@@ -67,5 +69,5 @@ def test_the_table_has_mean_spread_and_times_of_the_first_row() -> None:
 
 
 def test_unknown_rivals_are_named() -> None:
-    with pytest.raises(UserError, match="--only plain21: choose r20, plain20"):
+    with pytest.raises(BlockdropError, match="--only plain21: choose r20, plain20"):
         static_rivals.main(RivalsConfig(only=("plain21",)))

@@ -20,7 +20,7 @@ from PIL import Image
 from blockdrop import build, evaluate, save_checkpoint
 from blockdrop.console import run_command
 from blockdrop.data import NORMALISATIONS
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.finetune import FinetuneConfig
 from blockdrop.studies.jobs import Job
 from blockdrop.studies.runs import command_line
@@ -131,7 +131,7 @@ def test_what_is_asked_for_brings_what_it_starts_from(config: TradeoffConfig) ->
     assert names(jobs) == ["fast-s0", "evaluate-fast-s0", "dist_k-s0", "evaluate-dist_k-s0"]
     jobs = missing(dataclasses.replace(config, only=("jointrd",)))
     assert names(jobs)[0] == "r20-s0"
-    with pytest.raises(UserError, match="--teacher32: name"):
+    with pytest.raises(BlockdropError, match="--teacher32: name"):
         missing(dataclasses.replace(config, only=("kd",)))
 
 
@@ -159,11 +159,11 @@ def test_what_is_finished_is_not_run_again(config: TradeoffConfig) -> None:
     assert names(missing(config)) == ["evaluate-reference-p1-s0", "evaluate-full"], "of an earlier one"
     for other in ('{"checkpoints": ["mine.t7"]}', "my notes"):
         result.write_text(other)
-        with pytest.raises(UserError, match=r"reference-p1-s0.json: isn't an evaluation of .*; move it away"):
+        with pytest.raises(BlockdropError, match=r"reference-p1-s0.json: isn't an evaluation of .*; move it away"):
             missing(config)
     result.unlink()
     with pytest.raises(
-        UserError, match=r"holds a run of --max_epochs 10, not 9; .* compare what there is without"
+        BlockdropError, match=r"holds a run of --max_epochs 10, not 9; .* compare what there is without"
     ):
         missing(dataclasses.replace(config, finetune_epochs=9))
 
@@ -269,7 +269,7 @@ def test_somebody_s_times_are_not_replaced(config: TradeoffConfig) -> None:
     config.results_folder.mkdir(parents=True)
     write(config.results_folder, "a-s0")
     (config.results_folder / "times.json").write_text('{"my": "notes"}')
-    with pytest.raises(UserError, match=r"its times.json is damaged or somebody else's; move it away"):
+    with pytest.raises(BlockdropError, match=r"its times.json is damaged or somebody else's; move it away"):
         tradeoff.main(config)
     assert (config.results_folder / "times.json").read_text() == '{"my": "notes"}'
 
@@ -302,7 +302,7 @@ def test_pairs_are_as_asked(config: TradeoffConfig, tmp_path: Path) -> None:
     (found,) = report["comparisons"]
     assert found["difference"] == pytest.approx(0.6)
     assert found["p_value"] == found["p_holm"] == pytest.approx(2 * (1 + 10 + 45) / 2**10)
-    with pytest.raises(UserError, match="--compare c: choose a, b, which are evaluated on"):
+    with pytest.raises(BlockdropError, match="--compare c: choose a, b, which are evaluated on"):
         tradeoff.main(dataclasses.replace(config, compare=(("a", "c"),)))
 
 
@@ -313,7 +313,7 @@ def test_failures_are_told_at_the_end(
     write(config.results_folder, "a-s0")
     monkeypatch.setattr(tradeoff, "run_jobs", lambda *args: {"fast-s0": "error: disk full (exit code 2)"})
     monkeypatch.setattr(tradeoff, "time_networks", lambda *args: None)
-    with pytest.raises(UserError, match="failed: fast-s0; once that is mended, the same command goes on"):
+    with pytest.raises(BlockdropError, match="failed: fast-s0; once that is mended, the same command goes on"):
         tradeoff.main(config)
     out, err = capsys.readouterr()
     assert "| a | `a` |" in out
@@ -336,7 +336,7 @@ def test_failures_are_told_at_the_end(
     ids=str,
 )
 def test_bad_flags_end_with_one_line(tmp_path: Path, flags: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
+    with pytest.raises(BlockdropError, match=re.escape(message)):
         tradeoff.main(TradeoffConfig(cv_dir=str(tmp_path / "cv"), **flags))
     assert not (tmp_path / "cv").exists()
 

@@ -102,7 +102,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         CheckpointError: missing, damaged, foreign, or a file that would run code.
-        UserError: a file of safetensors, which is not installed.
+        BlockdropError: a file of safetensors, which is not installed.
     """
     path = _newest_checkpoint(Path(path))
     safetensors = path.suffix == SAFETENSORS

@@ -69,7 +69,7 @@ def network_from(
         new_head: leave the classifier head fresh.
     Raises:
         CheckpointError: no backbone in it, or another network's.
-        UserError: see `build_backbone`.
+        BlockdropError: see `build_backbone`.
     """
     if checkpoint.resnet is None:
         raise CheckpointError(f"{checkpoint.path}: holds a policy network but no backbone")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from blockdrop.errors import CheckpointError, UserError
+from blockdrop.errors import BlockdropError, CheckpointError
 from blockdrop.models.checkpoints.tensor_pickle import STORAGES, one_line
 from blockdrop.output import write_whole
 
@@ -40,7 +40,7 @@ def write_safetensors_file(
 
     Raises:
         OSError: it can't be written.
-        UserError: safetensors is not installed.
+        BlockdropError: safetensors is not installed.
     """
     content = _safetensors("safetensors.torch").save(dict(tensors), metadata=metadata)
     write_whole(path, lambda file: file.write(content))
@@ -52,7 +52,7 @@ def read_safetensors_file(path: str | Path, our_format: str) -> dict[str, Any]:
 
     Raises:
         CheckpointError: it can't be read, or is damaged.
-        UserError: safetensors is not installed.
+        BlockdropError: safetensors is not installed.
     """
     safetensors = _safetensors("safetensors")
     try:
@@ -88,4 +88,4 @@ def _safetensors(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError(f"safetensors is missing ({error}); pip install blockdrop[export]") from None
+        raise BlockdropError(f"safetensors is missing ({error}); pip install blockdrop[export]") from None

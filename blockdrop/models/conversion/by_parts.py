@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.conversion.facts import class_name
 from blockdrop.models.conversion.resnets import refuse_hooks
 from blockdrop.models.parts import DroppableParts, Residual
@@ -46,19 +46,19 @@ def gather(
     def module(part: Any, what: str) -> nn.Module:
         if isinstance(part, str):
             if model is None:
-                raise UserError(f"{what}: {part!r} is the name of a part, but no model was given")
+                raise BlockdropError(f"{what}: {part!r} is the name of a part, but no model was given")
             try:
                 return model.get_submodule(part)
             except AttributeError:
-                raise UserError(f"{what}: {type(model).__name__} has no part named {part!r}") from None
+                raise BlockdropError(f"{what}: {type(model).__name__} has no part named {part!r}") from None
         if not isinstance(part, nn.Module):
-            raise UserError(f"{what}: got a {type(part).__name__}; expected an nn.Module or the name of one")
+            raise BlockdropError(f"{what}: got a {type(part).__name__}; expected an nn.Module or the name of one")
         return part
 
     def several(part: Any, what: str) -> list[Any]:
         found = module(part, what) if isinstance(part, str | nn.Module) else part
         if not isinstance(found, nn.Sequential | nn.ModuleList | Sequence):
-            raise UserError(f"{what}: got a {type(found).__name__}; expected a list of stages, or of blocks")
+            raise BlockdropError(f"{what}: got a {type(found).__name__}; expected a list of stages, or of blocks")
         return list(found)
 
     def is_stage(part: Any) -> bool:
@@ -74,10 +74,12 @@ def gather(
     ]
     empty = [s for s, stage in enumerate(found) if not stage]
     if empty:
-        raise UserError(f"blocks[{empty[0]}]: a stage without blocks")
+        raise BlockdropError(f"blocks[{empty[0]}]: a stage without blocks")
     between = list(transitions) if transitions is not None else [None] * len(found)
     if len(between) != len(found):
-        raise UserError(f"transitions: got {len(between)} for {len(found)} stages; None where a stage has none")
+        raise BlockdropError(
+            f"transitions: got {len(between)} for {len(found)} stages; None where a stage has none"
+        )
     return Parts(
         module(stem, "stem"),
         found,
@@ -178,12 +180,12 @@ def examine(
     Returns:
         the blocks' form, and the shape of the stem's output for one image.
     Raises:
-        UserError: which part is none, and why.
+        BlockdropError: which part is none, and why.
     """
     blocks = [block for stage in parts.blocks for block in stage]
     for block in blocks:
         if blocks.count(block) > 1:
-            raise UserError(f"{names[block]}: stands in two places; each block must be a module of its own")
+            raise BlockdropError(f"{names[block]}: stands in two places; each block must be a module of its own")
     x = stem = _run(parts.stem, names, images)
     for transition, stage in zip(parts.transitions, parts.blocks, strict=True):
         x = x if transition is None else _run(transition, names, x)
@@ -193,15 +195,17 @@ def examine(
             name = f"{names[block]} ({type(block).__name__})"
             if y.shape != before.shape:
                 shapes = f"from {tuple(before.shape[1:])} to {tuple(y.shape[1:])}"
-                raise UserError(f"{name} changes the shape of an image's map {shapes}; give it as a transition")
+                raise BlockdropError(
+                    f"{name} changes the shape of an image's map {shapes}; give it as a transition"
+                )
             if not x.equal(before) and bool(before.isfinite().all()):
-                raise UserError(f"{name} writes to its input; make its in-place operations ordinary ones")
+                raise BlockdropError(f"{name} writes to its input; make its in-place operations ordinary ones")
             if residual != "whole":
                 _check_form(name, block, before, residual)
             x = before + y if residual == "branch" else y
     logits = _run(parts.head, names, x)
     if logits.dim() != 2:
-        raise UserError(f"{names[parts.head]}: gives {tuple(logits.shape)}; expected logits (N, classes)")
+        raise BlockdropError(f"{names[parts.head]}: gives {tuple(logits.shape)}; expected logits (N, classes)")
     return "branch" if residual == "branch" else "whole", tuple(stem.shape[1:])
 
 
@@ -211,11 +215,11 @@ def _run(part: nn.Module, names: dict[nn.Module, str], x: Tensor) -> Tensor:
         y = part(x)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{name} fails on an input of shape {tuple(x.shape)}: {reason}") from error
+        raise BlockdropError(f"{name} fails on an input of shape {tuple(x.shape)}: {reason}") from error
     if not isinstance(y, Tensor):
-        raise UserError(f"{name} gives a {type(y).__name__}; a part must give one tensor")
+        raise BlockdropError(f"{name} gives a {type(y).__name__}; a part must give one tensor")
     if y.dim() < 2 or len(y) != len(x):
-        raise UserError(
+        raise BlockdropError(
             f"{name} gives {tuple(y.shape)} for {len(x)} images; images must be rows along dimension 0"
         )
     return y
@@ -230,9 +234,9 @@ def _check_form(name: str, block: nn.Module, like: Tensor, residual: Literal["de
     y = still(x.clone())
     is_whole = any(torch.allclose(y, whole, rtol=1e-5, atol=1e-5) for whole in (x, F.relu(x)))
     if residual == "branch" and is_whole:
-        raise UserError(f'{name} adds its input itself: residual="whole"')
+        raise BlockdropError(f'{name} adds its input itself: residual="whole"')
     if residual == "detect" and not (is_whole and next(block.parameters(), None) is not None):
-        raise UserError(
+        raise BlockdropError(
             f"{name} isn't recognised as a residual block y = x + F(x): with all its weights zero it doesn't give "
             'its input back; residual="branch" if the module is F alone, residual="whole" to take it as it is'
         )

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor, nn
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import Network
 from blockdrop.models.conversion import by_parts, resnets
 from blockdrop.models.conversion.by_parts import Part, Parts
@@ -77,24 +77,24 @@ def convert(
     Returns:
         a `DroppableResNet`, or a `DroppableParts`, and how it was made.
     Raises:
-        UserError: no residual blocks known or recognised, a part that can't be converted (by its name), or logits
-            that differ from the model's.
+        BlockdropError: no residual blocks known or recognised, a part that can't be converted (by its name), or
+            logits that differ from the model's.
     """
     kind: Kind = "parts"
     if blocks is not None or stem is not None or head is not None:
         if blocks is None or stem is None or head is None:
-            raise UserError("parts: stem, blocks and head go together")
+            raise BlockdropError("parts: stem, blocks and head go together")
         parts = by_parts.gather(model, stem, blocks, head, transitions)
         origin = _by_name(model, parts)
     elif isinstance(model, Network):
         return _ours(model)
     elif model is None:
-        raise UserError("convert: give a model, or stem, blocks and head")
+        raise BlockdropError("convert: give a model, or stem, blocks and head")
     else:
         parts, origin = None, Origin()
         layout = layout_of(model)
         if layout is None and by_parts.timm_parts(model) is None:
-            raise UserError(
+            raise BlockdropError(
                 f"{_describe(model)}: no ResNet of torchvision or timm, and no ConvNeXt or vision transformer of "
                 "timm; give the parts of a network of residual blocks: stem=, blocks=[[…], …], head="
             )
@@ -103,7 +103,7 @@ def convert(
         image_size = _usual_size(model)
     bench = _copied(model, parts)
     if any(tensor.is_meta for module in bench.modules() for tensor in module.parameters()):
-        raise UserError(f"{_describe(model)}: has no weights yet, its parameters are on the meta device")
+        raise BlockdropError(f"{_describe(model)}: has no weights yet, its parameters are on the meta device")
     for module in bench.modules():
         module.cpu().float().eval()
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -138,15 +138,17 @@ def convert_like(
             name in the model.
         origin: what `convert` gave for the other model.
     Raises:
-        UserError: a model of another class, with other blocks or classes; parts are needed; and as `convert`.
+        BlockdropError: a model of another class, with other blocks or classes; parts are needed; and as `convert`.
     """
     name = origin.get("class_name", "")
     if _class_name(model) != name:
-        raise UserError(f"the network was made of {name or 'parts without a model'}, not of {_describe(model)}")
+        raise BlockdropError(
+            f"the network was made of {name or 'parts without a model'}, not of {_describe(model)}"
+        )
     parts: dict[str, Any] = {"stem": stem, "blocks": blocks, "head": head, "transitions": transitions}
     if origin.get("kind") == "parts" and blocks is None:
         if "stem" not in origin:
-            raise UserError(
+            raise BlockdropError(
                 "the network was made of parts that have no names in a model; give stem, blocks and head"
             )
         parts = {key: origin[key] for key in ("stem", "blocks", "head")}
@@ -156,7 +158,7 @@ def convert_like(
     for key, what in (("stage_sizes", "blocks per stage"), ("classes", "classes")):
         if key in origin and found.get(key) != origin.get(key):
             have, want = found.get(key), origin.get(key)
-            raise UserError(f"{_describe(model)}: has {have} {what}; the other network had {want}")
+            raise BlockdropError(f"{_describe(model)}: has {have} {what}; the other network had {want}")
     return network
 
 
@@ -179,7 +181,7 @@ def _copied(model: nn.Module | None, parts: Parts | None) -> _Bench:
         return _Bench(*copy.deepcopy((model, parts)))
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{_describe(model)}: can't be copied ({reason})") from error
+        raise BlockdropError(f"{_describe(model)}: can't be copied ({reason})") from error
 
 
 def _examined(
@@ -208,7 +210,7 @@ def _examined(
 
 def _ours(model: Network) -> tuple[Droppable, Origin]:
     if not isinstance(model, Droppable):
-        raise UserError(f"a {type(model).__name__} has no shortcuts, so none of its blocks can be dropped")
+        raise BlockdropError(f"a {type(model).__name__} has no shortcuts, so none of its blocks can be dropped")
     return model, Origin(kind="zoo", class_name=_class_name(model), stage_sizes=list(model.stage_sizes))
 
 
@@ -228,7 +230,7 @@ def _by_name(model: nn.Module | None, parts: Parts) -> Origin:
 def _usual_size(model: nn.Module | None) -> int:
     preprocessing = None if model is None else preprocessing_of(model)
     if preprocessing is None:
-        raise UserError(f"{_describe(model)}: image_size is needed, the side of its square images in pixels")
+        raise BlockdropError(f"{_describe(model)}: image_size is needed, the side of its square images in pixels")
     return preprocessing.image_size
 
 
@@ -254,7 +256,7 @@ def _compare(bench: _Bench, network: Droppable, images: Tensor) -> int:
     name = _describe(bench.model)
     logits = _logits(name, network, images)
     if not bool(logits.isfinite().all()):
-        raise UserError(f"{name}: its logits aren't finite")
+        raise BlockdropError(f"{name}: its logits aren't finite")
     if bench.model is not None:
         _check_same(name, _logits(name, bench.model, images), logits)
     modules = nn.ModuleList(bench.modules() if bench.model is None else [bench.model])
@@ -273,20 +275,20 @@ def _logits(name: str, network: nn.Module, images: Tensor, *policy: Tensor | str
         logits = network(images, *policy)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{name} fails on images of shape {tuple(images.shape)}: {reason}") from error
+        raise BlockdropError(f"{name} fails on images of shape {tuple(images.shape)}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
         what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise UserError(f"{name} gives {what} for {len(images)} images; expected logits (N, classes)")
+        raise BlockdropError(f"{name} gives {what} for {len(images)} images; expected logits (N, classes)")
     return logits
 
 
 def _check_same(name: str, expected: Tensor, found: Tensor) -> None:
     if found.shape != expected.shape:
         shapes = f"{tuple(expected.shape)}, not {tuple(found.shape)}"
-        raise UserError(f"{name} computes something else than its parts: logits of shape {shapes}")
+        raise BlockdropError(f"{name} computes something else than its parts: logits of shape {shapes}")
     difference = (found - expected).abs().max().item()
     if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-        raise UserError(
+        raise BlockdropError(
             f"{name} computes something else than its parts (an own forward, hooks?): logits differ by "
             f"{difference:.1e}"
         )
@@ -310,4 +312,4 @@ def _check_rows(name: str, network: Droppable, images: Tensor) -> None:
     limit = ROWS_TOLERANCE * max(1.0, expected.abs().max().item())
     for found in (_logits(name, network, images, policy), torch.cat(alone)):
         if not bool((found - expected).abs().max() <= limit) and bool(expected.isfinite().all()):
-            raise UserError(f"{name}: an image's logits depend on the other images of its batch")
+            raise BlockdropError(f"{name}: an image's logits depend on the other images of its batch")

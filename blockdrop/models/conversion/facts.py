@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from blockdrop.data.sets import INTERPOLATIONS, NORMALISATIONS, Normalisation, Preprocessing
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.dry_run import run_for_nothing
 
 IMAGENET = NORMALISATIONS["imagenet"]
@@ -26,14 +26,14 @@ def preprocessing_of(model: nn.Module) -> Preprocessing | None:
     networks usually want it; None of others, which don't say.
 
     Raises:
-        UserError: a configuration of images that aren't square.
+        BlockdropError: a configuration of images that aren't square.
     """
     config: Any = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if isinstance(config, Mapping) and "input_size" in config:
         # a vision transformer may be made for another size than its configuration's
         height, width = getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][1:]
         if height != width:
-            raise UserError(
+            raise BlockdropError(
                 f"{type(model).__name__}: takes images of {height}×{width} pixels; they must be square"
             )
         interpolation = str(config.get("interpolation") or "bilinear")
@@ -54,10 +54,10 @@ def num_classes_of(network: nn.Module, image_size: int) -> int:
     Args:
         image_size: side of the square images that it takes, in pixels.
     Raises:
-        UserError: it gives something else than logits (N, classes).
+        BlockdropError: it gives something else than logits (N, classes).
     """
     logits = run_for_nothing(network, image_size, lambda net, images: net(images))
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise UserError(f"{type(network).__name__}: gives {what} for one image, not logits (1, classes)")
+        raise BlockdropError(f"{type(network).__name__}: gives {what} for one image, not logits (1, classes)")
     return logits.shape[1]

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from torch import nn
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import Branch, EndedBranch, Network
 from blockdrop.models.resnet import DroppableResNet
 
@@ -53,7 +53,7 @@ def from_torchvision(model: Any) -> DroppableResNet:
     Args:
         model: a `torchvision.models.ResNet` (any depth, width, groups), trained or not.
     Raises:
-        UserError: anything that isn't built like one.
+        BlockdropError: anything that isn't built like one.
 
     >>> import torchvision
     >>> from_torchvision(torchvision.models.resnext50_32x4d()).num_blocks
@@ -66,11 +66,11 @@ def take_apart(model: Any, layout: _Layout) -> DroppableResNet:
     """The `DroppableResNet` of a ResNet's own modules, each in its mode of training.
 
     Raises:
-        UserError: a part that it can't express, by its name.
+        BlockdropError: a part that it can't express, by its name.
     """
     missing = [name for name in (*layout.network, "layer1") if not hasattr(model, name)]
     if missing:
-        raise UserError(f"{type(model).__name__} has no {missing[0]}; expected a {layout.library} ResNet")
+        raise BlockdropError(f"{type(model).__name__} has no {missing[0]}; expected a {layout.library} ResNet")
     conv1, bn1, activation, maxpool, pool, fc = layout.network
     stages: list[list[tuple[str, Any]]] = []
     while hasattr(model, name := f"layer{len(stages) + 1}"):
@@ -83,7 +83,7 @@ def take_apart(model: Any, layout: _Layout) -> DroppableResNet:
     for (_, first), *others in stages:
         for name, block in others:
             if block.downsample is not None:
-                raise UserError(
+                raise BlockdropError(
                     f"{name}.downsample: only the first block of a stage can have a shortcut of its own"
                 )
         ds.append(nn.Identity() if first.downsample is None else first.downsample)
@@ -110,7 +110,7 @@ def _branch(name: str, block: Any, layout: _Layout) -> Branch:
     parts = dict(block.named_children())
     for part in parts:
         if part not in layout.block:
-            raise UserError(
+            raise BlockdropError(
                 f"{name}.{part} is a {type(parts[part]).__name__}: no block of a {layout.library} ResNet has such "
                 "a part"
             )
@@ -120,12 +120,14 @@ def _branch(name: str, block: Any, layout: _Layout) -> Branch:
     for part in ("drop_block", "aa"):
         if not isinstance(parts.get(part, nn.Identity()), nn.Identity):
             what = type(parts[part]).__name__
-            raise UserError(f"{name}.{part} is a {what}: a branch can have nothing but ReLUs between convolutions")
+            raise BlockdropError(
+                f"{name}.{part} is a {what}: a branch can have nothing but ReLUs between convolutions"
+            )
     numbers = "123" if "conv3" in parts else "12"
     for kind in ("conv", "bn"):
         for number in numbers:
             if kind + number not in parts:
-                raise UserError(f"{name} ({type(block).__name__}) has no {kind}{number}")
+                raise BlockdropError(f"{name} ({type(block).__name__}) has no {kind}{number}")
     branch = Branch([parts[f"conv{i}"] for i in numbers], [parts[f"bn{i}"] for i in numbers])
     ends = [
         parts[part] for part in ("se", "drop_path") if not isinstance(parts.get(part, nn.Identity()), nn.Identity)
@@ -135,13 +137,13 @@ def _branch(name: str, block: Any, layout: _Layout) -> Branch:
 
 def _check_relu(name: str, module: nn.Module) -> None:
     if type(module) is not nn.ReLU:
-        raise UserError(f"{name} is a {type(module).__name__}: a DroppableResNet has ReLU alone")
+        raise BlockdropError(f"{name} is a {type(module).__name__}: a DroppableResNet has ReLU alone")
 
 
 def refuse_hooks(name: str, module: nn.Module) -> None:
-    """Raises `UserError` for a forward hook of a module that is taken apart."""
+    """Raises `BlockdropError` for a forward hook of a module that is taken apart."""
     if module._forward_hooks or module._forward_pre_hooks:
-        raise UserError(f"{name} has a forward hook, which its conversion would lose; remove the hook before")
+        raise BlockdropError(f"{name} has a forward hook, which its conversion would lose; remove the hook before")
 
 
 def keep_modes(network: AnyNetwork, modules: Iterable[nn.Module], training: bool) -> AnyNetwork:

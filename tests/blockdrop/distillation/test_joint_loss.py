@@ -18,7 +18,7 @@ from blockdrop.distillation.joint_loss import (
     side_weight,
 )
 from blockdrop.distillation.stages import stage_map
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import Backbone
 
 Make = Callable[..., Backbone]
@@ -157,7 +157,7 @@ def test_the_frozen_teacher_gives_the_teachers_logits(make_static: Make) -> None
 
 def test_a_teacher_without_batchnorm_has_no_margins(make_static: Make) -> None:
     teacher = make_static("R8_Digits").folded()
-    with pytest.raises(UserError, match="the teacher's last block has no BatchNorm"):
+    with pytest.raises(BlockdropError, match="the teacher's last block has no BatchNorm"):
         JointRD(make_static("dsplain8_Digits"), teacher, 1e-3)
 
 

@@ -16,7 +16,7 @@ from blockdrop.distillation.stages import (
     stage_parameters,
     train_only,
 )
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.measure import evaluate_images
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.zoo import build_static
@@ -129,6 +129,6 @@ def test_networks_of_the_same_stages_match() -> None:
     ids=["four stages", "narrower"],
 )
 def test_networks_of_other_stages_are_one_clear_error(student: str, options: dict, maps: str) -> None:
-    with pytest.raises(UserError, match=f"^--student: its stages give maps of {maps}") as error:
+    with pytest.raises(BlockdropError, match=f"^--student: its stages give maps of {maps}") as error:
         check_same_stages(build_static(student, **options), build_static("R8_Digits"), 32)
     assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ from torchvision.models import resnet18, resnext50_32x4d
 
 import blockdrop
 from agents.policy_network import PolicyNetwork
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
 from blockdrop.inference.executor import ROWS_AT_ONCE
 from blockdrop.models.backbone import Backbone
@@ -183,7 +183,7 @@ def test_timms_resnets_run_with_deep_stems_pooled_shortcuts_and_attention_to_cha
     resnet, _ = convert(model.eval(), image_size=70)
     images, policy = torch.randn(9, 3, 70, 70), some_policies(9, resnet.num_blocks)  # odd maps
     if name == "ecaresnet26t" and engine == "openvino":
-        with pytest.raises(UserError, match="can't run EcaModule at the end of a branch; choose torch"):
+        with pytest.raises(BlockdropError, match="can't run EcaModule at the end of a branch; choose torch"):
             blockdrop.compile(resnet, engine=engine)
         return
     policy_network = build_policy_network(resnet.num_blocks, policy_net="stem", backbone=resnet)
@@ -226,7 +226,7 @@ def test_networks_by_their_parts_run_in_the_torch_engine(kind: type[nn.Module], 
 def test_openvino_says_that_it_takes_no_parts() -> None:
     network, _ = convert(make_brought(TokenNet), **BY_NAME[TokenNet], image_size=16)
     assert blockdrop.compile(network).engine == "torch (OpenVINO can't run a network that is given by its parts)"
-    with pytest.raises(UserError, match="can't run a network that is given by its parts; choose torch"):
+    with pytest.raises(BlockdropError, match="can't run a network that is given by its parts; choose torch"):
         blockdrop.compile(network, engine="openvino")
 
 
@@ -446,7 +446,7 @@ def test_wrong_settings_are_named(make_resnet: Callable[..., DroppableResNet]) -
     resnet: Any = make_resnet("R8_C10")
     with pytest.raises(ValueError, match=r"torch\.float16"):
         blockdrop.compile(resnet, dtype=torch.float16)
-    with pytest.raises(UserError, match="choose auto, torch or openvino"):
+    with pytest.raises(BlockdropError, match="choose auto, torch or openvino"):
         blockdrop.compile(resnet, engine="tensorrt")  # type: ignore[arg-type]
 
 
@@ -458,7 +458,7 @@ def test_a_plain_net_can_not_be_warmed_for_a_policy_that_drops_a_block(engine: A
 
 
 def test_a_plain_net_takes_no_policy_network() -> None:
-    with pytest.raises(UserError, match="PlainNet has no blocks that a policy network could drop"):
+    with pytest.raises(BlockdropError, match="PlainNet has no blocks that a policy network could drop"):
         blockdrop.compile(blockdrop.build_static("plain8_C10"), blockdrop.build("R8_C10")[1])
 
 
@@ -470,7 +470,7 @@ def test_a_network_that_openvino_cannot_express_runs_in_torch(make_resnet: Calla
     assert "GELU" in run.engine
     with torch.no_grad():
         assert_same_logits(run(images)[0], resnet(images))
-    with pytest.raises(UserError, match="GELU"):
+    with pytest.raises(BlockdropError, match="GELU"):
         blockdrop.compile(resnet, engine="openvino")
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.flops import FlopTable
 from blockdrop.inference.operating_point import (
     DROP_ALL,
@@ -54,7 +54,7 @@ def test_the_best_of_all_thresholds_is_found(network: tuple[Tensor, FlopTable], 
         below = max((t for t in candidates if t < affordable[0]), default=0)
         assert below < threshold <= affordable[0]
     else:
-        with pytest.raises(UserError, match="can't be met"):
+        with pytest.raises(BlockdropError, match="can't be met"):
             threshold_for_budget(keep_probs, table, percent / 100)
 
 
@@ -110,7 +110,7 @@ def test_a_budget_is_the_decimal_number_it_prints_as() -> None:
 def test_an_impossible_budget_names_the_least_one_which_works() -> None:
     table = FlopTable(fixed=10, blocks=(30, 20, 41), policy_network=5)
     with pytest.raises(
-        UserError, match=r"budget 0\.1: can't be met; the least possible, .* is 0\.1486 of the full"
+        BlockdropError, match=r"budget 0\.1: can't be met; the least possible, .* is 0\.1486 of the full"
     ):
         threshold_for_budget(KEEP_PROBS, table, 0.1)
     assert threshold_for_budget(KEEP_PROBS, table, 0.1486) == DROP_ALL
@@ -118,7 +118,7 @@ def test_an_impossible_budget_names_the_least_one_which_works() -> None:
 
 def test_a_block_whose_probability_was_rounded_to_1_can_not_be_dropped() -> None:
     keep_probs = torch.tensor([[1.0, 0.5, 0.25]])
-    with pytest.raises(UserError, match=r"least possible, .* is 0\.4500"):
+    with pytest.raises(BlockdropError, match=r"least possible, .* is 0\.4500"):
         threshold_for_budget(keep_probs, TABLE, 0.44)
     assert (keep_probs >= threshold_for_budget(keep_probs, TABLE, 0.45)).tolist() == [[True, False, False]]
 

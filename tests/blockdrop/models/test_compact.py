@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.compact import reduced_branch, reduced_widths
 from blockdrop.models.zoo import build_static
@@ -101,11 +101,13 @@ def test_a_mode_alone_reduces_by_one_and_a_reduction_alone_reduces_blocks() -> N
     ids=["block", "depthwise"],
 )
 def test_a_reduction_that_leaves_no_channel_is_named(options: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(BlockdropError, match=message):
         build_static("resnet8_C10", **options)
     assert build_static("resnet8_C10", **(options | {"reduction": 16})).blocks[0][0].conv1.out_channels == 1
 
 
 def test_net_mode_that_leaves_no_channel_is_named() -> None:
-    with pytest.raises(UserError, match="reduction 300: leaves nothing of a width of 16; choose a smaller one"):
+    with pytest.raises(
+        BlockdropError, match="reduction 300: leaves nothing of a width of 16; choose a smaller one"
+    ):
         reduced_widths((64, 16), 300)

@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from blockdrop import build, build_static, from_torchvision
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import EndedBranch
 from blockdrop.models.conversion import convert, convert_like, num_classes_of, preprocessing_of
 from blockdrop.models.droppable import Droppable
@@ -188,15 +188,17 @@ def test_branches_alone_are_named_with_the_mend_and_taken_as_such() -> None:
     model = make(Branches)
     # a list of Sequentials is one of stages, so blocks that are Sequentials stand in a stage's list
     parts: dict[str, Any] = {"stem": "stem", "blocks": [[f"blocks.{i}" for i in range(3)]], "head": "head"}
-    with pytest.raises(UserError, match=r'blocks\.0 \(Sequential\) isn\'t recognised .* residual="branch" if'):
+    with pytest.raises(
+        BlockdropError, match=r'blocks\.0 \(Sequential\) isn\'t recognised .* residual="branch" if'
+    ):
         convert(model, **parts, image_size=16)
-    with pytest.raises(UserError, match="Branches computes something else than its parts"):
+    with pytest.raises(BlockdropError, match="Branches computes something else than its parts"):
         convert(model, **parts, residual="whole", image_size=16)
     network, origin = convert(model, **parts, residual="branch", image_size=16)
     assert origin["residual"] == "branch"
     assert_converted(model, network, 16)
     whole = make(MapNet)
-    with pytest.raises(UserError, match=r'first\.0 \(MapBlock\) adds its input itself: residual="whole"'):
+    with pytest.raises(BlockdropError, match=r'first\.0 \(MapBlock\) adds its input itself: residual="whole"'):
         convert(whole, **BY_NAME[MapNet], residual="branch", image_size=16)
 
 
@@ -258,7 +260,7 @@ def test_a_network_of_ours_passes_through_and_a_plain_net_is_refused() -> None:
     assert network is resnet
     assert origin["kind"] == "zoo"
     assert convert(convert(make(MapNet), **BY_NAME[MapNet], image_size=16)[0])[1]["stage_sizes"] == [2, 1]
-    with pytest.raises(UserError, match="PlainNet has no shortcuts, so none of its blocks can be dropped"):
+    with pytest.raises(BlockdropError, match="PlainNet has no shortcuts, so none of its blocks can be dropped"):
         convert(build_static("plain8_C10"))
 
 
@@ -280,11 +282,13 @@ def test_another_model_of_the_class_is_converted_alike(kind: type[nn.Module]) ->
 def test_another_model_must_be_of_the_same_class_with_the_same_blocks() -> None:
     _, origin = convert(torchvisions("resnet18"), image_size=32)
     assert convert_like(torchvisions("resnet18"), origin).stage_sizes == (2, 2, 2, 2)
-    with pytest.raises(UserError, match=r"ResNet: has \[3, 4, 6, 3\] blocks per stage; .* had \[2, 2, 2, 2\]"):
+    with pytest.raises(
+        BlockdropError, match=r"ResNet: has \[3, 4, 6, 3\] blocks per stage; .* had \[2, 2, 2, 2\]"
+    ):
         convert_like(torchvisions("resnet50"), origin)
-    with pytest.raises(UserError, match="has 7 classes; the other network had 1000"):
+    with pytest.raises(BlockdropError, match="has 7 classes; the other network had 1000"):
         convert_like(torchvisions("resnet18", num_classes=7), origin)
-    with pytest.raises(UserError, match=r"made of torchvision\.models\.resnet\.ResNet, not of MapNet"):
+    with pytest.raises(BlockdropError, match=r"made of torchvision\.models\.resnet\.ResNet, not of MapNet"):
         convert_like(make(MapNet), origin)
 
 
@@ -299,10 +303,10 @@ def test_parts_without_a_name_are_needed_again() -> None:
 
     _, origin = convert(model, **parts(model), image_size=16)
     other = make(MapNet)
-    with pytest.raises(UserError, match="parts that have no names in a model; give stem, blocks and head"):
+    with pytest.raises(BlockdropError, match="parts that have no names in a model; give stem, blocks and head"):
         convert_like(other, origin)
     assert_converted(other, convert_like(other, origin, **parts(other)), 16)
-    with pytest.raises(UserError, match="made of parts without a model, not of MapNet"):
+    with pytest.raises(BlockdropError, match="made of parts without a model, not of MapNet"):
         convert_like(other, convert(**parts(model), image_size=16)[1])
 
 
@@ -325,7 +329,7 @@ def test_preprocessing_is_the_networks_own() -> None:
 def test_classes_are_counted() -> None:
     assert num_classes_of(torchvisions("resnet18", num_classes=7), 224) == 7
     assert num_classes_of(make(TokenNet), 16) == 5
-    with pytest.raises(UserError, match=r"Conv2d: gives .* for one image, not logits"):
+    with pytest.raises(BlockdropError, match=r"Conv2d: gives .* for one image, not logits"):
         num_classes_of(nn.Conv2d(3, 4, 1), 8)
 
 
@@ -404,7 +408,7 @@ SmallBlock = torchvision.models.resnet.BasicBlock
     ],
 )
 def test_what_cannot_be_converted_is_named(make_model: Callable[[], nn.Module], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(BlockdropError, match=message):
         convert(make_model(), image_size=32)
 
 
@@ -422,7 +426,7 @@ def test_what_cannot_be_converted_is_named(make_model: Callable[[], nn.Module], 
 )
 def test_timms_other_networks_are_refused_by_name(name: str, options: dict[str, Any], message: str) -> None:
     model = timms(name, **options)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(BlockdropError, match=message):
         convert(model, image_size=SIZE)
 
 
@@ -430,12 +434,12 @@ def test_a_hook_on_a_timm_networks_blocks_is_refused() -> None:
     for name, part in [("vit_tiny_patch16_224", "blocks"), ("convnext_atto", "stages.1")]:
         model = timms(name)
         model.get_submodule(part).register_forward_hook(lambda *_: None)
-        with pytest.raises(UserError, match=f"{part} has a forward hook"):
+        with pytest.raises(BlockdropError, match=f"{part} has a forward hook"):
             convert(model)
 
 
 def test_what_is_no_torchvision_resnet_is_refused_without_being_run() -> None:
-    with pytest.raises(UserError, match="MobileNetV3 has no conv1; expected a torchvision ResNet"):
+    with pytest.raises(BlockdropError, match="MobileNetV3 has no conv1; expected a torchvision ResNet"):
         from_torchvision(torchvision.models.mobilenet_v3_small())
 
 
@@ -506,19 +510,19 @@ REPEATED = MapBlock(6)
 )
 def test_parts_that_make_no_network_of_residual_blocks_are_named(parts: dict[str, Any], message: str) -> None:
     usual = {"stem": nn.Conv2d(3, 6, 1), "blocks": [[MapBlock(6)]], "head": Pooled(6, 5), "image_size": 8}
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(BlockdropError, match=message):
         convert(None, **(usual | parts))
 
 
 def test_a_model_and_parts_of_its_names() -> None:
     model = make(MapNet)
-    with pytest.raises(UserError, match="stem: MapNet has no part named 'root'"):
+    with pytest.raises(BlockdropError, match="stem: MapNet has no part named 'root'"):
         convert(model, **(BY_NAME[MapNet] | {"stem": "root"}), image_size=16)
-    with pytest.raises(UserError, match="MapNet: image_size is needed"):
+    with pytest.raises(BlockdropError, match="MapNet: image_size is needed"):
         convert(model, **BY_NAME[MapNet])
-    with pytest.raises(UserError, match="give a model, or stem, blocks and head"):
+    with pytest.raises(BlockdropError, match="give a model, or stem, blocks and head"):
         convert()
-    with pytest.raises(UserError, match="MapNet computes something else than its parts"):
+    with pytest.raises(BlockdropError, match="MapNet computes something else than its parts"):
         convert(model, **(BY_NAME[MapNet] | {"blocks": [["first.1", "first.0"], "second"]}), image_size=16)
 
 
@@ -530,14 +534,14 @@ class Branching(MapNet):
 
 
 def test_a_forward_that_depends_on_the_data_is_caught() -> None:
-    with pytest.raises(UserError, match="Branching computes something else than its parts"):
+    with pytest.raises(BlockdropError, match="Branching computes something else than its parts"):
         convert(make(Branching), **BY_NAME[MapNet], image_size=16)
 
 
 def test_a_hook_that_changes_a_block_of_given_parts_comes_along() -> None:
     model: Any = make(MapNet)
     model.first[0].register_forward_hook(lambda _module, _args, out: out * 2)
-    with pytest.raises(UserError, match=r"first\.0 \(MapBlock\) isn't recognised as a residual block"):
+    with pytest.raises(BlockdropError, match=r"first\.0 \(MapBlock\) isn't recognised as a residual block"):
         convert(model, **BY_NAME[MapNet], image_size=16)
     network, _ = convert(model, **BY_NAME[MapNet], residual="whole", image_size=16)
     assert_converted(model, network, 16)

@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import blockdrop
 from blockdrop import from_torchvision
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import Backbone, Branch, DiracConv2d, conv2d
 from blockdrop.models.plain import PlainNet, fold_dirac, remove_shortcuts, use_dirac
 from blockdrop.models.resnet import DroppableResNet, make_resnet
@@ -330,7 +330,7 @@ def torchvision_resnet(block: Any, **options: Any) -> DroppableResNet:
     ids=["resnext", "depthwise", "shift", "odd map", "groupnorm", "single", "late stride", "strided 1×1"],
 )
 def test_what_cannot_be_converted_says_why(make: Callable[[], Backbone], size: int, message: str) -> None:
-    with pytest.raises(UserError, match=f"^exact removal: .*{message}"):
+    with pytest.raises(BlockdropError, match=f"^exact removal: .*{message}"):
         remove_shortcuts(make(), size)
 
 

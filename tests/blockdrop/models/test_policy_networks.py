@@ -16,7 +16,7 @@ import blockdrop
 from agents.policy_network import PolicyNetwork
 from blockdrop import DroppableResNet, Variant, build, cl_train, count, evaluate, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS
-from blockdrop.errors import CheckpointError, UserError
+from blockdrop.errors import BlockdropError, CheckpointError
 from blockdrop.flops import count_flops
 from blockdrop.inference import openvino_engine
 from blockdrop.inference.exported import Networks, write_safetensors
@@ -262,11 +262,11 @@ def test_every_image_starts_from_the_initial_keep_probability(policy_net: str) -
 
 def test_bad_options_are_named() -> None:
     resnet, _ = build("R8_C10")
-    with pytest.raises(UserError, match=r"initial keep probability 1\.0: must be above 0 and below 1"):
+    with pytest.raises(BlockdropError, match=r"initial keep probability 1\.0: must be above 0 and below 1"):
         build_policy_network(3, initial_keep=1.0)
     with pytest.raises(ValueError, match="pass backbone="):
         build_policy_network(3, policy_net="stem")
-    with pytest.raises(UserError, match="choose reference, pooled, pooled4, stem, constant"):
+    with pytest.raises(BlockdropError, match="choose reference, pooled, pooled4, stem, constant"):
         build_policy_network(3, policy_net="big", backbone=resnet)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.plain import PlainNet
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.specs import CIFAR_DEPTHS
@@ -69,21 +69,21 @@ def test_cifar_depth_counts_its_convolutions(depth: int) -> None:
     ],
 )
 def test_unknown_names_say_what_would_be_right(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(BlockdropError, match=message):
         build(name)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(BlockdropError, match=message):
         build_static(name)
 
 
 def test_a_folder_needs_its_class_count() -> None:
-    with pytest.raises(UserError, match="num_classes"):
+    with pytest.raises(BlockdropError, match="num_classes"):
         build("R8_Folder")
     assert build("R8_Folder", num_classes=3)[0].fc.out_features == 3
 
 
 @pytest.mark.parametrize(("option", "value"), [("shortcut", "long"), ("policy_net", "big")])
 def test_unknown_options_are_named(option: str, value: str) -> None:
-    with pytest.raises(UserError, match=f"{value}; choose"):
+    with pytest.raises(BlockdropError, match=f"{value}; choose"):
         build("R8_C10", **{option: value})
 
 
@@ -117,14 +117,14 @@ def test_unknown_options_are_named(option: str, value: str) -> None:
 def test_an_option_that_does_not_suit_the_family_is_named(
     name: str, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(BlockdropError, match=message):
         build_static(name, **options)
 
 
 @pytest.mark.parametrize("family", ["plain", "dsplain", "exactplain"])
 def test_nets_without_shortcuts_have_no_policy_network(family: str) -> None:
     assert isinstance(build_static(f"{family}8_C10"), PlainNet)
-    with pytest.raises(UserError, match=f"{family}8_C10: .* no blocks to drop; build_static makes it"):
+    with pytest.raises(BlockdropError, match=f"{family}8_C10: .* no blocks to drop; build_static makes it"):
         build(f"{family}8_C10")
 
 

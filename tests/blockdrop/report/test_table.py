@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.policy_stats import Outcomes
 from blockdrop.report.table import Report, Row
 
@@ -122,5 +122,5 @@ def test_it_comes_back_from_json() -> None:
     ],
 )
 def test_what_is_no_report_is_refused(values: object) -> None:
-    with pytest.raises(UserError, match=r"no report: .*; give what to_json made"):
+    with pytest.raises(BlockdropError, match=r"no report: .*; give what to_json made"):
         Report.from_json(values)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.studies.clock import Clock, to_be_timed, valid_times
 from blockdrop.studies.evaluations import read_folder
 from blockdrop.studies.times import Times
@@ -43,6 +43,6 @@ def test_no_function_is_called_because_a_file_says_so(tmp_path: Path) -> None:
     (result,) = read_folder(tmp_path).results
     clock = Clock("data/", str(tmp_path), choose_compute("cpu", "float32"))
     message = "its network os:getcwd is built by a function, which isn't called because a file says so"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(BlockdropError, match=message):
         clock.open(result)
     assert clock.measure([result], tmp_path) == (None, {"odd.json": f"not timed: {message}"})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.studies.evaluations import read_folder
 from blockdrop.studies.times import ABOUT_TIMES
 from tests.blockdrop.test_evaluation import evaluation
@@ -72,7 +72,7 @@ def test_a_link_to_nothing_and_a_folder_are_left_out(tmp_path: Path) -> None:
     assert found.left_out == {
         "folder.json": "can't be read (Is a directory)", "gone.json": "can't be read (No such file or directory)",
     }  # fmt: skip
-    with pytest.raises(UserError, match="none: can't be read"):
+    with pytest.raises(BlockdropError, match="none: can't be read"):
         read_folder(tmp_path / "none")
 
 

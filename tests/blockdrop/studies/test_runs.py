@@ -13,7 +13,7 @@ import torch
 
 from blockdrop.console import run_command
 from blockdrop.distillation.kd import KdConfig
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.evaluate import EvaluateConfig
 from blockdrop.finetune import FinetuneConfig
 from blockdrop.pretrain import PretrainConfig
@@ -71,12 +71,12 @@ def test_a_finished_run_is_known_by_its_flags(tmp_path: Path) -> None:
     assert not check_finished(config("none"), "mend")
     write_run(config("done", test_every=1))
     assert check_finished(config("done", test_every=5), "mend")
-    with pytest.raises(UserError, match=r"holds a run of --lr 0.1, not 0.2; name another folder, or mend"):
+    with pytest.raises(BlockdropError, match=r"holds a run of --lr 0.1, not 0.2; name another folder, or mend"):
         check_finished(config("done", lr=0.2), "mend")
     write_run(config("cut off"), max_epochs=3)
     (tmp_path / "cut off" / "metrics.jsonl").write_text("")
     assert not check_finished(config("cut off"), "mend")
-    with pytest.raises(UserError, match="holds a run of --test_every 10, not 5"):
+    with pytest.raises(BlockdropError, match="holds a run of --test_every 10, not 5"):
         check_finished(config("cut off", test_every=5), "mend")
 
 
@@ -86,7 +86,7 @@ def test_a_run_whose_method_set_what_is_now_a_default_is_still_the_same_run(tmp_
 
     write_run(config(), alpha=None, beta=None)
     assert check_finished(config(), "mend")
-    with pytest.raises(UserError, match=r"holds a run of --alpha None, not 0.5"):
+    with pytest.raises(BlockdropError, match=r"holds a run of --alpha None, not 0.5"):
         check_finished(config(alpha=0.5), "mend")
 
 
@@ -101,9 +101,11 @@ def test_a_copied_run_may_have_started_from_the_same_weights_elsewhere(tmp_path:
     write_run(config(here))
     assert check_finished(config(here), "mend")
     assert check_finished(config(there), "mend")
-    with pytest.raises(UserError, match=r"holds a run of --pretrained .*here, not .*other, or not of the same"):
+    with pytest.raises(
+        BlockdropError, match=r"holds a run of --pretrained .*here, not .*other, or not of the same"
+    ):
         check_finished(config(other), "mend")
-    with pytest.raises(UserError, match="not of the same weights"):
+    with pytest.raises(BlockdropError, match="not of the same weights"):
         check_finished(config(tmp_path / "gone"), "mend")
 
     recorded = {str(here / "ckpt_E_1_A_0.500.t7"): runs.digest(there / "ckpt_E_1_A_0.500.t7")}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.training.compute import choose_compute
 
 
@@ -14,5 +14,5 @@ def test_precision_is_as_asked() -> None:
 
 
 def test_unknown_device_is_named() -> None:
-    with pytest.raises(UserError, match="--device abacus: not available"):
+    with pytest.raises(BlockdropError, match="--device abacus: not available"):
         choose_compute("abacus")

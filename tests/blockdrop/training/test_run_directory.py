@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.finetune import FinetuneConfig
 from blockdrop.training.run_directory import RunDirectory
 
@@ -20,10 +20,10 @@ def test_a_folder_in_use_is_nobody_elses(tmp_path: Path) -> None:
     config = FinetuneConfig()
     with RunDirectory(tmp_path, "finetune", config):
         first = (tmp_path / "config.json").read_text()
-        with pytest.raises(UserError, match="already holds a run"):
+        with pytest.raises(BlockdropError, match="already holds a run"):
             RunDirectory(tmp_path, "finetune", config)
         for how in ("overwrite", "resume"):
-            with pytest.raises(UserError, match="another process trains there"):
+            with pytest.raises(BlockdropError, match="another process trains there"):
                 RunDirectory(tmp_path, "cl_train", config, **{how: True})
         assert (tmp_path / "config.json").read_text() == first
     with RunDirectory(tmp_path, "cl_train", config, overwrite=True):

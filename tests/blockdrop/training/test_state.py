@@ -14,7 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from blockdrop.errors import CheckpointError, Interrupted, UserError
+from blockdrop.errors import BlockdropError, CheckpointError, Interrupted
 from blockdrop.training.means import Means
 from blockdrop.training.run_directory import RunDirectory
 from blockdrop.training.state import STATE_FILE, read_state, restore
@@ -229,7 +229,7 @@ def test_a_disk_that_fails_is_named_and_the_last_state_stays_whole(
         folder = tmp_path / f"{number}"
         with pytest.MonkeyPatch.context() as patch:
             Faults(patch, fail, number)
-            with pytest.raises(UserError, match=os.strerror(code)):
+            with pytest.raises(BlockdropError, match=os.strerror(code)):
                 train(folder, config=Config(save_minutes=1e9))
         assert not list(folder.glob("*.tmp"))
         assert_same(train(folder), folder, undisturbed)
@@ -265,14 +265,14 @@ def test_a_crash_while_an_earlier_run_is_deleted_leaves_no_state_of_another_run(
 
         assert in_child(work) == 7
         assert not (folder / STATE_FILE).exists()
-        with pytest.raises(UserError):
+        with pytest.raises(BlockdropError):
             train(folder, config=Config(lr=0.2))
 
 
 def test_a_state_without_its_flags_is_not_gone_on_from(tmp_path: Path) -> None:
     train(tmp_path)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(UserError, match=r"holds state.pt, but no whole config.json that says of which run"):
+    with pytest.raises(BlockdropError, match=r"holds state.pt, but no whole config.json that says of which run"):
         train(tmp_path)
     assert (tmp_path / STATE_FILE).exists()
 
@@ -281,7 +281,7 @@ def test_logs_of_others_are_not_deleted_by_resuming(tmp_path: Path) -> None:
     theirs = [tmp_path / "metrics.jsonl", tmp_path / "events.out.tfevents.1.theirs"]
     for file in theirs:
         file.write_text("theirs")
-    with pytest.raises(UserError, match=r"holds metrics.jsonl, but no whole config.json"):
+    with pytest.raises(BlockdropError, match=r"holds metrics.jsonl, but no whole config.json"):
         train(tmp_path)
     assert [file.read_text() for file in theirs] == ["theirs"] * 2
 
@@ -302,7 +302,7 @@ def test_links_in_a_run_directory_are_not_followed(tmp_path: Path) -> None:
         (folder / name).unlink()
         (folder / name).symlink_to(precious)
         precious.write_bytes(b"precious" + content)
-        with pytest.raises(UserError, match="not writable"):
+        with pytest.raises(BlockdropError, match="not writable"):
             train(folder)
         assert precious.read_bytes() == b"precious" + content
         (folder / name).unlink()
@@ -318,7 +318,7 @@ def test_a_run_whose_folder_was_replaced_leaves_the_new_one_alone(tmp_path: Path
             folder.rename(tmp_path / "away")
             train(folder, config=Config(lr=0.3))
 
-    with pytest.raises(UserError, match="run: deleted or replaced while this run was training"):
+    with pytest.raises(BlockdropError, match="run: deleted or replaced while this run was training"):
         train(folder, replace)
     assert json.loads((folder / "config.json").read_text())["lr"] == 0.3
     train(folder, lambda _: pytest.fail("it was finished"), Config(lr=0.3))
@@ -328,7 +328,7 @@ def test_other_data_are_another_run(tmp_path: Path) -> None:
     with RunDirectory(tmp_path, "test", Config(), data={"training": 12}) as run:
         run.state.save()
     RunDirectory(tmp_path, "test", Config(), resume=True, data={"training": 12}).__exit__()
-    with pytest.raises(UserError, match=r"began with other data: \{'training': 12\}, now \{'training': 13\}"):
+    with pytest.raises(BlockdropError, match=r"began with other data: \{'training': 12\}, now \{'training': 13\}"):
         RunDirectory(tmp_path, "test", Config(), resume=True, data={"training": 13})
 
 
@@ -339,7 +339,7 @@ def test_a_state_with_impossible_values_is_named(key: str, value: object, tmp_pa
     train(tmp_path)
     content = torch.load(tmp_path / STATE_FILE)
     torch.save(content | {"finished": False, key: value}, tmp_path / STATE_FILE)
-    with pytest.raises(UserError, match=rf"{key}|epoch"):
+    with pytest.raises(BlockdropError, match=rf"{key}|epoch"):
         train(tmp_path)
 
 
@@ -350,7 +350,7 @@ def test_moments_of_another_shape_are_named(tmp_path: Path) -> None:
     optimizer.step()
     state = copy.deepcopy(optimizer.state_dict())
     state["state"][0]["exp_avg"] = torch.zeros(2)
-    with pytest.raises(UserError, match=r"its optimizer doesn't fit this run \(exp_avg has shape \(2,\)\)"):
+    with pytest.raises(BlockdropError, match=r"its optimizer doesn't fit this run \(exp_avg has shape \(2,\)\)"):
         restore({"optimizer": optimizer}, {"optimizer": state})
 
 
@@ -359,14 +359,14 @@ def test_metrics_that_are_gone_are_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").unlink()
     with (
         RunDirectory(tmp_path, "test", Config(), resume=True) as run,
-        pytest.raises(UserError, match="holds no test"),
+        pytest.raises(BlockdropError, match="holds no test"),
     ):
         run.finish_with_test()
 
 
 def test_other_flags_are_another_run(tmp_path: Path) -> None:
     train(tmp_path)
-    with pytest.raises(UserError, match=r"holds a run of --lr 0.1, not 0.2"):
+    with pytest.raises(BlockdropError, match=r"holds a run of --lr 0.1, not 0.2"):
         train(tmp_path, config=Config(lr=0.2))
 
 
@@ -376,7 +376,7 @@ def test_a_changed_input_is_named(tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "run", "test", Config(), inputs=[source]) as run:
         run.state.save()
     source.write_bytes(b"after")
-    with pytest.raises(UserError, match="weights, which the run started from, has changed since"):
+    with pytest.raises(BlockdropError, match="weights, which the run started from, has changed since"):
         RunDirectory(tmp_path / "run", "test", Config(), resume=True, inputs=[source])
 
 
@@ -390,7 +390,7 @@ def test_a_damaged_state_is_named(content: bytes, tmp_path: Path) -> None:
 
 def test_a_file_of_that_name_that_is_no_state_is_named(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / STATE_FILE)
-    with pytest.raises(UserError, match="not a training state"):
+    with pytest.raises(BlockdropError, match="not a training state"):
         train(tmp_path)
 
 
@@ -401,7 +401,7 @@ def test_a_state_can_have_no_file_cut_but_the_logs(name: str, tmp_path: Path) ->
     train(run)
     content = torch.load(run / STATE_FILE)
     torch.save({**content, "logs": {name: 0}}, run / STATE_FILE)
-    with pytest.raises(UserError, match="not one of ours"):
+    with pytest.raises(BlockdropError, match="not one of ours"):
         train(run)
     assert precious.read_text() == "precious"
 
@@ -412,7 +412,7 @@ def test_parts_of_another_network_are_named(tmp_path: Path) -> None:
     content = torch.load(tmp_path / STATE_FILE)
     content["parts"]["network"] = {"weight": torch.zeros(7)}
     torch.save(content, tmp_path / STATE_FILE)
-    with pytest.raises(UserError, match="its network doesn't fit this run"):
+    with pytest.raises(BlockdropError, match="its network doesn't fit this run"):
         train(tmp_path)
 
 
@@ -425,5 +425,5 @@ def checkpoint_without_state(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_run_that_left_no_state_is_not_begun_anew(checkpoint_without_state: Path) -> None:
-    with pytest.raises(UserError, match=f"holds a run without {STATE_FILE} to go on from"):
+    with pytest.raises(BlockdropError, match=f"holds a run without {STATE_FILE} to go on from"):
         train(checkpoint_without_state)

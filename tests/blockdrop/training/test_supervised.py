@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from blockdrop import load_checkpoint
 from blockdrop.distill import KdConfig
-from blockdrop.errors import NumericalError, UserError
+from blockdrop.errors import BlockdropError, NumericalError
 from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.training.config import SupervisedConfig
@@ -291,7 +291,7 @@ def test_what_is_saved_may_be_another_network_than_the_trained_one(
 
 @pytest.mark.parametrize("momentum", [0.0, 1.0, math.nan])
 def test_momentum_lies_between_0_and_1(momentum: float) -> None:
-    with pytest.raises(UserError, match="--momentum"):
+    with pytest.raises(BlockdropError, match="--momentum"):
         SupervisedConfig(model="R8_Digits", momentum=momentum).check()
 
 

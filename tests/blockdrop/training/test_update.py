@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blockdrop.errors import NumericalError, UserError
+from blockdrop.errors import BlockdropError, NumericalError
 from blockdrop.pretrain import PretrainConfig
 from blockdrop.training.config import TrainingConfig
 from blockdrop.training.run_directory import RunDirectory
@@ -71,5 +71,5 @@ def test_a_bad_gradient_is_named_and_no_step_taken(case: Case, bad: float) -> No
 
 @pytest.mark.parametrize(("flag", "value"), [("accumulate", 0), ("clip_grad", 0.0), ("clip_grad", math.nan)])
 def test_a_flag_out_of_range_is_named(flag: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"--{flag} {value}: must be"):
+    with pytest.raises(BlockdropError, match=f"--{flag} {value}: must be"):
         PretrainConfig(**{flag: value}).check()  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import torch
 
 from blockdrop import build, save_checkpoint
 from blockdrop.data import NORMALISATIONS
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from experiments.measurements import bench_policies
 from experiments.measurements.bench_policies import (
     REFERENCE,
@@ -40,7 +40,7 @@ def test_a_row_for_each_depth_number_of_policies_and_way(tmp_path: Path) -> None
     ]
     assert all(row["per_second"] == row["policies"] * 8 / row["seconds"] for row in report["rows"])
     assert json.loads((tmp_path / "b.json").read_text()) == json.loads(json.dumps(report))
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(BlockdropError, match="--overwrite"):
         config.check()
 
 
@@ -90,5 +90,5 @@ def test_networks_come_from_the_checkpoint(tmp_path: Path) -> None:
     ],
 )
 def test_bad_flags_are_named(flags: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(BlockdropError, match=message):
         bench_policies.main(BenchPoliciesConfig(**{**TINY, **flags}))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from blockdrop.errors import UserError
+from blockdrop.errors import BlockdropError
 from blockdrop.models.checkpoints.torch_files import read_torch_file
 from experiments.robustness import fuzz_checkpoints
 from experiments.robustness.fuzz_checkpoints import Result, Task, attempt, measure
@@ -77,10 +77,10 @@ def fail(error: BaseException) -> Callable[[str], None]:
     ("open_checkpoint", "outcome"),
     [
         (lambda _: None, "loaded"),
-        (fail(UserError("c.t7: damaged")), "refused"),
-        (fail(UserError("c.t7:\ndamaged")), "unclear"),
-        (fail(UserError("x" * 1000)), "unclear"),
-        (fail(UserError("c.t7: takes more memory than there is")), "memory"),
+        (fail(BlockdropError("c.t7: damaged")), "refused"),
+        (fail(BlockdropError("c.t7:\ndamaged")), "unclear"),
+        (fail(BlockdropError("x" * 1000)), "unclear"),
+        (fail(BlockdropError("c.t7: takes more memory than there is")), "memory"),
         (fail(MemoryError()), "memory"),
         (fail(RuntimeError("bad")), "RuntimeError"),
         (fail(SystemExit()), "SystemExit"),

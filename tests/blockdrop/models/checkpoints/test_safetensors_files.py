@@ -14,7 +14,7 @@ import torch
 import blockdrop
 from blockdrop import count, save_checkpoint
 from blockdrop.data import NORMALISATIONS
-from blockdrop.errors import CheckpointError, UserError
+from blockdrop.errors import BlockdropError, CheckpointError
 from blockdrop.export import ExportConfig, open_networks
 from blockdrop.inference.exported import write_safetensors
 from blockdrop.models.checkpoints import safetensors_files
@@ -151,5 +151,5 @@ def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(safetensors_files, "import_module", missing)
     (tmp_path / "x.safetensors").touch()
-    with pytest.raises(UserError, match=r"safetensors is missing .*; pip install blockdrop\[export\]"):
+    with pytest.raises(BlockdropError, match=r"safetensors is missing .*; pip install blockdrop\[export\]"):
         read_checkpoint(tmp_path / "x.safetensors")
