@@ -6,7 +6,6 @@ from blockdrop.lazy import lazy_names
 
 if TYPE_CHECKING:
     from blockdrop import data
-    from blockdrop.api import evaluate, train
     from blockdrop.dynamic import DynamicNetwork
     from blockdrop.errors import BlockdropError
     from blockdrop.flops import flops_per_image
@@ -20,16 +19,18 @@ if TYPE_CHECKING:
     from blockdrop.models.specs import Variant
     from blockdrop.models.zoo import build, build_static
     from blockdrop.report.table import Report
+    from blockdrop.reporting import evaluate
+    from blockdrop.train import train
     from blockdrop.version import __version__
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
             "data": (),
-            "api": ("train",),
             "dynamic": ("DynamicNetwork",),
             "errors": ("BlockdropError",),
             "evaluate": (),
+            "train": (),
             "flops": ("flops_per_image",),
             "inference.executor": ("compile",),
             "loading": ("load", "make_dynamic"),

@@ -11,6 +11,7 @@ from blockdrop.version import project_version
 
 COMMANDS = {
     "pretrain": "Train a ResNet, a plain net or a shift net, from scratch or from given weights.",
+    "train": "Train a dynamic network from a trained one in one step, and report on both.",
     "cl_train": "Train the policy network of a frozen ResNet by curriculum learning.",
     "finetune": "Train the policy network and the ResNet together.",
     "evaluate": "Measure accuracy, block usage, FLOPs and speed on the test images.",

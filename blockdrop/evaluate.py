@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import sys
-import types
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.evaluation import Evaluation, ThresholdChoice
+from blockdrop.lazy import make_callable
 from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_writable, write_json
 from blockdrop.ranges import CheckpointName, Folder, Probability, Range
@@ -234,18 +234,14 @@ def _check_inputs(config: EvaluateConfig, opened: Opened) -> None:
             )
 
 
-class _Callable(types.ModuleType):
-    """This module, which as `blockdrop.evaluate(dynamic, data)` is the function of `blockdrop.api` as well."""
+def _call(*args: Any, **options: Any) -> Report:
+    """See `blockdrop.reporting.evaluate`."""
+    from blockdrop.reporting import evaluate  # torch, which --help does without
 
-    def __call__(self, *args: Any, **options: Any) -> Report:
-        """See `blockdrop.api.evaluate`."""
-        from blockdrop.api import evaluate
-
-        return evaluate(*args, **options)
+    return evaluate(*args, **options)
 
 
-sys.modules[__name__].__class__ = _Callable
-
+make_callable(sys.modules[__name__], _call)
 
 if __name__ == "__main__":
     run_command(main, EvaluateConfig, __doc__)

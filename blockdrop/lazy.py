@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 
@@ -39,3 +40,13 @@ def lazy_names(
         return sorted({*own, *where, *modules})
 
     return get, names
+
+
+def make_callable(module: ModuleType, function: Callable[..., Any]) -> None:
+    """Lets a module be called, for a command and a function of one name: `python -m blockdrop.train` and
+    `blockdrop.train(...)`."""
+
+    class Callable_(ModuleType):  # noqa: N801  # its name is shown nowhere
+        __call__ = staticmethod(function)
+
+    module.__class__ = Callable_

@@ -22,10 +22,8 @@ from blockdrop.models.parts import Residual
 from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.sources import Source, open_source
 from blockdrop.models.specs import DEFAULT_MODEL, ForeignSpec, Variant, parse_model_name, parse_name
-from blockdrop.names import PolicyNet, Shortcut
+from blockdrop.names import DEFAULT_POLICY_NET, INITIAL_KEEP, PolicyNet, Shortcut
 
-INITIAL_KEEP = 0.9
-"""Keep probability of every block for every image before policies are learned: all blocks run."""
 WhichPolicy = Literal["loaded", "fresh", "none"]
 """loaded: the checkpoints' policy network, if they hold one; fresh: else a new one; none: none, whatever they
 hold."""
@@ -38,6 +36,7 @@ def assemble(
     num_classes: int | None = None,
     policy: WhichPolicy = "loaded",
     policy_net: PolicyNet | None = None,
+    usual_net: PolicyNet = "reference",
     new_head: bool = False,
     initial_keep: float | None = None,
     normalisation: Normalisation | None = None,
@@ -47,7 +46,7 @@ def assemble(
 
     Args:
         num_classes: overrides the checkpoint's, and the network's own.
-        policy_net: name of the kind of policy network; default: the checkpoint's, else reference.
+        policy_net: name of the kind of policy network; default: the checkpoint's, else `usual_net`.
         new_head: keep a fresh classifier head.
         initial_keep: keep probability that a fresh policy network starts near.
         normalisation: overrides the checkpoint's, and the network's usual one.
@@ -62,7 +61,7 @@ def assemble(
     preprocessing = source.preprocessing(normalisation or (recorded.normalisation if recorded else None))
     if recorded is not None and recorded.preprocessing is not None and normalisation is None:
         preprocessing = recorded.preprocessing
-    recorded_net = policies[-1].policy_net if policies else "reference"
+    recorded_net = policies[-1].policy_net if policies else usual_net
     policy_network: PolicyNetwork | None = None
     if policies and not source.spec.droppable:
         raise BlockdropError(
@@ -219,7 +218,7 @@ def _load_into(checkpoint: Checkpoint, model: nn.Module) -> DynamicNetwork:
 
 def make_dynamic(
     model: nn.Module | str | None = None,
-    policy_net: PolicyNet = "stem",
+    policy_net: PolicyNet = DEFAULT_POLICY_NET,
     *,
     stem: Part | None = None,
     blocks: Sequence[Part | Sequence[Part]] | nn.Module | str | None = None,

@@ -16,6 +16,10 @@ PolicyNet = Literal["reference", "pooled", "pooled4", "stem", "constant"]
 image pooled by 2, 4 more. stem: two convolutions on the pooled output of the backbone's stem. constant: the same
 keep probabilities for every image."""
 POLICY_NETS: tuple[PolicyNet, ...] = get_args(PolicyNet)
+DEFAULT_POLICY_NET: PolicyNet = "stem"
+"""Of networks that are brought."""
+INITIAL_KEEP = 0.9
+"""Keep probability of every block for every image before policies are learned: all blocks run."""
 Execution = Literal["sparse", "masked"]
 """How blocks are dropped in training: sparse runs a block for the images that need it, masked for all of them."""
 EngineName = Literal["auto", "torch", "openvino"]

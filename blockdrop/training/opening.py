@@ -18,6 +18,7 @@ from blockdrop.models.checkpoints.filling import load_policy_trunk
 from blockdrop.models.checkpoints.published import torchvision_checkpoint
 from blockdrop.models.sources import Source, open_source
 from blockdrop.models.specs import Variant, parse_model_name, parse_name
+from blockdrop.names import PolicyNet
 from blockdrop.processes import Processes, current_processes
 from blockdrop.training.compute import Compute
 from blockdrop.training.config import ModelConfig, PolicyTrainingConfig, RunConfig
@@ -65,6 +66,7 @@ def open_networks(
     paths: Sequence[str],
     *,
     policy: WhichPolicy = "loaded",
+    usual_net: PolicyNet = "reference",
     new_head: bool = False,
     initial_keep: float | None = None,
 ) -> Opened:
@@ -73,6 +75,7 @@ def open_networks(
     Args:
         config: checked flags.
         paths: checkpoints of any dialect, or the word torchvision; each fills what it holds, later ones win.
+        usual_net: kind of policy network where neither flags nor checkpoints name one.
         new_head: keep a fresh classifier head (fine-tuning for other classes).
         initial_keep: keep probability that a fresh policy network starts near.
     Raises:
@@ -100,6 +103,7 @@ def open_networks(
         num_classes=data.num_classes,
         policy=policy,
         policy_net=config.policy_net,
+        usual_net=usual_net,
         new_head=new_head,
         initial_keep=initial_keep,
         normalisation=NORMALISATIONS[config.normalisation] if config.normalisation else None,

@@ -47,8 +47,8 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     [
         ("finetun", "finetun: no such command; did you mean finetune?"),
         ("cltrain", "cltrain: no such command; did you mean cl_train?"),
-        ("__main__", "__main__: no such command; choose pretrain, cl_train"),
-        ("--flag", "--flag: no such command; choose pretrain, cl_train"),
+        ("__main__", "__main__: no such command; choose pretrain, train, cl_train"),
+        ("--flag", "--flag: no such command; choose pretrain, train, cl_train"),
     ],
 )
 def test_an_unknown_command_is_one_line_and_exit_code_2(

@@ -1,0 +1,278 @@
+"""From a trained network to one that drops blocks: a recipe, and a report against the network brought.
+
+--recipe fast is `finetune --recipe fast`; --recipe reference is `cl_train` and then `finetune`. As
+`blockdrop.train(dynamic, train_data, test_data, ...)` the same for networks and data that a program holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from blockdrop import cl_train, finetune
+from blockdrop.console import run_command
+from blockdrop.errors import Interrupted, require
+from blockdrop.lazy import make_callable
+from blockdrop.names import DEFAULT_POLICY_NET, INITIAL_KEEP
+from blockdrop.ranges import CheckpointName, Count, Range
+from blockdrop.training.config import Groups, PolicyTrainingConfig, RunConfig
+
+if TYPE_CHECKING:
+    from blockdrop.data import Data
+    from blockdrop.dynamic import DynamicNetwork
+    from blockdrop.report.table import Report
+
+Recipe = Literal["fast", "reference"]
+DECIDED = {
+    "recipe", "model", "arch", "shortcut", "expansion", "reduction", "reduction_mode", "image_size",
+    "normalisation", "policy_net", "initial_keep", "policy", "policy_init", "data_dir", "download",
+    "skip_bad_images", "cv_dir", "pretrained", "load",
+}  # fmt: skip
+"""Flags of the commands that the network, the data and the arguments of `train` stand for."""
+
+
+@dataclass(kw_only=True)
+class TrainConfig(RunConfig):
+    """Flags of `python -m blockdrop.train`."""
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "model", "data_dir", "load", "cv_dir", "recipe", "budget", "epochs", "batch_size", "resume",
+    )  # fmt: skip
+    GROUPS: ClassVar[Groups] = {"report": ("speed",)}
+
+    load: tuple[CheckpointName, ...] = ()
+    """Checkpoints of the trained network, of any dialect, or run directories; or the word torchvision."""
+    recipe: Recipe = "fast"
+    """Recipe: fast (toward a budget, from a trained network) or reference (curriculum learning and then joint
+    fine-tuning, as BlockDrop was published)."""
+    budget: Annotated[float, Range(above=0, most=1, meaning="a fraction of the full network's FLOPs")] | None = (
+        None
+    )
+    """Mean cost to aim for, as a fraction of the full network's FLOPs, policy network included. Default: the
+    recipe's."""
+    epochs: Count | None = None
+    """Number of epochs to train (of curriculum and fine-tuning each). Default: the recipe's."""
+    batch_size: Count | None = None  # type: ignore[assignment]
+    """Number of images in a batch. Default: the recipe's."""
+    speed: bool = True
+    """Measure images/s at the end."""
+
+
+def main(config: TrainConfig) -> Report:
+    """Opens the network and the data, trains, and prints the report."""
+    from blockdrop.training.opening import open_networks  # torch, which --help does without
+
+    config.check()
+    require(bool(config.load), "--load: name a trained network (python -m blockdrop.pretrain makes one)")
+    opened = open_networks(
+        config, config.load, policy="fresh", initial_keep=INITIAL_KEEP, usual_net=DEFAULT_POLICY_NET
+    )
+    require(
+        opened.has_backbone,
+        f"--load {' '.join(config.load)}: no trained backbone in it; add a checkpoint that has one",
+    )
+    shared = {"seed", "device", "precision", "channels_last", "save_minutes"}
+    _, report = train(
+        opened.dynamic,
+        opened.data,
+        recipe=config.recipe,
+        budget=config.budget,
+        epochs=config.epochs,
+        run_dir=config.cv_dir,
+        resume=config.resume,
+        overwrite=config.overwrite,
+        speed=config.speed,
+        **({} if config.batch_size is None else {"batch_size": config.batch_size}),
+        **{flag: getattr(config, flag) for flag in shared},
+    )
+    print(report)
+    return report
+
+
+def train(
+    dynamic: DynamicNetwork,
+    train_data: Any,
+    test_data: Any = None,
+    *,
+    recipe: Recipe = "fast",
+    budget: float | None = None,
+    epochs: int | None = None,
+    run_dir: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    workers: int = 0,
+    speed: bool = True,
+    **flags: Any,
+) -> tuple[DynamicNetwork, Report]:
+    """Teaches the policy network which blocks each image needs, and the network to do without the others.
+
+    What `python -m blockdrop.finetune` does (`recipe="fast"`), or `cl_train` and then `finetune`
+    (`recipe="reference"`, in two folders of `run_dir`): with a progress bar, TensorBoard's curves, checkpoints,
+    and several processes under torchrun.
+
+    Args:
+        dynamic: left as it is; see `make_dynamic`.
+        train_data: a `torch.utils.data.Dataset` of (image, label) whose images are normalised float tensors
+            (3, H, W), as `dynamic.transform` makes them, or a `DataLoader` of one; or a
+            `blockdrop.data.DataSource`, which holds test images, too.
+        test_data: the same, to test and report on.
+        recipe: "fast": from a trained network, toward a budget; "reference": curriculum learning and joint
+            fine-tuning, as BlockDrop was published.
+        budget: mean cost to aim for, a fraction of the full network's FLOPs, policy network included; default: the
+            recipe's.
+        epochs: of each command; default: the recipe's.
+        run_dir: folder of the run: checkpoints, curves, `report.json`.
+        resume: go on with the run in `run_dir`, if there is one, as if it had never stopped.
+        overwrite: delete the run in `run_dir`.
+        workers: processes that read a Dataset; a DataLoader has its own.
+        speed: whether to measure images/s at the end.
+        flags: any other flag of the commands, by its name: `batch_size=64, seed=1, lr=1e-4, device="cuda"`.
+    Returns:
+        the trained network in eval mode, and what it does on the test images beside the network as it was brought.
+    Raises:
+        BlockdropError: data that the network doesn't take, a flag that there isn't or that is out of range, a
+            folder that holds another run.
+        NumericalError: a loss that is no longer finite.
+        KeyboardInterrupt: Ctrl-C; the state is saved, and `resume=True` goes on.
+    """
+    from agents.deciders import keep_all
+    from blockdrop.data import as_data
+    from blockdrop.measure import evaluate_images
+    from blockdrop.output import write_json
+    from blockdrop.reporting import report_on
+    from blockdrop.training.opening import open_session
+
+    data = as_data(
+        train_data,
+        test_data,
+        image_size=dynamic.image_size,
+        num_classes=dynamic.num_classes,
+        classes=dynamic.classes,
+        workers=workers,
+    )
+    given = {"target_flops": budget, "max_epochs": epochs, "batch_size": getattr(train_data, "batch_size", None)}
+    wanted = {flag: value for flag, value in given.items() if value is not None} | flags
+    wanted |= {"resume": resume, "overwrite": overwrite}
+    configs = plan(recipe, Path(run_dir), dynamic, wanted)
+    for config in configs:
+        config.check()
+    trained = copy_to_train(dynamic, data, configs[-1].seed)
+    compute = configs[-1].compute()
+    brought = evaluate_images(trained, data.test, compute.in_float32(), decider=keep_all(trained.num_blocks))
+    for config in configs:
+        command: Any = cl_train if isinstance(config, cl_train.CurriculumConfig) else finetune
+        name = command.__name__.rpartition(".")[2]
+        session = open_session(config, name, trained, data, compute, network=digest(trained))
+        with session.run:
+            session.announce(f"{name}, recipe {recipe}:", trained, data, ["the network given"])
+            command.train(trained, data, session)
+    trained.eval()
+    report = report_on(trained, data.test, compute.in_float32(), brought, speed)
+    if compute.processes.first:
+        write_json("run_dir", Path(configs[-1].cv_dir) / "report.json", report.to_json())
+    return trained, report
+
+
+def plan(
+    recipe: Recipe, run_dir: Path, dynamic: DynamicNetwork, flags: dict[str, Any]
+) -> list[PolicyTrainingConfig]:
+    """The flags of a recipe's commands, one after the other.
+
+    Raises:
+        BlockdropError: a recipe or a flag that there isn't.
+    """
+    import difflib
+
+    classes: dict[str, type[PolicyTrainingConfig]] = {"": finetune.FinetuneConfig}
+    if recipe == "reference":
+        classes = {"curriculum": cl_train.CurriculumConfig, "finetune": finetune.FinetuneConfig}
+    require(recipe in ("fast", "reference"), f"recipe {recipe!r}: choose fast or reference")
+    known = {field.name for cls in classes.values() for field in fields(cls)} - DECIDED
+    for flag in flags:
+        nearest = difflib.get_close_matches(flag, known, 1)
+        mend = f"did you mean {nearest[0]}?" if nearest else f"choose {', '.join(sorted(known))}"
+        require(flag in known, f"{flag}: blockdrop.train has no such flag; {mend}")
+    configs = []
+    for folder, cls in classes.items():
+        own = {flag: value for flag, value in flags.items() if flag in {field.name for field in fields(cls)}}
+        if cls is cl_train.CurriculumConfig and "max_epochs" in own:
+            # so that the curriculum comes to decide all blocks
+            own.setdefault("cl_step", -(-dynamic.num_blocks // own["max_epochs"]))
+        own |= {"cv_dir": str(run_dir / folder), "policy_net": dynamic.policy_net or DEFAULT_POLICY_NET}
+        configs.append(cls.of_recipe(recipe, **own))
+    return configs
+
+
+def copy_to_train(dynamic: DynamicNetwork, data: Data, seed: int) -> DynamicNetwork:
+    """A copy with the data's class names, and with a fresh policy network if there was none."""
+    import copy
+
+    import torch
+
+    from blockdrop.data.sets import LARGEST_IN_MEMORY
+    from blockdrop.models.policy_networks import build_policy_network
+
+    require(dynamic.network.droppable, f"{dynamic.model}: has no blocks that could be dropped")
+    trained = copy.deepcopy(dynamic)
+    trained.classes = trained.classes or list(data.classes)
+    if trained.policy_network is None:
+        torch.manual_seed(seed)
+        policy_network = build_policy_network(
+            trained.num_blocks,
+            trained.image_size > LARGEST_IN_MEMORY,
+            DEFAULT_POLICY_NET,
+            backbone=trained.network,
+            initial_keep=INITIAL_KEEP,
+        )
+        trained.set_policy_network(policy_network, DEFAULT_POLICY_NET)
+    return trained
+
+
+def digest(dynamic: DynamicNetwork) -> str:
+    """What a resumed run must find again of the networks that it began with: 16 hexadecimal digits."""
+    import hashlib
+
+    import torch
+
+    found = hashlib.sha256()
+    for name, value in dynamic.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _as_a_program(device: str) -> Iterator[None]:
+    """What the commands' console does for them: torchrun's processes, of which one speaks; Ctrl-C in a program's
+    words."""
+    import io
+
+    import torch.distributed as dist
+
+    from blockdrop.processes import current_processes, joined
+
+    try:
+        with contextlib.ExitStack() as stack:
+            if not dist.is_initialized():
+                stack.enter_context(joined(device))
+            if not current_processes().first:
+                stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            yield
+    except Interrupted as stop:
+        raise KeyboardInterrupt(f"{stop}; call again with resume=True to go on") from None
+
+
+def _call(dynamic: DynamicNetwork, *data: Any, **options: Any) -> tuple[DynamicNetwork, Report]:
+    """See `blockdrop.train.train`."""
+    with _as_a_program(options.get("device", "auto")):
+        return train(dynamic, *data, **options)
+
+
+make_callable(sys.modules[__name__], _call)
+
+if __name__ == "__main__":
+    run_command(main, TrainConfig, __doc__)
