@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import blockdrop
-
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -20,7 +18,6 @@ def test_there_are_examples_and_they_are_short() -> None:
         assert len(path.read_text().splitlines()) < 40, path
 
 
-@pytest.mark.skipif(not hasattr(blockdrop, "train"), reason="blockdrop.train isn't there yet")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs(path: Path, tmp_path: Path) -> None:
     if "import timm" in path.read_text() and importlib.util.find_spec("timm") is None:

@@ -14,7 +14,6 @@ from blockdrop.data import NORMALISATIONS
 from blockdrop.errors import BlockdropError
 from blockdrop.export import ExportConfig
 from blockdrop.inference import exported, formats
-from blockdrop.models.checkpoints import dialects
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.checkpoints.filling import load_network
 from blockdrop.models.zoo import build, build_static
@@ -24,7 +23,12 @@ Command = Callable[..., tuple[int, str, str]]
 CLASSES = ["ant", "bee", "cat"]
 
 
-def write_checkpoint(path: Path, model: str = "R8_C10", policy: bool = True) -> Path:
+def write_checkpoint(
+    path: Path,
+    model: str = "R8_C10",
+    policy: bool = True,
+    operating_point: dict[str, float] | None = None,
+) -> Path:
     """Three classes, a pooled4 policy network whose decisions differ between images."""
     torch.manual_seed(1)
     resnet, policy_network = build(model, num_classes=3, policy_net="pooled4")
@@ -39,6 +43,7 @@ def write_checkpoint(path: Path, model: str = "R8_C10", policy: bool = True) -> 
         policy_network=policy_network if policy else None,
         policy_net="pooled4",
         classes=CLASSES,
+        operating_point=operating_point,
     )
     return path
 
@@ -92,7 +97,7 @@ def assert_same_as_torch(run: exported.Runner, networks: exported.Networks) -> N
         for threshold in (torch.tensor(0.0), *middles, torch.tensor(1.5)):
             expected_policy = expected_probs >= threshold
             with torch.no_grad():
-                expected = networks.resnet(image, expected_policy)
+                expected = networks.network(image, expected_policy)
             logits, policy, keep_probs = run(image, threshold)
             torch.testing.assert_close(keep_probs, expected_probs, atol=1e-5, rtol=0)
             assert policy.dtype == torch.bool
@@ -210,14 +215,9 @@ def test_safetensors_brings_the_same_weights_back(tmp_path: Path, command: Comma
     assert (found.operating_point or {}).get("threshold") == (0.5 if policy else None)
 
 
-def test_the_operating_points_threshold_is_the_default(checkpoint: Path, monkeypatch: Any) -> None:
-    def read(path: str) -> Any:
-        found = read_checkpoint(path)
-        found.operating_point = {"threshold": 0.37}
-        return found
-
-    monkeypatch.setattr(dialects, "read_checkpoint", read)
-    assert networks_of(checkpoint).threshold == 0.37
+def test_the_operating_points_threshold_is_the_default(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "net.t7", operating_point={"threshold": 0.37})
+    assert networks_of(path).threshold == 0.37
 
 
 def test_a_file_that_differs_from_torch_does_not_appear(
@@ -246,7 +246,7 @@ def test_the_check_notices_another_policy_than_the_keep_probabilities_give(check
 
     def keeps_all(image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
         assert networks.policy_network is not None
-        return networks.resnet(image), torch.ones(1, 3, dtype=torch.bool), networks.policy_network(image)[0]
+        return networks.network(image), torch.ones(1, 3, dtype=torch.bool), networks.policy_network(image)[0]
 
     with pytest.raises(BlockdropError, match="isn't keep_probs >= "):
         exported.check_graph(keeps_all, networks)
@@ -256,16 +256,16 @@ def test_the_check_notices_another_policy_than_the_keep_probabilities_give(check
 def test_the_check_notices_other_logits_than_torchs(checkpoint: Path, error: float, message: str) -> None:
     networks = networks_of(checkpoint)
     assert networks.policy_network is not None
-    for network in (networks.resnet, networks.policy_network):
+    for network in (networks.network, networks.policy_network):
         network.requires_grad_(False)
 
     def static(image: Tensor) -> tuple[Tensor, ...]:
-        return (networks.resnet(image) + error,)
+        return (networks.network(image) + error,)
 
     def dynamic(image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
         assert networks.policy_network is not None
         keep_probs, _ = networks.policy_network(image)
-        return networks.resnet(image, keep_probs >= threshold) + error, keep_probs >= threshold, keep_probs
+        return networks.network(image, keep_probs >= threshold) + error, keep_probs >= threshold, keep_probs
 
     for check, run in ((exported.check_static_graph, static), (exported.check_graph, dynamic)):
         with pytest.raises(BlockdropError, match=f"the file's logits differ from torch's {message}"):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from agents.rewards import Reward
 from blockdrop.policy_stats import (
     Outcomes,
     losses_and_margins,
@@ -32,7 +33,7 @@ def test_numbers_by_hand() -> None:
     )
     assert OUTCOMES.unique_policies == 3
     assert OUTCOMES.usage_per_block.tolist() == [1.0, 0.75, 0.5, 0.0]
-    assert OUTCOMES.reward(-2.0) == pytest.approx((2 * (1 - 9 / 16) + 15 / 16 - 2) / 4)
+    assert OUTCOMES.reward(Reward(penalty=-2.0)) == pytest.approx((2 * (1 - 9 / 16) + 15 / 16 - 2) / 4)
 
 
 def test_the_four_lines_in_the_references_format() -> None:

@@ -208,7 +208,9 @@ def test_exact_removal_keeps_the_logits_and_loads_into_the_zoos_net(
 @pytest.mark.parametrize("bottleneck", [False, True], ids=["basic", "bottleneck"])
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
 def test_exact_removal_from_every_kind_of_block(shortcut: Any, bottleneck: bool, large_images: bool) -> None:
-    resnet = make_resnet((2, 1, 2, 1), (4, 6, 8, 12), 5, shortcut, bottleneck, large_images)
+    resnet = make_resnet(
+        (2, 1, 2, 1), (4, 6, 8, 12), 5, shortcut, bottleneck=bottleneck, large_images=large_images
+    )
     randomise_statistics(resnet)
     for bn in (module for module in resnet.modules() if isinstance(module, nn.BatchNorm2d)):
         bn.weight.data[::3] *= -1  # training may turn a channel's sign

@@ -16,6 +16,8 @@ import blockdrop
 from agents.policy_network import PolicyNetwork
 from blockdrop import DroppableResNet, Variant, build, cl_train, count, evaluate, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS
+from blockdrop.data.sets import Preprocessing
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import BlockdropError, CheckpointError
 from blockdrop.flops import count_flops
 from blockdrop.inference import openvino_engine
@@ -336,10 +338,14 @@ def test_these_have_no_trunk_that_could_start_from_a_backbone(tmp_path: Path, po
 def test_safetensors_hold_and_bring_back_both(tmp_path: Path, policy_net: str) -> None:
     pytest.importorskip("safetensors")
     resnet, policy_network = make_pair(policy_net=policy_net)
-    networks = Networks(
-        "R14_C10", Variant(), resnet, policy_network, policy_net, NORMALISATIONS["cifar"], None, 0.5
+    dynamic = DynamicNetwork(
+        resnet,
+        policy_network,
+        model="R14_C10",
+        preprocessing=Preprocessing.usual(32, NORMALISATIONS["cifar"]),
+        policy_net=policy_net,
     )
-    write_safetensors(networks, tmp_path / "net.safetensors")
+    write_safetensors(Networks(dynamic, 0.5), tmp_path / "net.safetensors")
     found, found_policy = make_pair(policy_net=policy_net)
     load_checkpoint(tmp_path / "net.safetensors", resnet=found, policy_network=found_policy)
     assert_same_state(found, resnet.state_dict())

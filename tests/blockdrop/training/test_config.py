@@ -3,11 +3,13 @@
 from blockdrop.cl_train import CurriculumConfig
 from blockdrop.evaluate import EvaluateConfig
 from blockdrop.finetune import FinetuneConfig
+from blockdrop.loading import name_of_network
 
 
 def test_defaults_are_the_references() -> None:
     for config in (CurriculumConfig(), FinetuneConfig()):
-        assert (config.model, config.data_dir, config.cv_dir) == ("R110_C10", "data/", "cv/tmp/")
+        assert name_of_network(config.model, []) == "R110_C10"
+        assert (config.data_dir, config.cv_dir) == ("data/", "cv/tmp/")
         assert (config.wd, config.batch_size, config.lr_decay_ratio, config.alpha) == (0, 256, 0.1, 0.8)
         assert config.test_every == 10
     curriculum, fine = CurriculumConfig(), FinetuneConfig()
