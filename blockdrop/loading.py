@@ -12,7 +12,7 @@ from torch import nn
 from agents.policy_network import PolicyNetwork
 from blockdrop.data.sets import DATASETS, LARGEST_IN_MEMORY, Normalisation, Preprocessing
 from blockdrop.dynamic import DynamicNetwork
-from blockdrop.errors import BlockdropError, CheckpointError
+from blockdrop.errors import BlockdropError, CheckpointError, require
 from blockdrop.models.backbone import Network
 from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint
 from blockdrop.models.checkpoints.filling import fill_brought, load_checkpoint
@@ -246,7 +246,7 @@ def make_dynamic(
         image_size: side of the square images in pixels; default: what the network is known to want.
         normalisation: mean and standard deviation of its images, scaled to [0, 1]; default: what it is known to
             want, else ImageNet's.
-        num_classes: of a network by its name.
+        num_classes: of a network by its name; default: its own.
         classes: names in label order.
         initial_keep: keep probability of every block for every image, before training.
     Raises:
@@ -258,6 +258,8 @@ def make_dynamic(
     >>> logits.shape, policy.all().item()
     (torch.Size([2, 10]), True)
     """
+    require(image_size is None or image_size >= 1, f"image_size {image_size}: not a number of pixels, at least 1")
+    require(num_classes is None or num_classes >= 1, f"num_classes {num_classes}: not a number, at least 1")
     origin: Any = None
     variant = Variant()
     if isinstance(model, str):
@@ -265,6 +267,7 @@ def make_dynamic(
         network, name = source.fresh(num_classes), model
         facts, origin = source.preprocessing(normalisation), source.origin
     else:
+        require(num_classes is None, "num_classes: of a network by its name; this one has its classes")
         network, origin = convert(
             model, stem=stem, blocks=blocks, head=head, transitions=transitions, residual=residual,
             image_size=image_size,
@@ -291,6 +294,10 @@ def make_dynamic(
         classes=classes,
         origin=origin,
     )
+    require(
+        classes is None or len(classes) == dynamic.num_classes,
+        f"classes: {len(classes or ())} names, but {name} has {dynamic.num_classes} classes",
+    )
     return dynamic.train(network.training)
 
 
@@ -313,6 +320,4 @@ def _facts(
         if image_size is None:
             raise BlockdropError("image_size: the network doesn't say the side of its images; pass it, in pixels")
         return Preprocessing.usual(image_size, normalisation or DATASETS["Folder"].normalisation)
-    size = image_size or known.image_size
-    resize = round(known.resize * size / known.image_size)
-    return Preprocessing(size, normalisation or known.normalisation, resize, known.interpolation)
+    return known.at(image_size, normalisation)

@@ -191,6 +191,11 @@ def plan(
     if recipe == "reference":
         classes = {"curriculum": cl_train.CurriculumConfig, "finetune": finetune.FinetuneConfig}
     require(recipe in ("fast", "reference"), f"recipe {recipe!r}: choose fast or reference")
+    budget = flags.get("target_flops")
+    require(
+        budget is None or 0 < budget <= 1,
+        f"budget {budget}: must be above 0 and at most 1, a fraction of the full network's FLOPs",
+    )
     known = {field.name for cls in classes.values() for field in fields(cls)} - DECIDED
     for flag in flags:
         nearest = difflib.get_close_matches(flag, known, 1)

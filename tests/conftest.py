@@ -23,6 +23,7 @@ from blockdrop.models.zoo import build, build_static
 
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they share the processors
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # the programs that tests start share them, too
 
 SHARED = Path(os.environ.get("BLOCKDROP_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
 

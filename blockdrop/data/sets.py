@@ -42,6 +42,14 @@ class Preprocessing:
         large = image_size > LARGEST_IN_MEMORY
         return cls(image_size, normalisation, round(image_size * RESIZE_FACTOR) if large else image_size)
 
+    def at(self, image_size: int | None = None, normalisation: Normalisation | None = None) -> Preprocessing:
+        """The same for images of another size, or normalised otherwise; small images are always resized to the
+        crop itself, as those held in memory are."""
+        size, wanted = image_size or self.image_size, normalisation or self.normalisation
+        if size <= LARGEST_IN_MEMORY:
+            return Preprocessing.usual(size, wanted)
+        return Preprocessing(size, wanted, round(self.resize * size / self.image_size), self.interpolation)
+
     def transform(self) -> Callable[[Any], Tensor]:
         """A torchvision transform: PIL image to float32 (3, image_size, image_size)."""
         import torch  # names of data sets are needed where torch isn't

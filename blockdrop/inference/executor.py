@@ -95,7 +95,7 @@ def compile(
     Raises:
         BlockdropError: engine not installed, or unable to run this network on this device; a policy network for a
             plain net.
-        ValueError: another dtype, a threshold outside (0, 1).
+        BlockdropError: another dtype, a threshold outside (0, 1).
 
     >>> import blockdrop
     >>> run = blockdrop.compile(*blockdrop.build("R8_C10"))
@@ -139,7 +139,7 @@ class Executor:
         compile_after: int,
     ):
         if dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"dtype: got {dtype}; choose torch.float32 or torch.bfloat16")
+            raise BlockdropError(f"dtype: got {dtype}; choose torch.float32 or torch.bfloat16")
         _check_threshold(threshold)
         if policy_network is not None and not resnet.droppable:
             raise BlockdropError(f"a {type(resnet).__name__} has no blocks that a policy network could drop")
@@ -181,13 +181,13 @@ class Executor:
         Returns:
             logits float32 (N, classes), or (S, N, classes), and the policy that ran, bool, on the images' device.
         Raises:
-            ValueError: wrong dtype or shape, both a policy and a threshold, a threshold outside (0, 1).
+            BlockdropError: wrong dtype or shape, both a policy and a threshold, a threshold outside (0, 1).
         """
         self._check_images(images)
         if threshold is None:
             threshold = self.threshold
         elif policy is not None:
-            raise ValueError("policy and threshold: a policy is run as it is; pass one of the two")
+            raise BlockdropError("policy and threshold: a policy is run as it is; pass one of the two")
         else:
             _check_threshold(threshold)
         with self._lock, _plain_tensors():
@@ -499,15 +499,15 @@ class Executor:
 
     def _check_images(self, images: Tensor) -> None:
         if images.dtype != torch.float32 or images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(
+            raise BlockdropError(
                 f"images: got {images.dtype} of shape {tuple(images.shape)}; expected float32 (N, 3, H, W)"
             )
         side = self.resnet.image_size
         if side is not None and images.shape[2:] != (side, side):
             height, width = images.shape[2:]
-            raise ValueError(f"images: {height} × {width} pixels; the network is made for {side} × {side}")
+            raise BlockdropError(f"images: {height} × {width} pixels; the network is made for {side} × {side}")
         if images.device != self.device:
-            raise ValueError(f"images: on {images.device}, the network is on {self.device}")
+            raise BlockdropError(f"images: on {images.device}, the network is on {self.device}")
 
 
 class _PolicyRunner:
@@ -591,4 +591,4 @@ def _split(rows: int) -> dict[int, int]:
 
 def _check_threshold(threshold: float) -> None:
     if not 0 < threshold < 1:
-        raise ValueError(f"threshold: got {threshold}; expected a number above 0 and below 1")
+        raise BlockdropError(f"threshold: got {threshold}; expected a number above 0 and below 1")

@@ -75,10 +75,10 @@ def threshold_for_budget(keep_probs: Tensor, table: FlopTable, budget: float) ->
         budget: mean FLOPs per image, policy network included, as a fraction of the full network's.
     Raises:
         BlockdropError: even the highest threshold costs more; the message names the least possible fraction.
-        ValueError: no images, or a budget that isn't a positive number.
+        BlockdropError: no images, or a budget that isn't a positive number.
     """
     if not (budget > 0 and math.isfinite(budget)) or len(keep_probs) == 0:
-        raise ValueError(f"budget {budget} for {len(keep_probs)} images: needs a positive number and an image")
+        raise BlockdropError(f"budget {budget} for {len(keep_probs)} images: needs a positive number and an image")
     thresholds, flops = flops_by_threshold(keep_probs, table)
     full = len(keep_probs) * table.full
     limit = min(math.floor(Fraction(str(budget)) * full), int(flops[0]))

@@ -223,16 +223,18 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def check_policy(self, policy: Tensor, images: Tensor) -> None:
-        """Raises `ValueError` unless `policy` is bool (N, K) or (S, N, K) for images (N, 3, H, W), and keeps every
-        block of a network that can't drop any."""
+        """Raises `BlockdropError` unless `policy` is bool (N, K) or (S, N, K) for images (N, 3, H, W), and keeps
+        every block of a network that can't drop any."""
         expected = (len(images), self.num_blocks)
         if policy.dtype != torch.bool or policy.dim() not in (2, 3) or policy.shape[-2:] != expected:
-            raise ValueError(
+            raise BlockdropError(
                 f"policy: got {policy.dtype} of shape {tuple(policy.shape)}; "
                 f"expected torch.bool of shape (N, K) = {expected} or (S, N, K)"
             )
         if not self.droppable and not bool(policy.all()):
-            raise ValueError(f"policy: drops blocks, but the blocks of a {type(self).__name__} have no shortcuts")
+            raise BlockdropError(
+                f"policy: drops blocks, but the blocks of a {type(self).__name__} have no shortcuts"
+            )
 
 
 def known_image_size(network: Network, image_size: int | None) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import Network, is_channels_last
 
 Execution = Literal["sparse", "masked"]
@@ -129,12 +130,12 @@ class Droppable(Network):
         Returns:
             (N, classes), or (S, N, classes) for a policy of shape (S, N, K).
         Raises:
-            ValueError: policy of another shape or dtype, unknown execution, gates without such a policy.
+            BlockdropError: policy of another shape or dtype, unknown execution, gates without such a policy.
         """
         if execution not in ("sparse", "masked"):
-            raise ValueError(f'execution: got {execution!r}; choose "sparse" or "masked"')
+            raise BlockdropError(f'execution: got {execution!r}; choose "sparse" or "masked"')
         if gates is not None and (policy is None or gates.shape != policy.shape or policy.dim() != 2):
-            raise ValueError("gates: go with a policy (N, K) and have its shape")
+            raise BlockdropError("gates: go with a policy (N, K) and have its shape")
         if policy is None:
             return self._forward_whole(images)
         self.check_policy(policy, images)

@@ -8,6 +8,7 @@ from typing import Literal, Self, cast
 
 from torch import Tensor, nn
 
+from blockdrop.errors import BlockdropError
 from blockdrop.models.droppable import Droppable
 
 Residual = Literal["whole", "branch"]
@@ -55,7 +56,7 @@ class DroppableParts(Droppable):
         self.blocks = nn.ModuleList(nn.ModuleList(stage) for stage in blocks)
         self.head_part = head
         if len(self.transitions) != len(self.blocks):
-            raise ValueError(f"transitions: got {len(self.transitions)} for {len(self.blocks)} stages")
+            raise BlockdropError(f"transitions: got {len(self.transitions)} for {len(self.blocks)} stages")
         self.residual, self.stem_shape = residual, stem_shape
         self.stage_sizes = tuple(len(stage) for stage in blocks)
         # Only a stem without weights could give back the images themselves, which the next block would write to.

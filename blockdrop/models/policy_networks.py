@@ -129,14 +129,14 @@ class PartsStemFeatures(StemFeatures):
         network: whose stem is shared.
         pool: the factor of the average-pooling; less where a map is smaller.
     Raises:
-        ValueError: the shape of the stem's output isn't known, or is another.
+        BlockdropError: the shape of the stem's output isn't known, or is another.
     """
 
     def __init__(self, network: DroppableParts, pool: int):
         super().__init__()
         shape = network.stem_shape
         if shape is None or len(shape) not in (2, 3):
-            raise ValueError(f"stem features: of a map (C, H, W) or tokens (T, C), not of shape {shape}")
+            raise BlockdropError(f"stem features: of a map (C, H, W) or tokens (T, C), not of shape {shape}")
         *sides, channels = shape
         # Only channels differ from both sides of a map, which is square.
         self.channels_last = len(shape) == 2 or (shape[0] == shape[1] != shape[2])
@@ -205,7 +205,7 @@ def build_policy_network(
             weights to zero.
     Raises:
         BlockdropError: unknown name, an initial keep probability outside (0, 1).
-        ValueError: "stem" without a backbone.
+        BlockdropError: "stem" without a backbone.
     """
     if policy_net not in POLICY_NETS:
         raise BlockdropError(f"unknown policy network {policy_net}; choose {', '.join(POLICY_NETS)}")
@@ -213,7 +213,7 @@ def build_policy_network(
         raise BlockdropError(f"initial keep probability {initial_keep}: must be above 0 and below 1")
     if policy_net == "stem":
         if backbone is None:
-            raise ValueError("policy network stem: looks through a backbone's stem; pass backbone=")
+            raise BlockdropError("policy network stem: looks through a backbone's stem; pass backbone=")
         pool = 7 if large_images else 4  # 56 × 56 or 32 × 32 to 8 × 8
         stem: BackboneStemFeatures | PartsStemFeatures
         if isinstance(backbone, DroppableParts):

@@ -103,18 +103,11 @@ class BroughtSource(Source):
             raise BlockdropError(f"{spec.name}: its image size isn't known; pass --image_size")
 
     def preprocessing(self, normalisation: Normalisation | None = None) -> Preprocessing:
-        usual = self._facts or DATASETS["Folder"]
-        facts = self._facts or Preprocessing.usual(self.image_size or 224, usual.normalisation)
-        if self.image_size not in (None, facts.image_size):
-            assert self.image_size is not None
-            facts = Preprocessing(
-                self.image_size,
-                facts.normalisation,
-                round(facts.resize * self.image_size / facts.image_size),
-                facts.interpolation,
-            )
-        wanted = normalisation or facts.normalisation
-        return Preprocessing(facts.image_size, wanted, facts.resize, facts.interpolation)
+        facts = self._facts
+        if facts is None:
+            assert self.image_size is not None  # else the network were refused
+            facts = Preprocessing.usual(self.image_size, DATASETS["Folder"].normalisation)
+        return facts.at(self.image_size, normalisation)
 
     def fresh(self, num_classes: int | None = None) -> Network:
         return self._convert(self._build(num_classes))
