@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ def main() -> None:
         print(f"blockdrop {project_version()}")
     elif (command := name.replace("-", "_")) in COMMANDS:
         sys.argv = [sys.argv[0], *flags]
+        if not sys.flags.safe_path and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # where `--model my_module:build` looks, as with python -m
         runpy.run_module(f"blockdrop.{command}", {"PROGRAM": f"{program} {name}"}, "__main__", alter_sys=True)
     else:
         near = difflib.get_close_matches(command, COMMANDS, 1)

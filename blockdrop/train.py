@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from blockdrop import cl_train, finetune
 from blockdrop.console import run_command
-from blockdrop.errors import Interrupted, require
+from blockdrop.errors import BlockdropError, Interrupted, require
 from blockdrop.lazy import make_callable
 from blockdrop.names import DEFAULT_POLICY_NET, INITIAL_KEEP
 from blockdrop.ranges import CheckpointName, Count, Range
@@ -33,6 +34,8 @@ DECIDED = {
     "skip_bad_images", "cv_dir", "pretrained", "load",
 }  # fmt: skip
 """Flags of the commands that the network, the data and the arguments of `train` stand for."""
+ARGUMENTS = {"cv_dir": "run_dir", "target_flops": "budget", "max_epochs": "epochs"}
+"""The arguments of `train` by the flags of the commands, where their names differ."""
 
 
 @dataclass(kw_only=True)
@@ -65,8 +68,10 @@ class TrainConfig(RunConfig):
 def main(config: TrainConfig) -> Report:
     """Opens the network and the data, trains, and prints the report."""
     from blockdrop.training.opening import open_networks  # torch, which --help does without
+    from blockdrop.training.run_directory import check_usable
 
     config.check()
+    check_usable(config.cv_dir, config.overwrite, config.load, config.resume)
     require(bool(config.load), "--load: name a trained network (python -m blockdrop.pretrain makes one)")
     opened = open_networks(
         config, config.load, policy="fresh", initial_keep=INITIAL_KEEP, usual_net=DEFAULT_POLICY_NET
@@ -111,7 +116,7 @@ def train(
     """Teaches the policy network which blocks each image needs, and the network to do without the others.
 
     What `python -m blockdrop.finetune` does (`recipe="fast"`), or `cl_train` and then `finetune`
-    (`recipe="reference"`, in two folders of `run_dir`): with a progress bar, TensorBoard's curves, checkpoints,
+    (`recipe="reference"`, the first in `run_dir/curriculum`): with a progress bar, TensorBoard's curves, checkpoints,
     and several processes under torchrun.
 
     Args:
@@ -125,7 +130,7 @@ def train(
         budget: mean cost to aim for, a fraction of the full network's FLOPs, policy network included; default: the
             recipe's.
         epochs: of each command; default: the recipe's.
-        run_dir: folder of the run: checkpoints, curves, `report.json`.
+        run_dir: folder of the run: checkpoints, curves, `report.json`; `blockdrop.load` takes it, too.
         resume: go on with the run in `run_dir`, if there is one, as if it had never stopped.
         overwrite: delete the run in `run_dir`.
         workers: processes that read a Dataset; a DataLoader has its own.
@@ -145,6 +150,7 @@ def train(
     from blockdrop.output import write_json
     from blockdrop.reporting import report_on
     from blockdrop.training.opening import open_session
+    from blockdrop.training.run_directory import check_usable
 
     data = as_data(
         train_data,
@@ -160,6 +166,7 @@ def train(
     configs = plan(recipe, Path(run_dir), dynamic, wanted)
     for config in configs:
         config.check()
+        check_usable(config.cv_dir, overwrite, resume=resume)
     trained = copy_to_train(dynamic, data, configs[-1].seed)
     compute = configs[-1].compute()
     brought = evaluate_images(trained, data.test, compute.in_float32(), decider=keep_all(trained.num_blocks))
@@ -189,7 +196,7 @@ def plan(
 
     classes: dict[str, type[PolicyTrainingConfig]] = {"": finetune.FinetuneConfig}
     if recipe == "reference":
-        classes = {"curriculum": cl_train.CurriculumConfig, "finetune": finetune.FinetuneConfig}
+        classes = {"curriculum": cl_train.CurriculumConfig, "": finetune.FinetuneConfig}
     require(recipe in ("fast", "reference"), f"recipe {recipe!r}: choose fast or reference")
     budget = flags.get("target_flops")
     require(
@@ -273,8 +280,12 @@ def _as_a_program(device: str) -> Iterator[None]:
 
 def _call(dynamic: DynamicNetwork, *data: Any, **options: Any) -> tuple[DynamicNetwork, Report]:
     """See `blockdrop.train.train`."""
-    with _as_a_program(options.get("device", "auto")):
-        return train(dynamic, *data, **options)
+    try:
+        with _as_a_program(options.get("device", "auto")):
+            return train(dynamic, *data, **options)
+    except BlockdropError as error:
+        error.args = (re.sub("--([a-z_]+)", lambda flag: ARGUMENTS.get(flag[1], flag[1]), str(error)),)
+        raise
 
 
 make_callable(sys.modules[__name__], _call)

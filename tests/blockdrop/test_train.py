@@ -71,7 +71,7 @@ def test_a_recipe_gives_a_dynamic_network_its_report_and_its_files(tmp_path: Pat
     assert brought.accuracy == pytest.approx((full.argmax(1) == labels).double().mean().item())
     assert own.flops == pytest.approx(trained.flops(policy).double().mean().item())
 
-    last = tmp_path / "run" / ("finetune" if recipe == "reference" else "")
+    last = tmp_path / "run"
     assert json.loads((last / "report.json").read_text()) == json.loads(json.dumps(report.to_json()))
     assert list(last.glob("events.out.tfevents*"))
     assert_same_weights(blockdrop.load(last), trained)
@@ -117,7 +117,7 @@ def test_another_network_does_not_go_on_with_a_run(tmp_path: Path) -> None:
     torch.nn.init.zeros_(next(other.network.parameters()))
     with pytest.raises(BlockdropError):
         train_own(tmp_path / "run", other, epochs=2, resume=True)
-    with pytest.raises(BlockdropError, match="overwrite"):
+    with pytest.raises(BlockdropError, match=r"^run_dir .*/run: already holds a run .*; .* resume .* overwrite"):
         train_own(tmp_path / "run", epochs=1)
     train_own(tmp_path / "run", epochs=1, overwrite=True)
 
@@ -177,8 +177,8 @@ BAD_FLAGS: list[tuple[dict[str, Any], str]] = [
     ({"bath_size": 8}, "bath_size: blockdrop.train has no such flag; did you mean batch_size?"),
     ({"recipe": "quick"}, "choose fast or reference"),
     ({"budget": 1.5}, "budget 1.5: must be above 0 and at most 1"),
-    ({"epochs": 0}, "0"),
-    ({"lr": -1.0}, "lr"),
+    ({"epochs": 0}, "^epochs 0"),
+    ({"lr": -1.0}, "^lr -1.0"),
     ({"policy_net": "constant"}, "policy_net: blockdrop.train has no such flag"),
 ]
 
@@ -219,6 +219,11 @@ def test_the_command_trains_what_a_file_holds(tmp_path: Path, command: Command) 
     assert code == 0, error
     assert "as brought" in out
     assert blockdrop.load(tmp_path / "run").config["target_flops"] == 0.7
+    run_flags = ("--cv_dir", tmp_path / "run", "--overwrite")
+    code, _, error = command(train, *flags[:2], *flags[4:], "--load", tmp_path / "run", *run_flags)
+    assert code == 2
+    assert "which this run starts from; name another folder" in error
+    assert blockdrop.load(tmp_path / "run").num_blocks == 3
     code, _, error = command(train, "--data_dir", root, "--cv_dir", tmp_path / "none")
     assert code == 2
     assert "--load: name a trained network" in error
