@@ -115,9 +115,9 @@ def train(
 ) -> tuple[DynamicNetwork, Report]:
     """Teaches the policy network which blocks each image needs, and the network to do without the others.
 
-    What `python -m blockdrop.finetune` does (`recipe="fast"`), or `cl_train` and then `finetune`
-    (`recipe="reference"`, the first in `run_dir/curriculum`): with a progress bar, TensorBoard's curves, checkpoints,
-    and several processes under torchrun.
+    What `python -m blockdrop.finetune` does (`recipe="fast"`), or `cl_train`, in `run_dir/curriculum`, and then
+    `finetune` (`recipe="reference"`): with a progress bar, TensorBoard's curves, checkpoints, and several
+    processes under torchrun.
 
     Args:
         dynamic: left as it is; see `make_dynamic`.
