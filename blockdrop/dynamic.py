@@ -3,6 +3,7 @@ know of themselves: operating point, image size, preprocessing, class names."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from agents.deciders import Decider, Decision, Learned, keep_all
 from agents.names import DEFAULT_THRESHOLD
 from agents.policy_network import PolicyNetwork
-from blockdrop.data.sets import Normalisation, Preprocessing
+from blockdrop.data.sets import LARGEST_IN_MEMORY, Normalisation, Preprocessing
 from blockdrop.errors import BlockdropError, require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.inference.executor import Executor, compile
@@ -21,6 +22,7 @@ from blockdrop.models.backbone import Network
 from blockdrop.models.checkpoints.operating_points import check_operating_point
 from blockdrop.models.checkpoints.saving import save_checkpoint
 from blockdrop.models.conversion import num_classes_of
+from blockdrop.models.policy_networks import StemFeatures, name_of
 from blockdrop.models.specs import Variant
 
 
@@ -69,16 +71,15 @@ class DynamicNetwork(nn.Module):
         self.model, self.variant, self.origin = model, variant, None if origin is None else dict(origin)
         self._policy_net = policy_net
         self.preprocessing = preprocessing
-        self.classes = None if classes is None else list(classes)
+        if isinstance(classes, str):
+            raise BlockdropError(f"classes {classes!r}: give a list of names, in label order")
+        self.classes = None if classes is None else [str(name) for name in classes]
         self._operating_point: dict[str, Any] | None = None
         self.operating_point = operating_point
         self.metrics, self.epoch, self.config = dict(metrics or {}), epoch, dict(config or {})
         network.image_size = preprocessing.image_size
-        if policy_network is not None and policy_network.num_blocks != network.num_blocks:
-            raise BlockdropError(
-                f"{model}: has {network.num_blocks} blocks, its policy network decides on "
-                f"{policy_network.num_blocks}"
-            )
+        if policy_network is not None:
+            self._check_policy_network(policy_network)
 
     # ---- what it knows of itself
 
@@ -106,20 +107,48 @@ class DynamicNetwork(nn.Module):
     def operating_point(self) -> dict[str, Any] | None:
         """How the threshold was chosen, see `check_operating_point`; None: it is the usual one.
 
-        Setting it sets the policy network's threshold.
+        Setting it sets the policy network's threshold. Where that is set by hand, nothing else is known of it.
+
+        Raises:
+            BlockdropError: what is no operating point, when it is set.
         """
-        return self._operating_point
+        if self.threshold == (self._operating_point or {}).get("threshold", DEFAULT_THRESHOLD):
+            return self._operating_point
+        return check_operating_point({"threshold": self.threshold})
 
     @operating_point.setter
     def operating_point(self, point: Mapping[str, Any] | None) -> None:
-        self._operating_point = None if point is None else check_operating_point(point)
+        try:
+            self._operating_point = None if point is None else check_operating_point(point)
+        except ValueError as error:
+            raise BlockdropError(str(error)) from None
         if self.policy_network is not None:
-            self.policy_network.threshold = DEFAULT_THRESHOLD if point is None else point["threshold"]
+            self.policy_network.threshold = (self._operating_point or {}).get("threshold", DEFAULT_THRESHOLD)
 
-    def set_policy_network(self, policy_network: PolicyNetwork, policy_net: str) -> None:
-        """Gives it another policy network, at that one's own threshold, of the kind that is named."""
-        self.policy_network, self._policy_net = policy_network, policy_net
-        self._operating_point = None
+    def set_policy_network(self, policy_network: PolicyNetwork) -> None:
+        """Gives it another policy network, at that one's own threshold.
+
+        Raises:
+            BlockdropError: one for another number of blocks, that looks through another network's stem, or of a
+                kind that has no name.
+        """
+        self._check_policy_network(policy_network)
+        kind = name_of(policy_network, self.image_size > LARGEST_IN_MEMORY)
+        if kind is None:
+            raise BlockdropError("policy network: of a kind that has no name; choose one of blockdrop.build's")
+        features = policy_network.features
+        if isinstance(features, StemFeatures):
+            own = {id(module) for module in self.network.modules()}
+            if not own.issuperset(map(id, features.borrowed)):
+                raise BlockdropError("policy network stem: looks through another network's stem than this one's")
+        self.policy_network, self._policy_net, self._operating_point = policy_network, kind, None
+
+    def _check_policy_network(self, policy_network: PolicyNetwork) -> None:
+        if policy_network.num_blocks != self.network.num_blocks:
+            raise BlockdropError(
+                f"{self.model}: has {self.network.num_blocks} blocks, its policy network decides on "
+                f"{policy_network.num_blocks}"
+            )
 
     @property
     def image_size(self) -> int:
@@ -229,7 +258,7 @@ class DynamicNetwork(nn.Module):
             BlockdropError: the file exists, or can't be written; a weight isn't finite.
         """
         path = Path(path)
-        require(overwrite or not path.exists(), f"{path}: exists; pass overwrite=True to replace it")
+        require(overwrite or not os.path.lexists(path), f"{path}: exists; pass overwrite=True to replace it")
         save_checkpoint(
             path,
             model=self.model,

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from agents.policy_network import PolicyNetwork
 from blockdrop.data.sets import DATASETS, LARGEST_IN_MEMORY, Normalisation, Preprocessing
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import BlockdropError, CheckpointError, require
-from blockdrop.models.backbone import Network
+from blockdrop.models.backbone import Backbone, Network
 from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint
 from blockdrop.models.checkpoints.filling import fill_brought, load_checkpoint
+from blockdrop.models.checkpoints.saving import check_description
 from blockdrop.models.conversion import convert, convert_like, preprocessing_of
 from blockdrop.models.conversion.by_parts import Part
 from blockdrop.models.parts import Residual
@@ -58,9 +60,11 @@ def assemble(
     policies = [c for c in checkpoints if c.policy_network is not None and policy != "none"]
     recorded = backbones[-1] if backbones else None
     network = source.filled(recorded, num_classes, new_head) if recorded else source.fresh(num_classes)
-    preprocessing = source.preprocessing(normalisation or (recorded.normalisation if recorded else None))
-    if recorded is not None and recorded.preprocessing is not None and normalisation is None:
-        preprocessing = recorded.preprocessing
+    # of a file of a library's own weights the library knows better than what they let guess
+    trusted = recorded if recorded and (recorded.origin or not isinstance(source.spec, ForeignSpec)) else None
+    preprocessing = source.preprocessing(normalisation or (trusted.normalisation if trusted else None))
+    if trusted is not None and trusted.preprocessing is not None and normalisation is None:
+        preprocessing = trusted.preprocessing
     recorded_net = policies[-1].policy_net if policies else usual_net
     policy_network: PolicyNetwork | None = None
     if policies and not source.spec.droppable:
@@ -163,7 +167,8 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> DynamicNetwo
     if checkpoint.resnet is None:
         raise CheckpointError(f"{checkpoint.path}: holds a policy network but no backbone")
     if isinstance(model, nn.Module):
-        return _load_into(checkpoint, model)
+        return _load_into(checkpoint, _as_written(model))
+    require(model is None or isinstance(model, str), f"model: got {model!r}; pass a network, or a name")
     name = model or checkpoint.model
     if name is None:
         raise CheckpointError(
@@ -195,12 +200,14 @@ def _load_into(checkpoint: Checkpoint, model: nn.Module) -> DynamicNetwork:
             raise BlockdropError(f"{type(made_of).__name__}: has other blocks than the network in the file")
     except BlockdropError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
+    network = network.float()
     fill_brought(checkpoint, network)
     policy_network = None
     if checkpoint.policy_network is not None:
         large = checkpoint.preprocessing.image_size > LARGEST_IN_MEMORY
         policy_network = build_policy_network(network.num_blocks, large, checkpoint.policy_net, backbone=network)
         load_checkpoint(checkpoint, policy_network=policy_network)
+        policy_network.to(next(network.parameters()).device)
     return DynamicNetwork(
         network,
         policy_network,
@@ -230,6 +237,7 @@ def make_dynamic(
     num_classes: int | None = None,
     classes: Sequence[str] | None = None,
     initial_keep: float = INITIAL_KEEP,
+    seed: int = 0,
 ) -> DynamicNetwork:
     """Any residual network, with a fresh policy network that keeps all its blocks until it has learned better.
 
@@ -249,6 +257,7 @@ def make_dynamic(
         num_classes: of a network by its name; default: its own.
         classes: names in label order.
         initial_keep: keep probability of every block for every image, before training.
+        seed: of the policy network's weights.
     Raises:
         BlockdropError: what can't be converted, with the name of the module and why.
 
@@ -258,8 +267,16 @@ def make_dynamic(
     >>> logits.shape, policy.all().item()
     (torch.Size([2, 10]), True)
     """
-    require(image_size is None or image_size >= 1, f"image_size {image_size}: not a number of pixels, at least 1")
-    require(num_classes is None or num_classes >= 1, f"num_classes {num_classes}: not a number, at least 1")
+    for argument, number in (("image_size", image_size), ("num_classes", num_classes)):
+        require(
+            number is None or (isinstance(number, int) and number >= 1),
+            f"{argument} {number}: not a whole number of at least 1",
+        )
+    if normalisation is not None:
+        normalisation = Normalisation(*normalisation)
+        require(min(normalisation.std) > 0, f"normalisation: a standard deviation of {min(normalisation.std)}")
+    if isinstance(model, nn.Module):
+        model = _as_written(model)
     origin: Any = None
     variant = Variant()
     if isinstance(model, str):
@@ -277,13 +294,16 @@ def make_dynamic(
         if isinstance(model, Network):
             name, variant, origin, known = _of_the_zoo(model)
         facts = _facts(known, image_size or origin.get("image_size") if origin else image_size, normalisation)
-    policy_network = build_policy_network(
-        network.num_blocks,
-        facts.image_size > LARGEST_IN_MEMORY,
-        policy_net,
-        backbone=network,
-        initial_keep=initial_keep,
-    )
+    _check_weights(network, name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy_network = build_policy_network(
+            network.num_blocks,
+            facts.image_size > LARGEST_IN_MEMORY,
+            policy_net,
+            backbone=network,
+            initial_keep=initial_keep,
+        ).to(next(network.parameters()).device)
     dynamic = DynamicNetwork(
         network,
         policy_network,
@@ -294,11 +314,38 @@ def make_dynamic(
         classes=classes,
         origin=origin,
     )
+    names = len(dynamic.classes or ())
     require(
-        classes is None or len(classes) == dynamic.num_classes,
-        f"classes: {len(classes or ())} names, but {name} has {dynamic.num_classes} classes",
+        names in (0, dynamic.num_classes),
+        f"classes: {names} names, but {name} has {dynamic.num_classes} classes",
     )
-    return dynamic.train(network.training)
+    dynamic.training = network.training  # its modules keep theirs, such as BatchNorm that is frozen
+    policy_network.train(network.training)
+    return dynamic
+
+
+def _as_written(model: nn.Module) -> nn.Module:
+    """What torch.compile or a parallel wrapper holds."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _as_written(model.module)
+    compiled_from = getattr(model, "_orig_mod", None)
+    return compiled_from if isinstance(compiled_from, nn.Module) else model
+
+
+def _check_weights(network: Network, name: str) -> None:
+    """Raises `BlockdropError` for weights that training, the executor or a file couldn't hold."""
+    for key, value in network.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise BlockdropError(f"{name}: {key} is a {type(value).__name__}, no tensor, which no file could hold")
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise BlockdropError(
+                f"{name}: {key} is {value.dtype}; hand the network in as float32 (model.float()), compile and "
+                "precision= choose other types"
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise BlockdropError(
+                f"{name}: {key} holds values that aren't finite; a mask is a buffer with persistent=False"
+            )
 
 
 def _of_the_zoo(network: Network) -> tuple[str, Variant, None, Preprocessing]:
@@ -310,6 +357,11 @@ def _of_the_zoo(network: Network) -> tuple[str, Variant, None, Preprocessing]:
         )
     name, variant = network.built_from
     spec = parse_model_name(name)
+    assert isinstance(network, Backbone)
+    try:
+        check_description(name, variant, network)
+    except ValueError as error:
+        raise BlockdropError(f"{name}: is no longer what blockdrop.build made ({error})") from None
     return name, variant, None, Preprocessing.usual(spec.image_size, DATASETS[spec.dataset].normalisation)
 
 

@@ -240,7 +240,7 @@ def copy_to_train(dynamic: DynamicNetwork, data: Data, seed: int) -> DynamicNetw
             backbone=trained.network,
             initial_keep=INITIAL_KEEP,
         )
-        trained.set_policy_network(policy_network, DEFAULT_POLICY_NET)
+        trained.set_policy_network(policy_network)
     return trained
 
 

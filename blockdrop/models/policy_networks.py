@@ -136,7 +136,10 @@ class PartsStemFeatures(StemFeatures):
         super().__init__()
         shape = network.stem_shape
         if shape is None or len(shape) not in (2, 3):
-            raise BlockdropError(f"stem features: of a map (C, H, W) or tokens (T, C), not of shape {shape}")
+            raise BlockdropError(
+                f"policy network stem: looks at a map (C, H, W) or tokens (T, C), not at a shape {shape}; choose "
+                'policy_net="pooled"'
+            )
         *sides, channels = shape
         # Only channels differ from both sides of a map, which is square.
         self.channels_last = len(shape) == 2 or (shape[0] == shape[1] != shape[2])

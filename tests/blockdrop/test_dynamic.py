@@ -142,6 +142,22 @@ def test_a_policy_network_of_another_number_of_blocks_is_refused() -> None:
         DynamicNetwork(dynamic.network, other.policy_network, model="resnet", preprocessing=dynamic.preprocessing)
 
 
+def test_a_policy_network_that_belongs_elsewhere_is_refused() -> None:
+    dynamic = decided()
+    other = blockdrop.make_dynamic(torchvision.models.resnet18(num_classes=3), image_size=SIDE).policy_network
+    fewer = blockdrop.make_dynamic("R14_C10", policy_net="constant").policy_network
+    assert other is not None
+    assert fewer is not None
+    with pytest.raises(BlockdropError, match="stem: looks through another network's stem"):
+        dynamic.set_policy_network(other)
+    with pytest.raises(BlockdropError, match="decides on 6"):
+        dynamic.set_policy_network(fewer)
+    with pytest.raises(BlockdropError, match="threshold"):
+        dynamic.operating_point = {"threshold": 2}
+    dynamic.operating_point = {"threshold": np.float32(0.25)}
+    assert dynamic.threshold == 0.25
+
+
 def test_it_prints_itself_in_one_line() -> None:
     dynamic = decided()
     dynamic.operating_point = {"threshold": 0.896}

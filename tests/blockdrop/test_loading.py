@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -162,6 +163,8 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
             blockdrop.load(tmp_path / "net.t7", model=model)
     with pytest.raises(CheckpointError, match="holds R14_C10, which is made by its name; leave model out"):
         blockdrop.load(tmp_path / "zoo.t7", model=Own())
+    with pytest.raises(BlockdropError, match=r"model: got <class .*; pass a network, or a name"):
+        blockdrop.load(tmp_path / "net.t7", model=Own)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"holds a ResNet-14 \(6 blocks\), the model is a ResNet-20"):
         blockdrop.load(tmp_path / "zoo.t7", model="R20_C10")
 
@@ -193,6 +196,74 @@ def test_facts_that_are_given_take_the_place_of_known_ones() -> None:
     assert blockdrop.make_dynamic(model.train(), image_size=64).training
 
 
+def test_a_librarys_own_file_is_normalised_as_the_library_says(tmp_path: Path) -> None:
+    model = pytest.importorskip("timm").create_model("vit_tiny_patch16_224")
+    torch.save(model.state_dict(), tmp_path / "makers.pth")
+    name = "timm:vit_tiny_patch16_224"
+    expected = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert blockdrop.make_dynamic(name).normalisation == expected
+    assert blockdrop.load(tmp_path / "makers.pth", model=name).normalisation == expected
+
+
+def test_a_threshold_that_is_set_by_hand_is_saved(tmp_path: Path) -> None:
+    dynamic = dynamic_of("R8_C10", num_classes=3)
+    assert dynamic.policy_network is not None
+    dynamic.policy_network.threshold = 0.3
+    dynamic.save(tmp_path / "by_hand.t7")
+    assert blockdrop.load(tmp_path / "by_hand.t7").threshold == 0.3
+    other = dynamic_of("R8_C10", policy_net="pooled4", num_classes=3).policy_network
+    assert other is not None
+    other.threshold = 0.2
+    dynamic.set_policy_network(other)
+    dynamic.save(tmp_path / "other.t7")
+    assert_same(blockdrop.load(tmp_path / "other.t7"), dynamic)
+    assert (dynamic.threshold, dynamic.policy_net) == (0.2, "pooled4")
+    other.threshold = 0.5
+    assert dynamic.operating_point is None
+
+
+def test_the_policy_network_is_the_same_whenever_it_is_made() -> None:
+    model = torchvision.models.resnet18(num_classes=3)
+    first, second = (blockdrop.make_dynamic(model, image_size=SIDE) for _ in range(2))
+    assert all(value.equal(second.state_dict()[name]) for name, value in first.state_dict().items())
+    other = blockdrop.make_dynamic(model, image_size=SIDE, seed=1)
+    assert any(not value.equal(other.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def test_frozen_batchnorm_stays_frozen_and_wrappers_come_off() -> None:
+    model = torchvision.models.resnet18(num_classes=3).train()
+    model.bn1.eval()
+    dynamic = blockdrop.make_dynamic(nn.DataParallel(model), image_size=SIDE)
+    assert dynamic.model == "ResNet"
+    assert dynamic.training
+    assert not dynamic.network.get_submodule("bn1").training
+    assert dynamic.network.get_submodule("fc").training
+
+
+def test_a_class_of_the_program_that_is_run_is_the_same_where_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"stem": "first", "blocks": [[f"body.{i}" for i in range(3)]], "head": "last"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Own, "__module__", "__main__")
+        dynamic = dynamic_of(Own(), **names)
+        dynamic.save(tmp_path / "program.t7")
+    assert_same(blockdrop.load(tmp_path / "program.t7", model=Own()), dynamic)
+
+
+def test_names_of_classes_are_words_in_files(tmp_path: Path) -> None:
+    for classes in ([0, 1, 2], np.array(["a", "b", "c"])):
+        dynamic = dynamic_of("R8_C10", num_classes=3, classes=classes)
+        dynamic.save(tmp_path / "net.t7", overwrite=True)
+        assert blockdrop.load(tmp_path / "net.t7").classes == [str(name) for name in classes]
+
+
+class Masked(MapBlock):
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
+
+
 class Nothing(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -212,6 +283,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model": "R14_C10", "num_classes": 0}, "num_classes 0"),
     ({"model": torchvision.models.resnet18(), "image_size": -4}, "image_size -4"),
     ({"model": torchvision.models.resnet18(), "num_classes": 9}, "num_classes: of a network by its name"),
+    ({"model": torchvision.models.resnet18().half(), "image_size": SIDE}, r"float16; hand .* model\.float\(\)"),
+    ({"model": torchvision.models.resnet18(), "image_size": 32.0}, "image_size 32.0: not a whole number"),
+    ({"model": "R8_C10", "classes": "abc"}, "classes 'abc': give a list of names"),
+    ({"model": "R8_C10", "normalisation": ((0,) * 3, (0, 1, 1))}, "a standard deviation of 0"),
+    (
+        {"stem": nn.Conv2d(3, 6, 3), "blocks": [[Masked()]], "head": Pooled(6, 3), "image_size": SIDE},
+        r"blocks\.0\.0\.mask holds values that aren't finite; a mask is a buffer with persistent=False",
+    ),
     ({"model": Own(), "stem": "first", "blocks": "none", "head": "last", "image_size": SIDE}, "none"),
     (
         {"stem": Nothing(), "blocks": [[nn.Conv2d(3, 6, 3)]], "head": Pooled(6, 3), "image_size": SIDE},
@@ -224,6 +303,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_what_can_not_be_made_dynamic_is_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(BlockdropError, match=message):
         blockdrop.make_dynamic(**given)
+
+
+def test_a_head_that_was_replaced_is_refused_before_it_is_trained() -> None:
+    network = blockdrop.build("R8_C10")[0]
+    network.fc = nn.Sequential(nn.Dropout(0.1), nn.Linear(64, 7))  # type: ignore[assignment]
+    with pytest.raises(BlockdropError, match="R8_C10: is no longer what"):
+        blockdrop.make_dynamic(network)
 
 
 def test_a_file_that_is_not_there_or_holds_no_backbone_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 
 def check_operating_point(point: Any) -> dict[str, Any]:
     """A copy of an operating point, of plain numbers only.
@@ -29,6 +31,8 @@ def check_operating_point(point: Any) -> dict[str, Any]:
 def _numbers(values: Any) -> dict[str, float]:
     if not isinstance(values, Mapping):
         raise ValueError(f"the operating point's curve holds a {type(values).__name__}")
+    numpys = {name: float(value) for name, value in values.items() if isinstance(value, np.floating)}
+    values = {**values, **numpys}
     for name, value in values.items():
         if not isinstance(name, str) or type(value) not in (int, float) or not abs(value) < 1e300:
             raise ValueError(f"the operating point's {str(name)[:40]} is no finite number")

@@ -63,7 +63,7 @@ def save_checkpoint(
                 raise NumericalError(f"{key} is no longer finite after epoch {epoch}; try a smaller --lr")
     if origin is None:
         assert isinstance(resnet, Backbone), "others have an origin"
-        _check_description(model, variant, resnet)
+        check_description(model, variant, resnet)
     metrics = dict(metrics or {})
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -117,7 +117,7 @@ def _save_safetensors(path: Path, content: Mapping[str, Any]) -> None:
     write_safetensors_file(path, tensors, encode_metadata(facts))
 
 
-def _check_description(model: str, variant: Variant, resnet: Backbone) -> None:
+def check_description(model: str, variant: Variant, resnet: Backbone) -> None:
     """A file that says another network than it holds could never be read back."""
     spec = parse_model_name(model)
     odd: str | None = "its kind of blocks"

@@ -141,7 +141,10 @@ def convert_like(
         BlockdropError: a model of another class, with other blocks or classes; parts are needed; and as `convert`.
     """
     name = origin.get("class_name", "")
-    if _class_name(model) != name:
+    found_name = _class_name(model)
+    # a class of a program that is run has another module's name where it is imported
+    as_program = "__main__" in (name.partition(".")[0], found_name.partition(".")[0])
+    if found_name != name and not (as_program and found_name.rpartition(".")[2] == name.rpartition(".")[2]):
         raise BlockdropError(
             f"the network was made of {name or 'parts without a model'}, not of {_describe(model)}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,12 @@ def preprocessing_of(model: nn.Module) -> Preprocessing | None:
         if height != width:
             raise BlockdropError(
                 f"{type(model).__name__}: takes images of {height}×{width} pixels; they must be square"
+            )
+        if config.get("crop_mode") == "squash":
+            warnings.warn(
+                f"{type(model).__name__}: its makers squash images to a square; here their short side is resized "
+                "and the centre cut out",
+                stacklevel=3,
             )
         interpolation = str(config.get("interpolation") or "bilinear")
         return Preprocessing(

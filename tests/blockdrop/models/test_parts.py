@@ -172,5 +172,5 @@ def test_channels_are_what_differs_from_the_sides_of_a_map(shape: tuple[int, ...
 
 def test_a_stem_of_unknown_shape_lends_itself_to_no_policy_network() -> None:
     network = DroppableParts(ToTokens(8), [[MapBlock(8)]], nn.Flatten())
-    with pytest.raises(ValueError, match="stem features"):
+    with pytest.raises(ValueError, match=r"policy network stem: looks at .* not at a shape None; choose"):
         build_policy_network(1, policy_net="stem", backbone=network)
