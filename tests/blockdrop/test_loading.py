@@ -162,6 +162,11 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
             blockdrop.load(tmp_path / "net.t7", model=model)
     with pytest.raises(CheckpointError, match="holds R14_C10, which is made by its name; leave model out"):
         blockdrop.load(tmp_path / "zoo.t7", model=Own())
+    with pytest.raises(CheckpointError, match=r"holds ResNet, which blockdrop\.load reads"):
+        blockdrop.load_network(tmp_path / "net.t7")
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="holds weights alone; load them into the model"):
+        blockdrop.load(tmp_path / "weights.pt", model=torchvision.models.resnet18())
     with pytest.raises(CheckpointError, match=r"holds a ResNet-14 \(6 blocks\), the model is a ResNet-20"):
         blockdrop.load(tmp_path / "zoo.t7", model="R20_C10")
 
