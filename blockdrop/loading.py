@@ -239,6 +239,8 @@ def make_dynamic(
 ) -> DynamicNetwork:
     """Any residual network, with a fresh policy network that keeps all its blocks until it has learned better.
 
+    Fresh weights are drawn from torch's generator: `torch.manual_seed` makes a run from here on repeatable.
+
     Taken as they are: ResNets, ResNeXts and wide ResNets of torchvision; ResNets of timm (deep stems, average-pool
     shortcuts, squeeze-and-excitation), its ConvNeXts and vision transformers; networks of ours. Any other comes by
     its parts: `make_dynamic(stem=…, blocks=[[…], …], head=…)`, modules or, beside a model, their names in it. A
