@@ -114,7 +114,8 @@ def name_of_network(model: str | None, checkpoints: Sequence[Checkpoint]) -> str
     spec = parse_name(last.model) if ":" in last.model else None
     if last.origin is not None and (not isinstance(spec, ForeignSpec) or spec.is_function):
         raise BlockdropError(
-            f"{last.path}: holds the weights of a {last.model}, which only its owner's code builds; pass --model"
+            f"{last.path}: holds the weights of a {last.model}, but not how to build one; pass --model, as "
+            "timm:<name>, torchvision:<name> or <module>:<function>"
         )
     return last.model
 
@@ -172,7 +173,8 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> DynamicNetwo
     name = model or checkpoint.model
     if name is None:
         raise CheckpointError(
-            f"{checkpoint.path}: doesn't say which network it holds; pass its name, for example model='R110_C10'"
+            f"{checkpoint.path}: doesn't say which network it holds; pass its name, for example model='R110_C10' "
+            "or 'torchvision:resnet50'"
         )
     if checkpoint.origin is not None and model is None:
         spec = parse_name(name) if ":" in name else None
@@ -184,10 +186,14 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> DynamicNetwo
 
 def _load_into(checkpoint: Checkpoint, model: nn.Module) -> DynamicNetwork:
     """The checkpoint's dynamic network, its network a model's like that which it was made of."""
+    if checkpoint.model is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: holds weights alone; load them into the model and hand it to make_dynamic, or "
+            "pass the network's name as model="
+        )
     if checkpoint.origin is None or checkpoint.preprocessing is None:
         raise CheckpointError(
-            f"{checkpoint.path}: holds {checkpoint.model or 'a network of another dialect'}, which is made by its "
-            "name; leave model out, or pass a name"
+            f"{checkpoint.path}: holds {checkpoint.model}, which is made by its name; leave model out"
         )
     made_of = model.network if isinstance(model, DynamicNetwork) else model
     network: Network
@@ -240,6 +246,8 @@ def make_dynamic(
     seed: int = 0,
 ) -> DynamicNetwork:
     """Any residual network, with a fresh policy network that keeps all its blocks until it has learned better.
+
+    Fresh weights are drawn from torch's generator: `torch.manual_seed` makes a run from here on repeatable.
 
     Taken as they are: ResNets, ResNeXts and wide ResNets of torchvision; ResNets of timm (deep stems, average-pool
     shortcuts, squeeze-and-excitation), its ConvNeXts and vision transformers; networks of ours. Any other comes by

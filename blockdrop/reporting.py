@@ -13,7 +13,7 @@ from blockdrop.policy_stats import Outcomes
 from blockdrop.report.table import Report, Row
 from blockdrop.training.compute import Compute, choose_compute
 
-FULL, BROUGHT, TUNED, DYNAMIC = "full network", "as brought", "full network, fine-tuned", "dynamic"
+FULL, BROUGHT, TUNED, DYNAMIC = "full network", "network as brought", "fine-tuned full network", "dynamic"
 """Names of a report's rows."""
 
 

@@ -1,7 +1,8 @@
-"""From a trained network to one that drops blocks: a recipe, and a report against the network brought.
+"""Make a trained network dynamic: train its policy network and the network itself, and compare it with the one
+brought.
 
---recipe fast is `finetune --recipe fast`; --recipe reference is `cl_train` and then `finetune`. As
-`blockdrop.train(dynamic, train_data, test_data, ...)` the same for networks and data that a program holds.
+--recipe fast runs `finetune --recipe fast`, --recipe reference runs `cl_train` and then `finetune`. In Python
+`blockdrop.train(dynamic, train_data, test_data, ...)` does the same with a network and data of the program's own.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class TrainConfig(RunConfig):
     GROUPS: ClassVar[Groups] = {"report": ("speed",)}
 
     load: tuple[CheckpointName, ...] = ()
-    """Checkpoints of the trained network, of any dialect, or run directories; or the word torchvision."""
+    """Checkpoints of the trained network, of any dialect, or run directories. For R18_ImgNet to R152_ImgNet also
+    the word torchvision, which fetches its weights."""
     recipe: Recipe = "fast"
     """Recipe: fast (toward a budget, from a trained network) or reference (curriculum learning and then joint
     fine-tuning, as BlockDrop was published)."""

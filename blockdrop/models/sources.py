@@ -165,7 +165,7 @@ class BroughtSource(Source):
                     f"{spec.name}: torchvision has no such network; it has resnet50, resnext50_32x4d, …"
                 )
             return models.get_model(spec.target, weights=None, **options)
-        function = getattr(_imported(spec.library, "see that it can be imported from here"), spec.target, None)
+        function = getattr(_imported(spec.library, "put its folder on PYTHONPATH"), spec.target, None)
         if not callable(function):
             raise BlockdropError(f"{spec.name}: {spec.library} has no function {spec.target}")
         takes = inspect.signature(function).parameters

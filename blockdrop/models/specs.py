@@ -178,9 +178,12 @@ def parse_model_name(name: str) -> ModelSpec:
     (18, 18, 18)
     """
     match = re.fullmatch(r"([A-Za-z]+)(\d+)_(\w+)", name)
+    if not match and ":" in name:
+        raise BlockdropError(f"{name}: a network of others; here a name R<depth>_<dataset> is wanted")
     if not match:
         raise BlockdropError(
-            f"{name}: model names have the form R<depth>_<dataset>, for example R110_C10, or plain20_C10"
+            f"{name}: model names have the form R<depth>_<dataset>, for example R110_C10, or plain20_C10; "
+            "networks of others timm:<name>, torchvision:<name> or <module>:<function>"
         )
     family, depth, dataset = match[1], int(match[2]), match[3]
     if family not in FAMILIES:

@@ -15,9 +15,9 @@ from blockdrop.errors import BlockdropError
 if TYPE_CHECKING:
     from blockdrop.policy_stats import Outcomes
 
-WIDTH = 96
+WIDTH = 99
 """Characters of a line."""
-HEADS = ("", "accuracy", "FLOPs/image", "of brought", "blocks", "policies", "images/s")
+HEADS = ("", "accuracy", "FLOPs/image", "of full", "blocks", "policies", "images/s")
 SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 MISSING = "–"
 
@@ -27,7 +27,7 @@ class Row:
     """A network on the test images."""
 
     name: str
-    """Such as "as brought", "full network, fine-tuned", "dynamic"."""
+    """Such as "network as brought", "fine-tuned full network", "dynamic"."""
     accuracy: float
     """Share of right predictions, in [0, 1]."""
     flops: float
@@ -184,12 +184,12 @@ class Report:
             return None
         row, brought = self.rows[-1], self.brought
         parts = [
-            f"{100 * (row.accuracy - brought.accuracy):+.2f} points of accuracy",
-            f"{self.flops_share(row):.1%} of the FLOPs",
+            f"accuracy {100 * (row.accuracy - brought.accuracy):+.2f} points",
+            f"{self.flops_share(row):.1%} of FLOPs",
         ]
         if (speed_up := self.speed_up(row)) is not None:
-            parts.append(f"{speed_up:.2f} × the images/s")
-        return f"{row.name} beside {brought.name}: {', '.join(parts)}"
+            parts.append(f"{speed_up:.2f} × images/s")
+        return f"{row.name} against the {brought.name}: {', '.join(parts)}"
 
 
 def _scaled(flops: float) -> str:

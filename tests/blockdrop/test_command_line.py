@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from blockdrop import count, distill, doctor, evaluate, export, finetune, pretrain, visualize
+from blockdrop import count, distill, doctor, evaluate, export, finetune, pretrain, train, visualize
 from blockdrop.cl_train import CurriculumConfig
 from blockdrop.command_line import boxes, choose_class, help_texts, parse_flags
 from blockdrop.errors import BlockdropError
@@ -21,6 +21,7 @@ from blockdrop.ranges import declared_rules
 
 COMMANDS: dict[str, Any] = {
     "pretrain": pretrain.PretrainConfig,
+    "train": train.TrainConfig,
     "cl_train": CurriculumConfig,
     "finetune": finetune.FinetuneConfig,
     "evaluate": evaluate.EvaluateConfig,
@@ -34,6 +35,8 @@ CLASSES = [*(c for name, c in COMMANDS.items() if name != "distill"), *distill.M
 REQUIRED: dict[Any, dict[str, Any]] = {export.ExportConfig: {"format": "onnx", "output": "net.onnx"}}
 HEAVY = {"torch", "torchvision", "numpy", "scipy", "sklearn", "matplotlib", "tensorboard", "openvino"}
 ROOT = Path(__file__).parents[2]
+PROGRAM = r"(?:blockdrop |(?:python|torchrun)[^`…]* -m blockdrop\.)"
+"""What a command's name follows."""
 
 
 # ---- every old command line
@@ -47,12 +50,12 @@ def written_command_lines() -> Iterator[tuple[str, str, list[str]]]:
         for line in text.splitlines():
             if found := re.match(r'^([A-Z]+)="(.*)"$', line):
                 variables[found[1]] = substituted(found[2], variables)
-            inline = re.findall(r"`((?:python|torchrun)[^`…]*-m blockdrop\.[^`…]*)`", line)
-            own = [line] if re.match(r"^\s*(python|torchrun) .*-m blockdrop\.", line) else []
+            inline = re.findall(rf"`({PROGRAM}[^`…]*)`", line)
+            own = [line] if re.match(rf"^\s*{PROGRAM}", line) else []
             for words in (*own, *inline):
-                command, flags = re.split(r"-m blockdrop\.", substituted(words, variables), maxsplit=1)[
-                    1
-                ].partition(" ")[::2]
+                found = re.match(rf"\s*{PROGRAM}(\w+) ?(.*)", substituted(words, variables))
+                assert found, words
+                command, flags = found.groups()
                 yield path.name, command, shlex.split(flags, comments=True)
 
 

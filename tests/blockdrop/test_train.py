@@ -60,7 +60,7 @@ def test_a_recipe_gives_a_dynamic_network_its_report_and_its_files(tmp_path: Pat
     assert_same_weights(dynamic, before)
     assert not trained.training
     assert any(not value.equal(before.state_dict()[name]) for name, value in trained.state_dict().items())
-    assert [row.name for row in report.rows] == ["as brought", "full network, fine-tuned", "dynamic"]
+    assert [row.name for row in report.rows] == ["network as brought", "fine-tuned full network", "dynamic"]
 
     images, labels = own_data(12).tensors
     with torch.no_grad():

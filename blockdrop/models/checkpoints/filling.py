@@ -98,6 +98,8 @@ def load_network(path: str | Path) -> tuple[Backbone, Checkpoint]:
         raise CheckpointError(
             f"{checkpoint.path}: doesn't say which network it holds; use build and load_checkpoint"
         )
+    if checkpoint.origin is not None:
+        raise CheckpointError(f"{checkpoint.path}: holds {checkpoint.model}, which blockdrop.load reads")
     return network_from(checkpoint, parse_model_name(checkpoint.model)).eval(), checkpoint
 
 

@@ -95,7 +95,8 @@ def save_checkpoint(
         else:
             write_whole(path, lambda file: torch.save(content, file))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise CheckpointError(f"{path}: can't write the checkpoint ({str(error).splitlines()[0]})") from None
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: can't write the checkpoint ({reason})") from None
 
 
 def preprocessing_record(preprocessing: Preprocessing) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def convert(
     elif isinstance(model, Network):
         return _ours(model)
     elif model is None:
-        raise BlockdropError("convert: give a model, or stem, blocks and head")
+        raise BlockdropError("give a model, or stem, blocks and head")
     else:
         parts, origin = None, Origin()
         layout = layout_of(model)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from blockdrop.errors import BlockdropError
 from blockdrop.models.specs import IMAGENET_LAYERS, Variant, parse_model_name
 
 
@@ -28,3 +29,10 @@ def test_a_variant_records_what_is_not_as_usual() -> None:
     assert Variant(expansion=2.5).numbers() == {"expansion": 2.5}
     assert Variant(None, 2.8, "net").numbers() == {"reduction": 2.8, "reduction_mode": "net"}
     assert str(Variant(None, 2.8, "net")) == "reduction 2.8, by net"
+
+
+def test_a_name_that_is_none_of_ours_says_which_there_are() -> None:
+    with pytest.raises(BlockdropError, match="networks of others timm:<name>, torchvision:<name>"):
+        parse_model_name("resnet18")
+    with pytest.raises(BlockdropError, match="timm:resnet18: a network of others; here a name R<depth>_<dataset>"):
+        parse_model_name("timm:resnet18")

@@ -12,10 +12,10 @@ from blockdrop.errors import BlockdropError
 from blockdrop.policy_stats import Outcomes
 from blockdrop.report.table import Report, Row
 
-BROUGHT = Row("as brought", 0.9321, 505_775_360, 54, 1, 1234.0)
+BROUGHT = Row("network as brought", 0.9321, 505_775_360, 54, 1, 1234.0)
 DYNAMIC = Row("dynamic", 0.936, 180_912_640, 16.93, 4690, 2893.1)
 REPORT = Report(
-    [BROUGHT, Row("full network, fine-tuned", 0.9375, 505_775_360, 54, 1), DYNAMIC], ["a <b>warning</b>"]
+    [BROUGHT, Row("fine-tuned full network", 0.9375, 505_775_360, 54, 1), DYNAMIC], ["a <b>warning</b>"]
 )
 
 
@@ -27,12 +27,12 @@ def test_a_row_holds_what_a_network_did_on_the_images() -> None:
 
 def test_it_prints_as_a_short_table_with_the_brought_network_as_the_measure() -> None:
     head, brought, tuned, dynamic, *below = str(REPORT).splitlines()
-    assert brought.split() == ["as", "brought", "93.21%", "505.8", "M", "100.0%", "54.00", "1", "1,234"]
+    assert brought.split() == ["network", "as", "brought", "93.21%", "505.8", "M", "100.0%", "54.00", "1", "1,234"]
     assert tuned.split()[-1] == "–", "not measured"
     assert dynamic.split() == ["dynamic", "93.60%", "180.9", "M", "35.8%", "16.93", "4,690", "2,893"]
     assert len({len(line) for line in (head, brought, tuned, dynamic)}) == 1, "numbers end where their heads do"
     assert below == [
-        "dynamic beside as brought: +0.39 points of accuracy, 35.8% of the FLOPs, 2.34 × the images/s",
+        "dynamic against the network as brought: accuracy +0.39 points, 35.8% of FLOPs, 2.34 × images/s",
         "note: a <b>warning</b>",
     ]
 
@@ -44,9 +44,9 @@ def test_lines_stay_short_whatever_there_is_to_note() -> None:
 
 
 def test_speeds_that_nobody_measured_take_no_column() -> None:
-    text = str(Report([Row("as brought", 0.5, 15_602_810_880, 33, 1), Row("dynamic", 0.4, 9.4e9, 20, 7)]))
+    text = str(Report([Row("network as brought", 0.5, 15_602_810_880, 33, 1), Row("dynamic", 0.4, 9.4e9, 20, 7)]))
     assert "images/s" not in text
-    assert "-10.00 points of accuracy, 60.2% of the FLOPs" in text
+    assert "accuracy -10.00 points, 60.2% of FLOPs" in text
     assert "15.60 G" in text
     assert len(str(Report([BROUGHT])).splitlines()) == 2, "nothing to compare"
 
@@ -79,7 +79,7 @@ def test_a_notebook_shows_the_same_cells_in_its_own_colours() -> None:
     text = REPORT._repr_html_()
     cells = Cells(text).cells
     assert [cell for cell, _ in cells[7:14]] == [
-        "as brought",
+        "network as brought",
         "93.21%",
         "505.8 M",
         "100.0%",
@@ -90,7 +90,7 @@ def test_a_notebook_shows_the_same_cells_in_its_own_colours() -> None:
     for index, (_, style) in enumerate(cells):
         assert f"text-align: {'left' if index % 7 == 0 else 'right'}" in style
     assert "note: a &lt;b&gt;warning&lt;/b&gt;" in text
-    assert "2.34 × the images/s" in text
+    assert "2.34 × images/s" in text
     colours = set(re.findall(r"(?:color|background|border[-a-z]*): ([^;\"]+)", text))
     assert colours == {"inherit", "transparent", "none", "collapse", "1px solid currentColor"}
 
@@ -98,7 +98,7 @@ def test_a_notebook_shows_the_same_cells_in_its_own_colours() -> None:
 def test_rows_are_found_by_name() -> None:
     assert REPORT["dynamic"] is DYNAMIC
     assert REPORT.brought is BROUGHT
-    with pytest.raises(KeyError, match="static; choose as brought, full network, fine-tuned, dynamic"):
+    with pytest.raises(KeyError, match="static; choose network as brought, fine-tuned full network, dynamic"):
         REPORT["static"]
 
 
