@@ -34,7 +34,7 @@ OWN_FILES = (
 )  # fmt: skip
 """In the order in which they are deleted: at no moment is there a state without the flags that it belongs to."""
 REPORT_FILES = ("report.json", "profile.txt")
-"""Ours only beside a config.json: others may call their files so."""
+"""Ours only beside a run's config.json: others may call their files so."""
 Lines = dict[str, tuple[int, dict[str, float]]]
 """By phase: epoch and metrics."""
 EITHER_WAY = ("cv_dir", "data_dir", "download", "overwrite", "workers", "device", "resume", "save_minutes")
@@ -353,17 +353,32 @@ def check_same_run(folder: Path, record: Mapping[str, Any], mend: str = "pass wh
             )
 
 
+def holds_a_strangers_config(folder: Path) -> bool:
+    """Whether the config.json in a folder is whole, but no run's: every run's names its command."""
+    try:
+        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not isinstance(record, dict) or "command" not in record
+
+
 def own_files(path: Path) -> list[Path]:
     """The files of a run in this folder; none if there is no such folder."""
-    reports = REPORT_FILES if (path / "config.json").exists() else ()
+    there = (path / "config.json").exists() and not holds_a_strangers_config(path)
+    reports = REPORT_FILES if there else ()
     return [file for pattern in (*OWN_FILES, *reports) for file in path.glob(pattern)]
 
 
 def check_usable(path: str | Path, overwrite: bool, inputs: Sequence[str] = (), resume: bool = False) -> None:
     """Raises `BlockdropError` if the folder can't be written, holds a run that may be neither deleted nor gone on
-    with, or holds one of the checkpoints (`inputs`) that the new run starts from. Changes nothing."""
+    with, another program's config.json, or one of the checkpoints (`inputs`) that the new run starts from. Changes
+    nothing."""
     check_folder("--cv_dir", path)
     folder = Path(path).resolve()
+    require(
+        not holds_a_strangers_config(folder),
+        f"--cv_dir {path}: holds a config.json that is no run's of blockdrop; name another folder",
+    )
     earlier = own_files(folder)
     if resume and earlier and not (folder / STATE_FILE).exists():
         # cut off before its first state: nothing is lost by beginning again
