@@ -150,7 +150,7 @@ def train(
     from blockdrop.output import write_json
     from blockdrop.reporting import report_on
     from blockdrop.training.opening import open_session
-    from blockdrop.training.run_directory import check_usable
+    from blockdrop.training.run_directory import check_usable, own_files
 
     data = as_data(
         train_data,
@@ -167,6 +167,12 @@ def train(
     for config in configs:
         config.check()
         check_usable(config.cv_dir, overwrite, resume=resume)
+    report_file = Path(configs[-1].cv_dir) / "report.json"
+    require(
+        overwrite or not report_file.exists() or report_file in own_files(report_file.parent),
+        f"--cv_dir {run_dir}: holds a report.json that is no run's; name another folder, or pass --overwrite to "
+        "replace it",
+    )
     trained = copy_to_train(dynamic, data, configs[-1].seed)
     compute = configs[-1].compute()
     brought = evaluate_images(trained, data.test, compute.in_float32(), decider=keep_all(trained.num_blocks))
@@ -180,7 +186,7 @@ def train(
     trained.eval()
     report = report_on(trained, data.test, compute.in_float32(), brought, speed)
     if compute.processes.first:
-        write_json("run_dir", Path(configs[-1].cv_dir) / "report.json", report.to_json())
+        write_json("run_dir", report_file, report.to_json())
     return trained, report
 
 

@@ -354,18 +354,17 @@ def check_same_run(folder: Path, record: Mapping[str, Any], mend: str = "pass wh
 
 
 def holds_a_strangers_config(folder: Path) -> bool:
-    """Whether the config.json in a folder is whole, but no run's: every run's names its command."""
+    """Whether the config.json in a folder is whole and not empty, but no run's: every run's names its command."""
     try:
         record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return not isinstance(record, dict) or "command" not in record
+    return record != {} and not (isinstance(record, dict) and "command" in record)
 
 
 def own_files(path: Path) -> list[Path]:
     """The files of a run in this folder; none if there is no such folder."""
-    there = (path / "config.json").exists() and not holds_a_strangers_config(path)
-    reports = REPORT_FILES if there else ()
+    reports = REPORT_FILES if "command" in read_flags(path) else ()
     return [file for pattern in (*OWN_FILES, *reports) for file in path.glob(pattern)]
 
 

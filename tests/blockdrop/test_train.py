@@ -122,6 +122,19 @@ def test_another_network_does_not_go_on_with_a_run(tmp_path: Path) -> None:
     train_own(tmp_path / "run", epochs=1, overwrite=True)
 
 
+def test_a_report_that_is_no_runs_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(
+            BlockdropError, match=r"^run_dir .*: holds a report\.json that is no run's; .* overwrite"
+        ):
+            train_own(tmp_path, epochs=1, resume=resume)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("report.json", "mine")]
+    _, report = train_own(tmp_path, epochs=1, overwrite=True)
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report.to_json()))
+    train_own(tmp_path, epochs=1, resume=True)
+
+
 def test_a_data_loader_and_a_data_source_train_too(tmp_path: Path) -> None:
     loader = DataLoader(own_data(), batch_size=6, shuffle=True, drop_last=True)
     trained, _ = blockdrop.train(
