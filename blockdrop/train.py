@@ -120,7 +120,7 @@ def train(
     processes under torchrun.
 
     Args:
-        dynamic: left as it is; see `make_dynamic`.
+        dynamic: left as it is; see `make_dynamic`. Its parameters that require no gradient don't learn.
         train_data: a `torch.utils.data.Dataset` of (image, label) whose images are normalised float tensors
             (3, H, W), as `dynamic.transform` makes them, or a `DataLoader` of one; or a
             `blockdrop.data.DataSource`, which holds test images, too.

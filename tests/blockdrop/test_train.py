@@ -135,6 +135,31 @@ def test_a_report_that_is_no_runs_is_replaced_only_when_asked(tmp_path: Path) ->
     train_own(tmp_path, epochs=1, resume=True)
 
 
+FROZEN: dict[str, Callable[[DynamicNetwork], list[torch.nn.Parameter]]] = {
+    "first layer": lambda dynamic: list(dynamic.network.parameters())[:3],
+    "network": lambda dynamic: list(dynamic.network.parameters()),
+    "all": lambda dynamic: list(dynamic.parameters()),
+}
+
+
+@pytest.mark.parametrize("recipe", ["fast", "reference"])
+@pytest.mark.parametrize("frozen", FROZEN.values(), ids=FROZEN)
+def test_frozen_parameters_stay_as_they_are(
+    tmp_path: Path, frozen: Callable[[DynamicNetwork], list[torch.nn.Parameter]], recipe: str
+) -> None:
+    dynamic = own_network()
+    for parameter in frozen(dynamic):
+        parameter.requires_grad_(False)
+    trained, _ = train_own(tmp_path / "run", dynamic, recipe=recipe, epochs=3)
+    before, after = dict(dynamic.named_parameters()), dict(trained.named_parameters())
+    assert {name: value.requires_grad for name, value in after.items()} == {
+        name: value.requires_grad for name, value in before.items()
+    }
+    assert all(after[name].equal(value) for name, value in before.items() if not value.requires_grad)
+    learned = [name for name, value in before.items() if value.requires_grad and not after[name].equal(value)]
+    assert bool(learned) == any(value.requires_grad for value in before.values())
+
+
 def test_a_data_loader_and_a_data_source_train_too(tmp_path: Path) -> None:
     loader = DataLoader(own_data(), batch_size=6, shuffle=True, drop_last=True)
     trained, _ = blockdrop.train(
