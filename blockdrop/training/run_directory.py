@@ -344,7 +344,15 @@ def check_same_run(folder: Path, record: Mapping[str, Any], mend: str = "pass wh
             for (name, before), now in zip(found.items(), value.values(), strict=False):
                 require(before == now, f"--cv_dir {folder}: {name}, which the run started from, has changed since")
         elif flag == "data":
-            require(found == value, f"--cv_dir {folder}: the run began with other data: {found}, now {value}")
+            before, now = (
+                {name: fact for name, fact in data.items() if name != "network"} for data in (found, value)
+            )
+            others = [] if found.get("network") == value.get("network") else ["another network"]
+            others += [] if before == now else [f"other data: {before}, now {now}"]
+            require(
+                not others,
+                f"--cv_dir {folder}: the run began with {' and '.join(others)}; name another folder, or {mend}",
+            )
         elif flag not in (*EITHER_WAY, "blockdrop", "torch"):
             what = flag if flag == "command" else f"--{flag}"
             require(
