@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from blockdrop import cl_train, finetune
+from blockdrop.calls import check_dynamic, check_whole, speaking_of_arguments
 from blockdrop.console import run_command
-from blockdrop.errors import BlockdropError, Interrupted, require
+from blockdrop.errors import Interrupted, require
 from blockdrop.lazy import make_callable
 from blockdrop.names import DEFAULT_POLICY_NET, INITIAL_KEEP
 from blockdrop.ranges import CheckpointName, Count, Range
@@ -152,6 +152,8 @@ def train(
     from blockdrop.training.opening import open_session
     from blockdrop.training.run_directory import check_usable, own_files
 
+    check_dynamic(dynamic)
+    check_whole("workers", workers, 0)
     data = as_data(
         train_data,
         test_data,
@@ -163,6 +165,8 @@ def train(
     given = {"target_flops": budget, "max_epochs": epochs, "batch_size": getattr(train_data, "batch_size", None)}
     wanted = {flag: value for flag, value in given.items() if value is not None} | flags
     wanted |= {"resume": resume, "overwrite": overwrite}
+    if "device" in wanted:
+        wanted["device"] = str(wanted["device"])  # a torch.device, too
     configs = plan(recipe, Path(run_dir), dynamic, wanted)
     for config in configs:
         config.check()
@@ -286,12 +290,8 @@ def _as_a_program(device: str) -> Iterator[None]:
 
 def _call(dynamic: DynamicNetwork, *data: Any, **options: Any) -> tuple[DynamicNetwork, Report]:
     """See `blockdrop.train.train`."""
-    try:
-        with _as_a_program(options.get("device", "auto")):
-            return train(dynamic, *data, **options)
-    except BlockdropError as error:
-        error.args = (re.sub("--([a-z_]+)", lambda flag: ARGUMENTS.get(flag[1], flag[1]), str(error)),)
-        raise
+    with speaking_of_arguments(ARGUMENTS), _as_a_program(str(options.get("device", "auto"))):
+        return train(dynamic, *data, **options)
 
 
 make_callable(sys.modules[__name__], _call)

@@ -115,8 +115,8 @@ def test_another_network_does_not_go_on_with_a_run(tmp_path: Path) -> None:
     train_own(tmp_path / "run", epochs=1)
     other = own_network()
     torch.nn.init.zeros_(next(other.network.parameters()))
-    with pytest.raises(BlockdropError):
-        train_own(tmp_path / "run", other, epochs=2, resume=True)
+    with pytest.raises(BlockdropError, match=r"/run: the run began with another network; name another folder, or"):
+        train_own(tmp_path / "run", other, epochs=1, resume=True)
     with pytest.raises(BlockdropError, match=r"^run_dir .*/run: already holds a run .*; .* resume .* overwrite"):
         train_own(tmp_path / "run", epochs=1)
     train_own(tmp_path / "run", epochs=1, overwrite=True)
@@ -218,6 +218,9 @@ BAD_FLAGS: list[tuple[dict[str, Any], str]] = [
     ({"epochs": 0}, "^epochs 0"),
     ({"lr": -1.0}, "^lr -1.0"),
     ({"policy_net": "constant"}, "policy_net: blockdrop.train has no such flag"),
+    ({"workers": -1}, "^workers -1: must be a whole number, at least 0"),
+    ({"precision": "half"}, "^precision half: choose one of auto, float32, bfloat16"),
+    ({"device": torch.device("meta")}, "^device meta: not available"),
 ]
 
 
@@ -228,6 +231,28 @@ def test_a_flag_that_is_wrong_is_named_and_nothing_is_written(
     with pytest.raises(BlockdropError, match=message):
         train_own(tmp_path / "run", **flags)
     assert not (tmp_path / "run").exists()
+
+
+NO_DYNAMIC: list[tuple[Any, str]] = [
+    (torch.nn.Linear(1, 1), "dynamic: got Linear, no DynamicNetwork; blockdrop.make_dynamic\\(model\\) first"),
+    ("net.t7", "dynamic: got the path net.t7, no DynamicNetwork; blockdrop.load\\(path\\) first"),
+    (Path("net.t7"), "dynamic: got the path net.t7, .*; blockdrop.load\\(path\\) first"),
+    (None, "dynamic: got NoneType, no DynamicNetwork; blockdrop.make_dynamic and blockdrop.load make one"),
+]
+
+
+@pytest.mark.parametrize(("what", "message"), NO_DYNAMIC)
+def test_what_is_no_dynamic_network_is_told_how_it_becomes_one(tmp_path: Path, what: Any, message: str) -> None:
+    with pytest.raises(BlockdropError, match=message):
+        blockdrop.train(what, own_data(), own_data(12), run_dir=tmp_path / "run")
+    with pytest.raises(BlockdropError, match=message):
+        blockdrop.evaluate(what, own_data())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_may_be_torchs(tmp_path: Path) -> None:
+    trained, _ = train_own(tmp_path / "run", epochs=1, device=torch.device("cpu"))
+    assert trained.config["device"] == "cpu"
 
 
 def test_a_network_without_blocks_to_drop_is_refused(tmp_path: Path) -> None:
