@@ -1,4 +1,4 @@
-"""What the calls of `train` and `evaluate` share: errors that speak of arguments, checks of what they are given."""
+"""What the calls of `train` and `evaluate` share: errors that speak of arguments, checks of arguments."""
 
 from __future__ import annotations
 
