@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from blockdrop.calls import speaking_of_arguments
 from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.evaluation import Evaluation, ThresholdChoice
@@ -238,7 +239,8 @@ def _call(*args: Any, **options: Any) -> Report:
     """See `blockdrop.reporting.evaluate`."""
     from blockdrop.reporting import evaluate  # torch, which --help does without
 
-    return evaluate(*args, **options)
+    with speaking_of_arguments():
+        return evaluate(*args, **options)
 
 
 make_callable(sys.modules[__name__], _call)

@@ -290,6 +290,7 @@ def train(
     target = config.target_flops if static is None else None
     budget = None if target is None else BudgetPrice(target, config.price_rate)
     batches = session.count_batches(data.train)
+    learning = [parameter for parameter in resnet.parameters() if parameter.requires_grad]
     loaded = copy.deepcopy(resnet.state_dict()) if config.rewinds else None
     fixed = policies.borrowed if config.rewinds else ()
     networks = {"ResNet": resnet, **policies.modules}
@@ -316,7 +317,9 @@ def train(
                     group["lr"] = factor * rate
             phase = config.phase(epoch, batch)
             policies.train(phase.policy)
-            resnet.train(phase.resnet).requires_grad_(phase.resnet)  # last, as the two may share the stem
+            resnet.train(phase.resnet)  # last, as the two may share the stem
+            for parameter in learning:  # the others are frozen by whoever brought the network
+                parameter.requires_grad_(phase.resnet)
             for module in fixed:
                 module.eval().requires_grad_(False)
             labels = processes.gather(labels)
@@ -362,7 +365,8 @@ def train(
             resnet.load_state_dict(loaded)
             for optimizer in optimizers.values():
                 optimizer.state.clear()
-    resnet.requires_grad_(True)
+    for parameter in learning:
+        parameter.requires_grad_(True)
     if static is None:
         dynamic.operating_point = policies.point.recorded()
     return session.run.finish_with_test()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from agents.deciders import Learned, keep_all
+from blockdrop.calls import check_dynamic, check_whole
 from blockdrop.data import Images, as_images
 from blockdrop.dynamic import DynamicNetwork
+from blockdrop.errors import require
 from blockdrop.measure import evaluate_images, executor, look_through, measure_speed
 from blockdrop.names import EngineName, Precision
 from blockdrop.policy_stats import Outcomes
@@ -25,7 +29,7 @@ def evaluate(
     batch_size: int = 256,
     speed: bool = True,
     engine: EngineName = "auto",
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: Precision = "float32",
     workers: int = 0,
 ) -> Report:
@@ -39,10 +43,17 @@ def evaluate(
         speed: whether to measure images/s.
         engine, precision: see `blockdrop.compile`.
     Raises:
-        BlockdropError: data that the network doesn't take.
+        BlockdropError: data that the network doesn't take, no `DynamicNetwork`, an argument out of range.
     """
+    check_dynamic(dynamic)
+    check_whole("batch_size", batch_size, 1)
+    check_whole("workers", workers, 0)
+    require(
+        threshold is None or 0 < threshold < 1,
+        f"threshold: got {threshold}; expected a number above 0 and below 1",
+    )
     images = as_images(data, dynamic.image_size, dynamic.num_classes, workers=workers)
-    compute = choose_compute(device, precision)
+    compute = choose_compute(str(device), precision)
     return report_on(
         dynamic, images, compute, None, speed, threshold=threshold, batch_size=batch_size, engine=engine
     )

@@ -8,7 +8,6 @@ brought.
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from blockdrop import cl_train, finetune
+from blockdrop.calls import check_dynamic, check_whole, speaking_of_arguments
 from blockdrop.console import run_command
-from blockdrop.errors import BlockdropError, Interrupted, require
+from blockdrop.errors import Interrupted, require
 from blockdrop.lazy import make_callable
 from blockdrop.names import DEFAULT_POLICY_NET, INITIAL_KEEP
 from blockdrop.ranges import CheckpointName, Count, Range
@@ -122,7 +122,7 @@ def train(
     processes under torchrun.
 
     Args:
-        dynamic: left as it is; see `make_dynamic`.
+        dynamic: left as it is; see `make_dynamic`. Its parameters that require no gradient don't learn.
         train_data: a `torch.utils.data.Dataset` of (image, label) whose images are normalised float tensors
             (3, H, W), as `dynamic.transform` makes them, or a `DataLoader` of one; or a
             `blockdrop.data.DataSource`, which holds test images, too.
@@ -152,8 +152,10 @@ def train(
     from blockdrop.output import write_json
     from blockdrop.reporting import report_on
     from blockdrop.training.opening import open_session
-    from blockdrop.training.run_directory import check_usable
+    from blockdrop.training.run_directory import check_usable, own_files
 
+    check_dynamic(dynamic)
+    check_whole("workers", workers, 0)
     data = as_data(
         train_data,
         test_data,
@@ -165,10 +167,18 @@ def train(
     given = {"target_flops": budget, "max_epochs": epochs, "batch_size": getattr(train_data, "batch_size", None)}
     wanted = {flag: value for flag, value in given.items() if value is not None} | flags
     wanted |= {"resume": resume, "overwrite": overwrite}
+    if "device" in wanted:
+        wanted["device"] = str(wanted["device"])  # a torch.device, too
     configs = plan(recipe, Path(run_dir), dynamic, wanted)
     for config in configs:
         config.check()
         check_usable(config.cv_dir, overwrite, resume=resume)
+    report_file = Path(configs[-1].cv_dir) / "report.json"
+    require(
+        overwrite or not report_file.exists() or report_file in own_files(report_file.parent),
+        f"--cv_dir {run_dir}: holds a report.json that is no run's; name another folder, or pass --overwrite to "
+        "replace it",
+    )
     trained = copy_to_train(dynamic, data, configs[-1].seed)
     compute = configs[-1].compute()
     brought = evaluate_images(trained, data.test, compute.in_float32(), decider=keep_all(trained.num_blocks))
@@ -182,7 +192,7 @@ def train(
     trained.eval()
     report = report_on(trained, data.test, compute.in_float32(), brought, speed)
     if compute.processes.first:
-        write_json("run_dir", Path(configs[-1].cv_dir) / "report.json", report.to_json())
+        write_json("run_dir", report_file, report.to_json())
     return trained, report
 
 
@@ -282,12 +292,8 @@ def _as_a_program(device: str) -> Iterator[None]:
 
 def _call(dynamic: DynamicNetwork, *data: Any, **options: Any) -> tuple[DynamicNetwork, Report]:
     """See `blockdrop.train.train`."""
-    try:
-        with _as_a_program(options.get("device", "auto")):
-            return train(dynamic, *data, **options)
-    except BlockdropError as error:
-        error.args = (re.sub("--([a-z_]+)", lambda flag: ARGUMENTS.get(flag[1], flag[1]), str(error)),)
-        raise
+    with speaking_of_arguments(ARGUMENTS), _as_a_program(str(options.get("device", "auto"))):
+        return train(dynamic, *data, **options)
 
 
 make_callable(sys.modules[__name__], _call)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 from torch import nn
 
-from blockdrop.errors import BlockdropError
+from blockdrop.errors import BlockdropError, require
 from blockdrop.names import Precision
 from blockdrop.processes import ALONE, Processes, current_processes
 
@@ -63,8 +63,12 @@ def choose_compute(device: str = "auto", precision: Precision = "auto", channels
     """`auto`: CUDA if there is one, bfloat16 where it is fast.
 
     Raises:
-        BlockdropError: a device that torch doesn't know or that isn't there.
+        BlockdropError: a device that torch doesn't know or that isn't there; another number format.
     """
+    require(
+        precision in get_args(Precision),
+        f"--precision {precision}: choose one of {', '.join(get_args(Precision))}",
+    )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -192,7 +192,8 @@ class SettledLearner:
         logits = self.blocks.logits(batch.images, policy)
         cross_entropy = F.cross_entropy(logits.float(), batch.labels)
         parts = {"cross_entropy": cross_entropy}
-        return JointStep(cross_entropy, policy, logits, parts, 3 * self.blocks.executions(policy))
+        passes = 3 if logits.requires_grad else 1
+        return JointStep(cross_entropy, policy, logits, parts, passes * self.blocks.executions(policy))
 
 
 def make_learner(

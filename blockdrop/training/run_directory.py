@@ -34,7 +34,7 @@ OWN_FILES = (
 )  # fmt: skip
 """In the order in which they are deleted: at no moment is there a state without the flags that it belongs to."""
 REPORT_FILES = ("report.json", "profile.txt")
-"""Ours only beside a config.json: others may call their files so."""
+"""Ours only beside a run's config.json: others may call their files so."""
 Lines = dict[str, tuple[int, dict[str, float]]]
 """By phase: epoch and metrics."""
 EITHER_WAY = ("cv_dir", "data_dir", "download", "overwrite", "workers", "device", "resume", "save_minutes")
@@ -344,7 +344,15 @@ def check_same_run(folder: Path, record: Mapping[str, Any], mend: str = "pass wh
             for (name, before), now in zip(found.items(), value.values(), strict=False):
                 require(before == now, f"--cv_dir {folder}: {name}, which the run started from, has changed since")
         elif flag == "data":
-            require(found == value, f"--cv_dir {folder}: the run began with other data: {found}, now {value}")
+            before, now = (
+                {name: fact for name, fact in data.items() if name != "network"} for data in (found, value)
+            )
+            others = [] if found.get("network") == value.get("network") else ["another network"]
+            others += [] if before == now else [f"other data: {before}, now {now}"]
+            require(
+                not others,
+                f"--cv_dir {folder}: the run began with {' and '.join(others)}; name another folder, or {mend}",
+            )
         elif flag not in (*EITHER_WAY, "blockdrop", "torch"):
             what = flag if flag == "command" else f"--{flag}"
             require(
@@ -353,17 +361,31 @@ def check_same_run(folder: Path, record: Mapping[str, Any], mend: str = "pass wh
             )
 
 
+def holds_a_strangers_config(folder: Path) -> bool:
+    """Whether the config.json in a folder is whole and not empty, but no run's: every run's names its command."""
+    try:
+        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return record != {} and not (isinstance(record, dict) and "command" in record)
+
+
 def own_files(path: Path) -> list[Path]:
     """The files of a run in this folder; none if there is no such folder."""
-    reports = REPORT_FILES if (path / "config.json").exists() else ()
+    reports = REPORT_FILES if "command" in read_flags(path) else ()
     return [file for pattern in (*OWN_FILES, *reports) for file in path.glob(pattern)]
 
 
 def check_usable(path: str | Path, overwrite: bool, inputs: Sequence[str] = (), resume: bool = False) -> None:
     """Raises `BlockdropError` if the folder can't be written, holds a run that may be neither deleted nor gone on
-    with, or holds one of the checkpoints (`inputs`) that the new run starts from. Changes nothing."""
+    with, another program's config.json, or one of the checkpoints (`inputs`) that the new run starts from. Changes
+    nothing."""
     check_folder("--cv_dir", path)
     folder = Path(path).resolve()
+    require(
+        not holds_a_strangers_config(folder),
+        f"--cv_dir {path}: holds a config.json that is no run's of blockdrop; name another folder",
+    )
     earlier = own_files(folder)
     if resume and earlier and not (folder / STATE_FILE).exists():
         # cut off before its first state: nothing is lost by beginning again

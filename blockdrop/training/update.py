@@ -53,7 +53,8 @@ class Update:
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
         together = min(self.accumulate, self.batches - first)
-        (loss / together if together > 1 else loss).backward()
+        if loss.requires_grad:  # else all that the batch ran is frozen
+            (loss / together if together > 1 else loss).backward()
         if batch + 1 < first + together:
             return
         self.processes.sum_gradients(self.parameters)

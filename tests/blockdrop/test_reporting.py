@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 import blockdrop
 from blockdrop.data import DataSource
+from blockdrop.errors import BlockdropError
 from tests.blockdrop.test_train import own_data, own_network
 from tests.conftest import write_image_tree
 
@@ -47,3 +50,25 @@ def test_a_network_without_a_policy_network_has_one_row_and_its_speed() -> None:
     assert row.images_per_second > 0
     assert "full network" in str(report)
     assert "<table" in report._repr_html_()
+
+
+BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
+    ({"threshold": 1.5}, "^threshold: got 1.5; expected a number above 0 and below 1"),
+    ({"threshold": float("nan")}, "^threshold: got nan; expected a number above 0 and below 1"),
+    ({"batch_size": 0}, "^batch_size 0: must be a whole number, at least 1"),
+    ({"batch_size": 2.5}, "^batch_size 2.5: must be a whole number, at least 1"),
+    ({"workers": -1}, "^workers -1: must be a whole number, at least 0"),
+    ({"precision": "half"}, "^precision half: choose one of auto, float32, bfloat16"),
+    ({"device": "abacus"}, "^device abacus: not available"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS)
+def test_an_argument_that_is_wrong_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(BlockdropError, match=message):
+        blockdrop.evaluate(own_network(), own_data(12), speed=False, **arguments)
+
+
+def test_a_device_may_be_torchs() -> None:
+    report = blockdrop.evaluate(own_network(), own_data(12), speed=False, device=torch.device("cpu"))
+    assert len(report.rows) == 2

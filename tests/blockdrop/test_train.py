@@ -115,11 +115,49 @@ def test_another_network_does_not_go_on_with_a_run(tmp_path: Path) -> None:
     train_own(tmp_path / "run", epochs=1)
     other = own_network()
     torch.nn.init.zeros_(next(other.network.parameters()))
-    with pytest.raises(BlockdropError):
-        train_own(tmp_path / "run", other, epochs=2, resume=True)
+    with pytest.raises(BlockdropError, match=r"/run: the run began with another network; name another folder, or"):
+        train_own(tmp_path / "run", other, epochs=1, resume=True)
     with pytest.raises(BlockdropError, match=r"^run_dir .*/run: already holds a run .*; .* resume .* overwrite"):
         train_own(tmp_path / "run", epochs=1)
     train_own(tmp_path / "run", epochs=1, overwrite=True)
+
+
+def test_a_report_that_is_no_runs_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(
+            BlockdropError, match=r"^run_dir .*: holds a report\.json that is no run's; .* overwrite"
+        ):
+            train_own(tmp_path, epochs=1, resume=resume)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("report.json", "mine")]
+    _, report = train_own(tmp_path, epochs=1, overwrite=True)
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report.to_json()))
+    train_own(tmp_path, epochs=1, resume=True)
+
+
+FROZEN: dict[str, Callable[[DynamicNetwork], list[torch.nn.Parameter]]] = {
+    "first layer": lambda dynamic: list(dynamic.network.parameters())[:3],
+    "network": lambda dynamic: list(dynamic.network.parameters()),
+    "all": lambda dynamic: list(dynamic.parameters()),
+}
+
+
+@pytest.mark.parametrize("recipe", ["fast", "reference"])
+@pytest.mark.parametrize("frozen", FROZEN.values(), ids=FROZEN)
+def test_frozen_parameters_stay_as_they_are(
+    tmp_path: Path, frozen: Callable[[DynamicNetwork], list[torch.nn.Parameter]], recipe: str
+) -> None:
+    dynamic = own_network()
+    for parameter in frozen(dynamic):
+        parameter.requires_grad_(False)
+    trained, _ = train_own(tmp_path / "run", dynamic, recipe=recipe, epochs=3)
+    before, after = dict(dynamic.named_parameters()), dict(trained.named_parameters())
+    assert {name: value.requires_grad for name, value in after.items()} == {
+        name: value.requires_grad for name, value in before.items()
+    }
+    assert all(after[name].equal(value) for name, value in before.items() if not value.requires_grad)
+    learned = [name for name, value in before.items() if value.requires_grad and not after[name].equal(value)]
+    assert bool(learned) == any(value.requires_grad for value in before.values())
 
 
 def test_a_data_loader_and_a_data_source_train_too(tmp_path: Path) -> None:
@@ -180,6 +218,9 @@ BAD_FLAGS: list[tuple[dict[str, Any], str]] = [
     ({"epochs": 0}, "^epochs 0"),
     ({"lr": -1.0}, "^lr -1.0"),
     ({"policy_net": "constant"}, "policy_net: blockdrop.train has no such flag"),
+    ({"workers": -1}, "^workers -1: must be a whole number, at least 0"),
+    ({"precision": "half"}, "^precision half: choose one of auto, float32, bfloat16"),
+    ({"device": torch.device("meta")}, "^device meta: not available"),
 ]
 
 
@@ -190,6 +231,28 @@ def test_a_flag_that_is_wrong_is_named_and_nothing_is_written(
     with pytest.raises(BlockdropError, match=message):
         train_own(tmp_path / "run", **flags)
     assert not (tmp_path / "run").exists()
+
+
+NO_DYNAMIC: list[tuple[Any, str]] = [
+    (torch.nn.Linear(1, 1), "dynamic: got Linear, no DynamicNetwork; blockdrop.make_dynamic\\(model\\) first"),
+    ("net.t7", "dynamic: got the path net.t7, no DynamicNetwork; blockdrop.load\\(path\\) first"),
+    (Path("net.t7"), "dynamic: got the path net.t7, .*; blockdrop.load\\(path\\) first"),
+    (None, "dynamic: got NoneType, no DynamicNetwork; blockdrop.make_dynamic and blockdrop.load make one"),
+]
+
+
+@pytest.mark.parametrize(("what", "message"), NO_DYNAMIC)
+def test_what_is_no_dynamic_network_is_told_how_it_becomes_one(tmp_path: Path, what: Any, message: str) -> None:
+    with pytest.raises(BlockdropError, match=message):
+        blockdrop.train(what, own_data(), own_data(12), run_dir=tmp_path / "run")
+    with pytest.raises(BlockdropError, match=message):
+        blockdrop.evaluate(what, own_data())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_may_be_torchs(tmp_path: Path) -> None:
+    trained, _ = train_own(tmp_path / "run", epochs=1, device=torch.device("cpu"))
+    assert trained.config["device"] == "cpu"
 
 
 def test_a_network_without_blocks_to_drop_is_refused(tmp_path: Path) -> None:

@@ -28,3 +28,14 @@ def test_a_folder_in_use_is_nobody_elses(tmp_path: Path) -> None:
         assert (tmp_path / "config.json").read_text() == first
     with RunDirectory(tmp_path, "cl_train", config, overwrite=True):
         assert (tmp_path / "config.json").read_text() != first
+
+
+@pytest.mark.parametrize("how", ["overwrite", "resume", ""])
+@pytest.mark.parametrize("content", ['{"hidden_size": 3}', "[1]"])
+def test_another_programs_config_is_never_deleted(tmp_path: Path, how: str, content: str) -> None:
+    files = {"config.json": content, "report.json": "mine", "profile.txt": "mine", "metrics.jsonl": "mine"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(BlockdropError, match=r"a config\.json that is no run's of blockdrop; name another folder"):
+        RunDirectory(tmp_path, "finetune", FinetuneConfig(), **{how: True} if how else {})
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == files
