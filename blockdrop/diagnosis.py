@@ -18,13 +18,16 @@ from filelock import FileLock, Timeout
 
 from blockdrop.data import DataSource, UnreadableImageError
 from blockdrop.data.files import ImageFiles
+from blockdrop.data.sets import LARGEST_IN_MEMORY
 from blockdrop.data.shards import find_shards
 from blockdrop.errors import BlockdropError, DataError, require
+from blockdrop.loading import assemble, recorded_size
 from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint, stage_sizes
 from blockdrop.models.checkpoints.filling import describe_depth, load_checkpoint, network_from
 from blockdrop.models.checkpoints.tensor_pickle import one_line
 from blockdrop.models.policy_networks import build_policy_network
-from blockdrop.models.specs import parse_model_name
+from blockdrop.models.sources import open_source
+from blockdrop.models.specs import ForeignSpec, ModelSpec, parse_model_name, parse_name
 from blockdrop.training.compute import has_fast_bfloat16
 from blockdrop.training.run_directory import LOCK_FILE, check_usable, own_files, read_flags, read_metrics
 from blockdrop.training.state import read_state
@@ -113,9 +116,10 @@ def data_set(folder: str, model: str) -> Iterator[Fact]:
     Raises:
         DataError: it is missing or damaged; some of those images can't be read.
     """
-    spec = parse_model_name(model)
+    spec = parse_name(model)
     start = time.perf_counter()
-    source = DataSource(spec.dataset, folder, spec.image_size)
+    side = spec.image_size if isinstance(spec, ModelSpec) else 2 * LARGEST_IN_MEMORY  # large images aren't decoded
+    source = DataSource(spec.dataset, folder, side)
     if source.cifar is not None:
         yield "data set", f"torchvision's {'CIFAR-10' if spec.dataset == 'C10' else 'CIFAR-100'}, checksums right"
     names = ", ".join(one_line(name, 40) for name in source.classes[:8])
@@ -221,6 +225,8 @@ def checkpoint_file(path: str, model: str | None) -> Iterator[Fact]:
         yield "metrics", f"after epoch {checkpoint.epoch}: {', '.join(shown)}"
     if name is None:
         yield "fits", "not tried: the file doesn't say which model it is of; pass --model"
+    elif checkpoint.origin is not None and model is None and not built_by_name(checkpoint):
+        yield "fits", f"not tried: only its owner's code builds a {name}; pass its function as --model"
     else:
         build_from(checkpoint, name)
         yield "fits", f"{name}: every tensor has its place"
@@ -232,8 +238,17 @@ def operating_point(point: dict[str, Any]) -> str:
     return threshold if budget is None else f"{threshold}, for {100 * budget:.4g} % of the full network's FLOPs"
 
 
+def built_by_name(checkpoint: Checkpoint) -> bool:
+    """Whether the name in the file is a library's network: nobody's function is called because a file names it."""
+    spec = parse_name(checkpoint.model) if checkpoint.model and ":" in checkpoint.model else None
+    return isinstance(spec, ForeignSpec) and not spec.is_function
+
+
 def build_from(checkpoint: Checkpoint, name: str) -> None:
     """Raises `BlockdropError` unless the checkpoint fills the networks that it holds."""
+    if ":" in name:
+        assemble(open_source(parse_name(name), image_size=recorded_size([checkpoint])), [checkpoint])
+        return
     spec = parse_model_name(name)
     network = None if checkpoint.resnet is None else network_from(checkpoint, spec)
     if checkpoint.policy_network is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockdrop.console import run_command
-from blockdrop.models.specs import parse_model_name
+from blockdrop.models.specs import parse_name
 from blockdrop.ranges import CheckpointName, Folder, check_ranges
 
 
@@ -38,7 +38,7 @@ def main(config: DoctorConfig) -> bool:
     """
     check_ranges(config)
     if config.model is not None:
-        parse_model_name(config.model)
+        parse_name(config.model)
     from blockdrop import diagnosis  # torch, which --help does without
 
     parts: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {"machine": diagnosis.machine}

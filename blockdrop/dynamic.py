@@ -181,7 +181,14 @@ class DynamicNetwork(nn.Module):
             policy: bool (N, K); default: all blocks, of one image.
         Returns:
             int64 (N,).
+        Raises:
+            BlockdropError: a policy of another shape or type.
         """
+        shape = None if policy is None else tuple(policy.shape)
+        if policy is not None and (policy.dtype != torch.bool or policy.shape[1:] != (self.num_blocks,)):
+            raise BlockdropError(
+                f"policy: got {policy.dtype} of shape {shape}; expected torch.bool of shape (N, {self.num_blocks})"
+            )
         everything = torch.ones(1, self.num_blocks, dtype=torch.bool)
         return self.flop_table().per_image(everything if policy is None else policy)
 
@@ -222,6 +229,10 @@ class DynamicNetwork(nn.Module):
     def check_images(self, images: Tensor) -> None:
         """Raises `BlockdropError` for images that the network wasn't made for."""
         side = self.image_size
+        if not isinstance(images, Tensor):
+            raise BlockdropError(
+                f"images: got a {type(images).__name__}; expected a tensor (N, 3, {side}, {side})"
+            )
         if images.dim() != 4 or images.shape[1:] != (3, side, side) or not images.is_floating_point():
             raise BlockdropError(
                 f"images: {images.dtype} of shape {tuple(images.shape)}; {self.model} takes normalised float "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -35,6 +35,8 @@ DECIDED = {
     "skip_bad_images", "cv_dir", "pretrained", "load",
 }  # fmt: skip
 """Flags of the commands that the network, the data and the arguments of `train` stand for."""
+BUDGET_TOLERANCE = 0.02
+"""A report says so where the test images cost this fraction of the full network more or less than the budget."""
 ARGUMENTS = {"cv_dir": "run_dir", "target_flops": "budget", "max_epochs": "epochs"}
 """The arguments of `train` by the flags of the commands, where their names differ."""
 
@@ -191,6 +193,13 @@ def train(
             command.train(trained, data, session)
     trained.eval()
     report = report_on(trained, data.test, compute.in_float32(), brought, speed)
+    target = getattr(configs[-1], "target_flops", None)
+    share = report.flops_share(report.rows[-1])
+    if target is not None and abs(share - target) > BUDGET_TOLERANCE:
+        note = f"The budget of {100 * target:.4g}% isn't met: images cost {100 * share:.1f}%."
+        if report.rows[-1].policies == 1:
+            note += " All images have the same policy yet, so no threshold meets it; train for more epochs."
+        report = replace(report, notes=[*report.notes, note])
     if compute.processes.first:
         write_json("run_dir", report_file, report.to_json())
     return trained, report
@@ -205,6 +214,7 @@ def plan(
         BlockdropError: a recipe or a flag that there isn't.
     """
     import difflib
+    import inspect
 
     classes: dict[str, type[PolicyTrainingConfig]] = {"": finetune.FinetuneConfig}
     if recipe == "reference":
@@ -216,8 +226,9 @@ def plan(
         f"budget {budget}: must be above 0 and at most 1, a fraction of the full network's FLOPs",
     )
     known = {field.name for cls in classes.values() for field in fields(cls)} - DECIDED
+    own_names = set(inspect.signature(train).parameters) - {"flags"}
     for flag in flags:
-        nearest = difflib.get_close_matches(flag, known, 1)
+        nearest = difflib.get_close_matches(flag, sorted(known - ARGUMENTS.keys() | own_names), 1)
         mend = f"did you mean {nearest[0]}?" if nearest else f"choose {', '.join(sorted(known))}"
         require(flag in known, f"{flag}: blockdrop.train has no such flag; {mend}")
     configs = []

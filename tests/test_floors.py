@@ -42,7 +42,8 @@ ROOMS: dict[str, set[str]] = {
     "measure": {
         "data", "data.sets", "models", "flops", "inference", "dynamic", "policy_stats", "training.compute",
     },
-    "reporting": {"data", "dynamic", "measure", "policy_stats", "report.table", "training.compute"},
+    "calls": {"dynamic"},
+    "reporting": {"calls", "data", "dynamic", "measure", "policy_stats", "report.table", "training.compute"},
     "training": {
         "data", "data.sets", "models", "flops", "inference", "dynamic", "loading", "policy_stats", "figures",
         "measure", "training.compute",
@@ -58,7 +59,7 @@ ROOMS: dict[str, set[str]] = {
         "data", "flops", "measure", "policy_curves", "policy_stats", "figures", "report", "training",
         "training.compute",
     },
-    "diagnosis": {"data", "models", "training", "training.compute"},
+    "diagnosis": {"data", "data.sets", "models", "loading", "training", "training.compute"},
 }  # fmt: skip
 """What a room may import beside the ground, from the bottom up. A file belongs to the longest name that fits.
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torchvision
 
+import blockdrop
 import blockdrop.data.files
 import blockdrop.data.source
 import blockdrop.data.tree
@@ -247,3 +249,15 @@ def test_what_is_wrong_with_a_checkpoint_is_named(
 def test_an_unknown_model_is_named(command: Command) -> None:
     code, _, error = command(doctor, "--model", "R33_C10")
     assert (code, error.startswith("error: R33_C10")) == (2, True)
+
+
+def test_networks_of_others_are_sound_too(tmp_path: Path, command: Command) -> None:
+    for name, model, fits in (
+        ("library", "torchvision:resnet18", "every tensor has its place"),
+        ("own", torchvision.models.resnet18(num_classes=3), "not tried: only its owner's code builds a ResNet"),
+    ):
+        path = tmp_path / f"{name}.t7"
+        blockdrop.make_dynamic(model, image_size=32).save(path)
+        code, out, _ = command(doctor, "--load", path)
+        assert code == 0, out
+        assert fits in out

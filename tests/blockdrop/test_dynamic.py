@@ -142,6 +142,15 @@ def test_a_policy_network_of_another_number_of_blocks_is_refused() -> None:
         DynamicNetwork(dynamic.network, other.policy_network, model="resnet", preprocessing=dynamic.preprocessing)
 
 
+def test_what_is_no_policy_or_no_image_is_named() -> None:
+    dynamic = decided()
+    for policy in (torch.ones(3, 5, dtype=torch.bool), torch.ones(3, 8), torch.ones(8, dtype=torch.bool)):
+        with pytest.raises(BlockdropError, match=r"expected torch.bool of shape \(N, 8\)"):
+            dynamic.flops(policy)
+    with pytest.raises(BlockdropError, match="images: got a list"):
+        dynamic([1])
+
+
 def test_a_policy_network_that_belongs_elsewhere_is_refused() -> None:
     dynamic = decided()
     other = blockdrop.make_dynamic(torchvision.models.resnet18(num_classes=3), image_size=SIDE).policy_network

@@ -213,6 +213,8 @@ def test_data_that_the_network_does_not_take_is_named(tmp_path: Path, data: Any,
 
 BAD_FLAGS: list[tuple[dict[str, Any], str]] = [
     ({"bath_size": 8}, "bath_size: blockdrop.train has no such flag; did you mean batch_size?"),
+    ({"epoch": 3}, "epoch: blockdrop.train has no such flag; did you mean epochs?"),
+    ({"bugdet": 0.5}, "did you mean budget?"),
     ({"recipe": "quick"}, "choose fast or reference"),
     ({"budget": 1.5}, "budget 1.5: must be above 0 and at most 1"),
     ({"epochs": 0}, "^epochs 0"),
