@@ -44,6 +44,8 @@ def main(config: DistillConfig) -> dict[str, Any]:
     config.check()
     from blockdrop.distillation.method import Distillation  # torch, which --help does without
     from blockdrop.distillation.report import Contender, compare, print_table
+    from blockdrop.loading import name_of_network
+    from blockdrop.models.checkpoints.dialects import read_checkpoint
     from blockdrop.processes import ALONE
     from blockdrop.training.opening import open_networks, open_session
     from blockdrop.training.run_directory import check_usable
@@ -53,6 +55,11 @@ def main(config: DistillConfig) -> dict[str, Any]:
     for folder in config.folders:
         check = functools.partial(check_usable, folder, config.overwrite, inputs, config.resume)
         compute.processes.from_first(check)
+    if config.model is None and config.load:
+        # the student is named after the teacher, so that must be known first
+        named = [read_checkpoint(path) for path in config.load if path != "torchvision"]
+        config = replace(config, model=name_of_network(None, named))
+        config.check()
     teacher = open_networks(config, config.load, policy="none")
     require(
         teacher.has_backbone or not config.needs_teacher,

@@ -71,6 +71,10 @@ def assemble(
         raise BlockdropError(
             f"{policies[-1].path}: holds a policy network, but {source.spec.architecture} has no blocks to drop"
         )
+    require(
+        policy != "fresh" or source.spec.droppable,
+        f"{source.spec.name}: {source.spec.architecture} has no blocks that a policy could drop",
+    )
     if policies or policy == "fresh":
         policy_network = build_policy_network(
             network.num_blocks,

@@ -180,6 +180,7 @@ def open_training(
         assert dynamic.policy_network is not None
         load_policy_trunk(policy_init, dynamic.policy_network)
     if static is not None:
+        require(dynamic.network.droppable, f"--policy {static}: {dynamic.model} has no blocks that it could drop")
         opened.static = open_static_policy(static, dynamic, opened.data, compute)
         require(
             opened.static.images is None, f"--policy {static}: holds a policy for each of some images; give one"

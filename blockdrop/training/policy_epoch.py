@@ -76,7 +76,10 @@ class SampledEpoch:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on from where `state_dict` was called."""
-        self.rows = [tuple(state_dict["rows"])] if state_dict["rows"] else []
+        rows = tuple(state_dict["rows"])
+        if len(rows) not in (0, 4):
+            raise ValueError("rows of another version")
+        self.rows = [rows] if rows else []
         self.means.load_state_dict(state_dict["means"])
 
     def _joined(self) -> tuple[Tensor, ...]:

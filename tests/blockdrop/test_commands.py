@@ -319,6 +319,10 @@ BAD_INPUT = [
         ("--model", "R8_Digits", "--arch", "plain8", "--pretrained", "{tmp}/plain.t7"),
         "plain8_Digits: plain8 has no blocks that a policy could drop",
     ),
+    # the checkpoint says which network, and that one is plain
+    (cl_train, ("--load", "{tmp}/plain.t7"), "plain8_Digits: plain8 has no blocks that a policy could drop"),
+    (finetune, ("--pretrained", "{tmp}/plain.t7", "--recipe", "fast"), "plain8 has no blocks that a policy"),
+    (finetune, ("--pretrained", "{tmp}/plain.t7", "--recipe", "fast", "--policy", "full"), "plain8_Digits has no"),
     (finetune, ("--model", "R8_Digits", "--arch", "dsplain8"), "dsplain8 has no blocks that a policy could drop"),
     (cl_train, ("--model", "R8_Digits", "--load", "{tmp}/plain.t7"), "pass --arch plain8"),
     (pretrain, ("--model", "R8_Digits", "--init", "{tmp}/plain.t7"), "pass --arch plain8"),

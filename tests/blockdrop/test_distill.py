@@ -194,6 +194,18 @@ def test_the_command_prints_what_runs_and_a_table(tmp_path: Path, lab: Lab, comm
     assert lines[-5] == "all 40 test images, at batch 1024, BatchNorm folded, in turns:"
 
 
+def test_the_student_is_named_after_the_teacher_that_the_checkpoint_says(tmp_path: Path, lab: Lab) -> None:
+    for method, student in (
+        ({"method": "exact"}, "exactplain8_Folder"),
+        (METHODS["stagewise"], "plain8_Folder"),
+        ({"method": "kd", "student": "R8"}, "R8_Folder"),
+    ):
+        path = tmp_path / student
+        report = distill.main(lab.config(path, model=None, **method))
+        assert [report["networks"][row]["model"] for row in (0, -1)] == ["R8_Folder", student]
+        assert read_checkpoint(path).model == student
+
+
 def test_the_comparison_compiles_each_network_once_and_says_how_many_images_it_timed(
     tmp_path: Path, lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
