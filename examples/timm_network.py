@@ -17,7 +17,7 @@ import blockdrop
 
 def main(photos: str | None = None, network: str = "resnet50d") -> None:
     classes = len(ImageFolder(f"{photos}/train").classes) if photos else 4
-    size, epochs = (224, 30) if photos else (64, 2)
+    size, epochs = (224, 30) if photos else (32, 1)
     model = timm.create_model(network if photos else "resnet18", pretrained=bool(photos), num_classes=classes)
     dynamic = blockdrop.make_dynamic(model, policy_net="stem", image_size=size)
     if photos:

@@ -17,7 +17,7 @@ from torchvision.utils import save_image
 
 import blockdrop
 
-folder, size, epochs = (sys.argv[1], 224, 30) if sys.argv[1:] else ("noise", 64, 2)
+folder, size, epochs = (sys.argv[1], 224, 30) if sys.argv[1:] else ("noise", 32, 1)
 for part in () if sys.argv[1:] else ("train/cat", "train/dog", "test/cat", "test/dog"):
     os.makedirs(f"{folder}/{part}", exist_ok=True)
     for number in range(8):
