@@ -8,8 +8,6 @@ from functools import cached_property
 from statistics import fmean
 
 import torch
-from scipy.stats import spearmanr
-from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
 from agents.rewards import Reward
@@ -218,6 +216,8 @@ def policy_distances(policy: Tensor, labels: Tensor) -> tuple[float | None, floa
 
 def _information(policies: Tensor, labels: Tensor) -> tuple[float, float, float]:
     """Mutual information of two labellings, its mean with one of them shuffled, and the second one's entropy."""
+    from sklearn.metrics import mutual_info_score  # a second that most commands needn't wait
+
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(len(labels), generator=generator) for _ in range(SHUFFLES)]
     by_chance = fmean(mutual_info_score(policies, labels[order]) for order in orders)
@@ -227,6 +227,8 @@ def _information(policies: Tensor, labels: Tensor) -> tuple[float, float, float]
 def _rank_correlation(used: Tensor, difficulty: Tensor | None) -> Correlation | None:
     if difficulty is None or len(used.unique()) < 2 or len(difficulty.unique()) < 2:
         return None
+    from scipy.stats import spearmanr  # a second that most commands needn't wait
+
     found = spearmanr(used, difficulty)
     return Correlation(float(found.statistic), float(found.pvalue))
 

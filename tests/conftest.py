@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from agents.policy_network import PolicyNetwork
+from blockdrop import measure
 from blockdrop.console import run_command
 from blockdrop.data import NORMALISATIONS, Normalisation, Preprocessing
 from blockdrop.dynamic import DynamicNetwork
@@ -31,6 +32,15 @@ SHARED = Path(os.environ.get("BLOCKDROP_TEST_DATA", Path(__file__).resolve().par
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _timed_once() -> Iterator[None]:
+    """No test is about how fast a network is, so whatever is timed runs once, on one batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("SPEED_ROUNDS", "SPEED_BATCHES", "SPEED_IMAGES"):
+            patch.setattr(measure, name, 1)
+        yield
 
 
 def randomise_statistics(module: torch.nn.Module) -> None:

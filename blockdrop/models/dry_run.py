@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -20,6 +21,15 @@ def run_for_nothing(network: nn.Module, image_size: int, run: Callable[[nn.Modul
     shape = (1, 3, image_size, image_size)
     with torch.no_grad():
         try:
-            return run(copy.deepcopy(network).eval().to("meta"), torch.empty(shape, device="meta"))
+            return run(without_numbers(network).eval(), torch.empty(shape, device="meta"))
         except Exception:  # whatever a network of somebody's does with numbers; what is wrong in truth comes again
             return run(copy.deepcopy(network).cpu().float().eval(), torch.zeros(shape))
+
+
+def without_numbers(network: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers have shapes and types but no values, so that no weight is copied."""
+    memo: dict[int, Tensor] = {}
+    for tensor in itertools.chain(network.parameters(), network.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(network, memo)

@@ -100,16 +100,7 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Lab:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("blockdrop.measure.SPEED_ROUNDS", 1)
-        return Lab(tmp_path_factory.mktemp("lab"), tree)
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Speeds are measured in one round."""
-    monkeypatch.setattr("blockdrop.measure.SPEED_ROUNDS", 1)
-    monkeypatch.setattr("blockdrop.measure.SPEED_BATCHES", 1)
+    return Lab(tmp_path_factory.mktemp("lab"), tree)
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:

@@ -45,10 +45,8 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(image_tree: Path, checkpoint: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs evaluate on the checkpoint and the image tree; speeds are measured in one round."""
-    monkeypatch.setattr("blockdrop.measure.SPEED_ROUNDS", 1)
-    monkeypatch.setattr("blockdrop.measure.SPEED_BATCHES", 1)
+def run(image_tree: Path, checkpoint: Path, command: Command) -> Command:
+    """Runs evaluate on the checkpoint and the image tree."""
 
     def run(*flags: object) -> tuple[int, str, str]:
         common = ("--model", "R14_Folder", "--data_dir", image_tree, "--batch_size", 4)

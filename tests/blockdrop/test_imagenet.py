@@ -1,4 +1,4 @@
-"""ImageNet's ResNet-101 through every command, on a made tree of a hundred and twenty images.
+"""ImageNet's ResNet-101 through every command, on a made tree of sixty images.
 
 Its widths are an eighth of the real ones, which saves most of the time and nothing of the way.
 """
@@ -27,7 +27,7 @@ from experiments.robustness.samples import as_torchvision
 
 MODEL = "R101_ImgNet"
 EIGHTH = Variant(reduction=64, reduction_mode="net")
-CLASSES, TRAINING, TEST = 4, 20, 10
+CLASSES, TRAINING, TEST = 4, 10, 5
 Command = Callable[..., tuple[int, str, str]]
 
 

@@ -180,7 +180,6 @@ def test_evaluations_alone_train_nothing(config: TradeoffConfig) -> None:
 def test_from_nothing_to_tables_and_chart_in_two_processes(
     config: TradeoffConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blockdrop.measure.SPEED_ROUNDS", 1)
     config = dataclasses.replace(
         config, only=("full", "r8"), processes=2, epochs=1, timed_images=32, timed_batch_size=16, resamples=100,
         figure=str(tmp_path / "chart.png"), json=str(tmp_path / "report.json"),
@@ -218,7 +217,6 @@ def test_from_nothing_to_tables_and_chart_in_two_processes(
 def test_dynamic_networks_and_static_policies_are_timed_from_what_their_files_say(
     config: TradeoffConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("blockdrop.measure.SPEED_ROUNDS", 1)
     config = dataclasses.replace(config, run=False, timed_images=32, timed_batch_size=16, engine="torch")
     config.results_folder.mkdir(parents=True)
     dynamic = str(save_r8(tmp_path / "dynamic.t7", policy=True))
