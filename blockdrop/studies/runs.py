@@ -126,7 +126,7 @@ def command_line(config: ModelConfig) -> list[str]:
     """
     usual = {one.name: one.default for one in fields(config)}
     usual |= getattr(config, "RECIPES", {}).get(getattr(config, "recipe", None), {})
-    usual["recipe"] = "reference"
+    usual |= {"recipe": "reference", "method": None}  # distill takes no method by default
     flags: list[str] = []
     for one in fields(config):
         value = getattr(config, one.name)
