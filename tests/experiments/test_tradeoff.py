@@ -215,7 +215,7 @@ def test_from_nothing_to_tables_and_chart_in_two_processes(
 
 
 def test_dynamic_networks_and_static_policies_are_timed_from_what_their_files_say(
-    config: TradeoffConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: TradeoffConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = dataclasses.replace(config, run=False, timed_images=32, timed_batch_size=16, engine="torch")
     config.results_folder.mkdir(parents=True)
