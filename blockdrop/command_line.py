@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import textwrap
@@ -45,10 +46,10 @@ def parse_flags(
     for number, (title, names) in enumerate(boxes(config_class).items()):
         own = [flags[name] for name in names]
         if title:
-            box = dataclasses.make_dataclass(f"Box{number}", own, kw_only=True)
+            box = _without_source(dataclasses.make_dataclass(f"Box{number}", own, kw_only=True))
             own = [(f"box{number}", Annotated[box, tyro.conf.arg(name=title)], dataclasses.field())]
         shown += own
-    command_line: type = dataclasses.make_dataclass("CommandLine", shown, kw_only=True)
+    command_line: type = _without_source(dataclasses.make_dataclass("CommandLine", shown, kw_only=True))
     parsed: Any = tyro.cli(
         command_line, args=list(arguments), prog=prog, description=description, use_underscores=True
     )
@@ -56,6 +57,13 @@ def parse_flags(
     for name, value in vars(parsed).items():
         values |= {name: value} if name in flags else vars(value)
     return config_class(**values)
+
+
+def _without_source(made: type) -> type:
+    """A class made at run time, marked so that tyro doesn't look for its source: it would read the file of another
+    module for it, for each flag."""
+    made.__module__ = "builtins"
+    return made
 
 
 def boxes(config_class: type) -> dict[str, list[str]]:
@@ -109,6 +117,7 @@ def _metavar(hint: Any) -> str | None:
     return f"{{{','.join(get_args(kind))}}}" if get_origin(kind) is Literal else METAVARS.get(kind)
 
 
+@functools.cache
 def help_texts(config_class: type) -> dict[str, str]:
     """The text under each field in its class's source; that of a field without one is its parent's."""
     found: dict[str, str] = {}

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Result = TypeVar("Result")
 
@@ -21,9 +22,23 @@ def run_for_nothing(network: nn.Module, image_size: int, run: Callable[[nn.Modul
     shape = (1, 3, image_size, image_size)
     with torch.no_grad():
         try:
-            return run(without_numbers(network).eval(), torch.empty(shape, device="meta"))
+            return run(_shapes_alone(network), torch.empty(shape, device="meta"))
         except Exception:  # whatever a network of somebody's does with numbers; what is wrong in truth comes again
             return run(copy.deepcopy(network).cpu().float().eval(), torch.zeros(shape))
+
+
+def _shapes_alone(network: nn.Module) -> nn.Module:
+    """`without_numbers`, in eval mode; BatchNorm does nothing, as it changes no shape and torch takes half of the
+    time of a run without numbers for it."""
+    network = without_numbers(network).eval()
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.forward = _as_it_is  # type: ignore[method-assign]
+    return network
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def without_numbers(network: nn.Module) -> nn.Module:
