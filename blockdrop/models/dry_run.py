@@ -33,7 +33,7 @@ def _shapes_alone(network: nn.Module) -> nn.Module:
     network = without_numbers(network).eval()
     for module in network.modules():
         if isinstance(module, _BatchNorm):
-            module.forward = _as_it_is  # type: ignore[method-assign]
+            module.forward = _as_it_is  # type: ignore[method-assign, assignment]
     return network
 
 
