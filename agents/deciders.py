@@ -15,14 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from agents.answers import NEVER, is_sure
 from agents.curriculum import keep_undecided
 from agents.names import DEFAULT_THRESHOLD
 from agents.policies import map_policy
+from agents.policy_network import Glance
 from agents.static_policies import StaticPolicy, make_static_policy
 
-Look = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-"""images (N', C, H, W), this process's share, to keep probabilities (N, K) and values (N, 1) of the whole batch;
-None where there are no values. A `PolicyNetwork` is one, for one process."""
+Look = Callable[[Tensor], Glance]
+"""images (N', C, H, W), this process's share, to what a policy network makes of the whole batch. `glance` of a
+`PolicyNetwork` is one, for one process."""
 
 
 class Decision(NamedTuple):
@@ -31,9 +33,17 @@ class Decision(NamedTuple):
     keep_probs: Tensor
     """(N, K), with the gradient that the decider's network gives; zeros and ones where nothing is uncertain."""
     policy: Tensor
-    """bool (N, K): the blocks that run."""
+    """bool (N, K): the blocks that run; none of an answered image."""
     values: Tensor | None = None
     """(N, 1): estimates of each image's reward; None where the decider makes none."""
+    answered: Tensor | None = None
+    """bool (N,): nothing but the policy network runs for these images; None where nothing can be answered."""
+    answer: Tensor | None = None
+    """(N, classes): log-probabilities; None where nothing can be answered."""
+
+    def rows(self, rows: slice | Tensor) -> Decision:
+        """That for some of the images."""
+        return Decision(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 
 
 class Decider(ABC):
@@ -64,26 +74,38 @@ class Decider(ABC):
 
 
 class Learned(Decider):
-    """What a policy network decides: a block runs where its keep probability is at least the threshold.
+    """What a policy network decides: a block runs where its keep probability is at least the threshold, of images
+    that aren't answered.
 
     Args:
         look: the policy network.
         num_blocks: K.
-        threshold: may be changed between batches.
+        threshold, answer_threshold: may be changed between batches.
 
-    >>> decide = Learned(lambda images: (torch.tensor([[0.2, 0.9]]), None), num_blocks=2)
+    >>> decide = Learned(lambda images: Glance(torch.tensor([[0.2, 0.9]])), num_blocks=2)
     >>> decide(torch.zeros(1, 3, 4, 4)).policy
     tensor([[False,  True]])
     """
 
     looks = True
 
-    def __init__(self, look: Look, num_blocks: int, threshold: float = DEFAULT_THRESHOLD):
-        self.look, self.num_blocks, self.threshold = look, num_blocks, threshold
+    def __init__(
+        self,
+        look: Look,
+        num_blocks: int,
+        threshold: float = DEFAULT_THRESHOLD,
+        answer_threshold: float = NEVER,
+    ):
+        self.look, self.num_blocks = look, num_blocks
+        self.threshold, self.answer_threshold = threshold, answer_threshold
 
     def __call__(self, images: Tensor, count: int | None = None) -> Decision:
-        keep_probs, values = self.look(images)
-        return Decision(keep_probs, map_policy(keep_probs, self.threshold), values)
+        keep_probs, values, answer = self.look(images)
+        policy = map_policy(keep_probs, self.threshold)
+        if answer is None:
+            return Decision(keep_probs, policy, values)
+        answered = is_sure(answer, self.answer_threshold, policy)
+        return Decision(keep_probs, policy & ~answered.unsqueeze(-1), values, answered, answer)
 
 
 class Static(Decider):
@@ -130,7 +152,7 @@ def keep_all(num_blocks: int) -> Static:
 
 class Shuffled(Decider):
     """Gives each image of a batch the decision for another one: what policies are worth that know nothing of their
-    image.
+    image. Whether it is answered is dealt, too; what is answered stays its own.
 
     Args:
         decider: whose decisions are dealt.
@@ -154,9 +176,7 @@ class Shuffled(Decider):
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(0)
         order = torch.randperm(len(found.policy), generator=self._generator, device=self._generator.device)
-        order = order.to(found.policy.device)
-        values = None if found.values is None else found.values[order]
-        return Decision(found.keep_probs[order], found.policy[order], values)
+        return found.rows(order.to(found.policy.device))._replace(answer=found.answer)
 
 
 class LastDecided(Decider):
@@ -174,4 +194,5 @@ class LastDecided(Decider):
 
     def __call__(self, images: Tensor, count: int | None = None) -> Decision:
         found = self.decider(images, count)
-        return found._replace(policy=keep_undecided(found.policy, self.decided))
+        policy = keep_undecided(found.policy, self.decided)
+        return found._replace(policy=policy if found.answered is None else policy & ~found.answered.unsqueeze(-1))

@@ -1,17 +1,34 @@
-"""The network that looks at an image once and gives a keep probability to every block."""
+"""The network that looks at an image once, gives a keep probability to every block, and may answer."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agents.answers import NEVER
 from agents.names import DEFAULT_THRESHOLD
 from agents.policies import map_policy
 
 
+class Glance(NamedTuple):
+    """What a policy network makes of N images."""
+
+    keep_probs: Tensor
+    """(N, K), float32, in (0, 1)."""
+    values: Tensor | None = None
+    """(N, 1), estimates of each image's reward; None where none are made."""
+    answer: Tensor | None = None
+    """(N, classes), float32 log-probabilities; None without an answer head."""
+
+
 class PolicyNetwork(nn.Module):
     """Keep probabilities and a value estimate from an image (Wu et al. 2018, arXiv:1711.08393, section 3.2).
+
+    It may have a third head, `answer`, over the same features: class logits, by which it answers images that it is
+    sure of.
 
     Args:
         features: float images (N, C, H, W) to float features (N, feature_dim). If it looks through modules of the
@@ -21,6 +38,11 @@ class PolicyNetwork(nn.Module):
         input_pool: average-pool the image by this factor before `features`; 2 makes the network about four
             times cheaper.
         threshold: its operating point: a block runs where its keep probability is at least this.
+        num_answers: classes of the answer head; None: there is none.
+
+    Attributes:
+        answer_threshold: an image is answered where its largest probability is at least this; at first none is.
+        answer_weight: of the answer's log-probabilities beside the logits of other images; at first 0.
 
     >>> network = PolicyNetwork(nn.Flatten(), feature_dim=3 * 2 * 2, num_blocks=5, input_pool=4)
     >>> keep_probs, value = network(torch.zeros(7, 3, 8, 8))
@@ -35,6 +57,7 @@ class PolicyNetwork(nn.Module):
         num_blocks: int,
         input_pool: int = 1,
         threshold: float = DEFAULT_THRESHOLD,
+        num_answers: int | None = None,
     ):
         super().__init__()
         self.threshold = threshold
@@ -42,6 +65,26 @@ class PolicyNetwork(nn.Module):
         self.logit = nn.Linear(feature_dim, num_blocks)
         self.vnet = nn.Linear(feature_dim, 1)
         self.input_pool = input_pool
+        self.answer: nn.Linear | None = None
+        self.answer_weight: nn.Parameter | None = None
+        self.answer_threshold = NEVER
+        if num_answers is not None:
+            self.add_answer(num_answers)
+
+    def add_answer(self, num_classes: int) -> None:
+        """Gives it an answer head with fresh weights, in place of one that it has; it answers nothing yet."""
+        self.answer = nn.Linear(self.logit.in_features, num_classes).to(self.logit.bias)
+        self.answer_weight = nn.Parameter(torch.zeros_like(self.logit.bias[0]))
+        self.answer_threshold = NEVER
+
+    def remove_answer(self) -> None:
+        """Takes the answer head away, if it has one."""
+        self.answer, self.answer_weight, self.answer_threshold = None, None, NEVER
+
+    @property
+    def num_answers(self) -> int | None:
+        """Classes of the answer head; None: there is none."""
+        return None if self.answer is None else self.answer.out_features
 
     @property
     def num_blocks(self) -> int:
@@ -70,8 +113,15 @@ class PolicyNetwork(nn.Module):
         return self.logit(features).float(), self.vnet(features)
 
     def policy(self, images: Tensor) -> Tensor:
-        """images (N, C, H, W) to bool (N, K): the blocks that run at the network's own threshold."""
+        """images (N, C, H, W) to bool (N, K): the blocks that run at the network's own threshold, for images that
+        aren't answered."""
         return map_policy(self(images)[0], self.threshold)
+
+    def glance(self, images: Tensor) -> Glance:
+        """images (N, C, H, W) to all that the network says of them."""
+        features = self.look(images)
+        answer = None if self.answer is None else self.answer(features).float().log_softmax(-1)
+        return Glance(torch.sigmoid(self.logit(features).float()), self.vnet(features), answer)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (N, C, H, W) to keep probabilities (N, K) in (0, 1), float32, and values (N, 1)."""

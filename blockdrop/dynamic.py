@@ -11,17 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.answers import NEVER, with_answers
 from agents.deciders import Decider, Decision, Learned, keep_all
 from agents.names import DEFAULT_THRESHOLD
 from agents.policy_network import PolicyNetwork
 from blockdrop.data.sets import LARGEST_IN_MEMORY, Normalisation, Preprocessing
 from blockdrop.errors import BlockdropError, require
 from blockdrop.flops import FlopTable, count_flops
-from blockdrop.inference.executor import Executor, compile
+from blockdrop.inference.executor import Executor, Result, compile
 from blockdrop.models.backbone import Network
-from blockdrop.models.checkpoints.operating_points import check_operating_point
+from blockdrop.models.checkpoints.operating_points import check_operating_point, thresholds_of
 from blockdrop.models.checkpoints.saving import save_checkpoint
 from blockdrop.models.conversion import num_classes_of
+from blockdrop.models.droppable import put_rows, take_rows
 from blockdrop.models.policy_networks import StemFeatures, name_of
 from blockdrop.models.specs import Variant
 
@@ -37,7 +39,7 @@ class DynamicNetwork(nn.Module):
 
     Args:
         network: with K blocks; droppable, unless there is no policy network.
-        policy_network: decides on K blocks; its `threshold` is the operating point's.
+        policy_network: decides on K blocks; its `threshold` and `answer_threshold` are the operating point's.
         model: what the network is built from: a name of the zoo, `timm:…`, `torchvision:…`, or a class's name.
         preprocessing: of the images that the network wants.
         variant: of a network of the zoo.
@@ -104,17 +106,26 @@ class DynamicNetwork(nn.Module):
         return DEFAULT_THRESHOLD if self.policy_network is None else self.policy_network.threshold
 
     @property
-    def operating_point(self) -> dict[str, Any] | None:
-        """How the threshold was chosen, see `check_operating_point`; None: it is the usual one.
+    def answer_threshold(self) -> float:
+        """An image is answered where the policy network's largest probability is at least this: the policy
+        network's own; infinite where none is answered."""
+        return NEVER if self.policy_network is None else self.policy_network.answer_threshold
 
-        Setting it sets the policy network's threshold. Where that is set by hand, nothing else is known of it.
+    @property
+    def operating_point(self) -> dict[str, Any] | None:
+        """How the thresholds were chosen, see `check_operating_point`; None: they are the usual ones.
+
+        Setting it sets the policy network's thresholds. Where these are set by hand, nothing else is known.
 
         Raises:
             BlockdropError: what is no operating point, when it is set.
         """
-        if self.threshold == (self._operating_point or {}).get("threshold", DEFAULT_THRESHOLD):
+        if (self.threshold, self.answer_threshold) == thresholds_of(self._operating_point):
             return self._operating_point
-        return check_operating_point({"threshold": self.threshold})
+        point = {"threshold": self.threshold}
+        if self.answer_threshold != NEVER:
+            point["answer_threshold"] = self.answer_threshold
+        return check_operating_point(point)
 
     @operating_point.setter
     def operating_point(self, point: Mapping[str, Any] | None) -> None:
@@ -123,7 +134,8 @@ class DynamicNetwork(nn.Module):
         except ValueError as error:
             raise BlockdropError(str(error)) from None
         if self.policy_network is not None:
-            self.policy_network.threshold = (self._operating_point or {}).get("threshold", DEFAULT_THRESHOLD)
+            network = self.policy_network
+            network.threshold, network.answer_threshold = thresholds_of(self._operating_point)
 
     def set_policy_network(self, policy_network: PolicyNetwork) -> None:
         """Gives it another policy network, at that one's own threshold.
@@ -174,39 +186,46 @@ class DynamicNetwork(nn.Module):
         policy_network = None if looks is False else self.policy_network
         return count_flops(self.network, policy_network, self.image_size)
 
-    def flops(self, policy: Tensor | None = None) -> Tensor:
+    def flops(self, policy: Tensor | None = None, answered: Tensor | None = None) -> Tensor:
         """FLOPs of images under their policies, policy network included.
 
         Args:
             policy: bool (N, K); default: all blocks, of one image.
+            answered: bool (N,), images that cost the policy network alone; default: none.
         Returns:
             int64 (N,).
         Raises:
-            BlockdropError: a policy of another shape or type.
+            BlockdropError: a policy, or what is answered, of another shape or type.
         """
         shape = None if policy is None else tuple(policy.shape)
         if policy is not None and (policy.dtype != torch.bool or policy.shape[1:] != (self.num_blocks,)):
             raise BlockdropError(
                 f"policy: got {policy.dtype} of shape {shape}; expected torch.bool of shape (N, {self.num_blocks})"
             )
-        everything = torch.ones(1, self.num_blocks, dtype=torch.bool)
-        return self.flop_table().per_image(everything if policy is None else policy)
+        if policy is None:
+            policy = torch.ones(1, self.num_blocks, dtype=torch.bool)
+        if answered is not None and (answered.dtype != torch.bool or answered.shape != policy.shape[:1]):
+            raise BlockdropError(
+                f"answered: got {answered.dtype} of shape {tuple(answered.shape)}; expected torch.bool of shape "
+                f"({len(policy)},)"
+            )
+        return self.flop_table().per_image(policy, answered)
 
     # ---- running
 
     def compile(self, **options: Any) -> Executor:  # type: ignore[override]  # torch's own is for its compiler
         """The fast executor of the networks at the operating point, for inference; see `blockdrop.compile`, which
         knows the options: `dtype=torch.bfloat16`, `engine="torch"`, …."""
-        return compile(self.network, self.policy_network, **{"threshold": self.threshold, **options})
+        return compile(self.network, self.policy_network, **options)
 
     def decider(self) -> Decider:
         """What decides by itself: the policy network at the operating point, else all blocks."""
         if self.policy_network is None:
             return keep_all(self.num_blocks)
-        return Learned(self.policy_network, self.num_blocks, self.threshold)
+        return Learned(self.policy_network.glance, self.num_blocks, self.threshold, self.answer_threshold)
 
     def decide(self, images: Tensor) -> Decision:
-        """Keep probabilities (N, K), policy bool (N, K) and values of images (N, 3, H, W)."""
+        """Keep probabilities (N, K), policy bool (N, K), values, and what is answered of images (N, 3, H, W)."""
         self.check_images(images)
         return self.decider()(images)
 
@@ -215,16 +234,39 @@ class DynamicNetwork(nn.Module):
 
         Args:
             images: float (N, 3, H, W), normalised, of `image_size` pixels a side.
-            policy: bool (N, K) in place of what is decided at the operating point.
+            policy: bool (N, K) in place of what is decided at the operating point; no image is answered then.
         Returns:
             logits (N, classes), and the policy that ran, bool (N, K).
         Raises:
             BlockdropError: images of another size or type.
         """
-        self.check_images(images)
         if policy is None:
-            policy = self.decider()(images).policy
+            return self.run(images)[:2]
+        self.check_images(images)
         return self.network(images, policy), policy
+
+    def run(self, images: Tensor) -> Result:
+        """Runs images at the operating point, and tells all of it; no part of the network runs for what is
+        answered.
+
+        Args:
+            images: float (N, 3, H, W), normalised, of `image_size` pixels a side.
+        Raises:
+            BlockdropError: images of another size or type.
+        """
+        self.check_images(images)
+        keep_probs, policy, _, answered, answer = self.decider()(images)
+        weight = getattr(self.policy_network, "answer_weight", None)
+        if answered is None or answer is None or not bool(answered.any()):
+            none = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+            logits = with_answers(self.network(images, policy), answer, None, weight)
+            return Result(logits, policy, none, keep_probs, answer)
+        rest = (~answered).nonzero().squeeze(1)
+        logits = answer
+        if len(rest):
+            found = self.network(take_rows(images, rest), policy[rest])
+            logits = put_rows(answer.clone(), rest, with_answers(found, answer[rest], None, weight))
+        return Result(logits, policy, answered, keep_probs, answer)
 
     def check_images(self, images: Tensor) -> None:
         """Raises `BlockdropError` for images that the network wasn't made for."""
@@ -294,4 +336,7 @@ class DynamicNetwork(nn.Module):
         what += f"{parameters:,} parameters"
         if self.policy_network is None:
             return f"DynamicNetwork({what}, no policy network)"
-        return f"DynamicNetwork({what}, policy network {self.policy_net}, threshold {self.threshold:.4g})"
+        what += f", policy network {self.policy_net}, threshold {self.threshold:.4g}"
+        if self.policy_network.answer is not None:
+            what += f", answer threshold {self.answer_threshold:.4g}"
+        return f"DynamicNetwork({what})"

@@ -17,7 +17,7 @@ from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.names import Execution
 from blockdrop.ranges import CheckpointName, Count, CountOrNone, NotNegative, Positive, Probability, Range
-from blockdrop.training.config import Groups, PolicyTrainingConfig, Recipe, check_estimator
+from blockdrop.training.config import AnswerConfig, Groups, Recipe, check_estimator
 from blockdrop.training.phases import JOINT, POLICIES_ALONE, SETTLED, Phase
 
 if TYPE_CHECKING:
@@ -27,34 +27,46 @@ if TYPE_CHECKING:
     from blockdrop.training.session import Session
 
 
+FAST: Recipe = {
+    "policy_net": "stem",
+    "initial_keep": 0.9,
+    "estimator": "kept_straight_through",
+    "alpha": 0.95,
+    "target_flops": 0.59,
+    "anneal": 0.2,
+    "distill": 0.5,
+    "settled_distill": 4.0,
+    "distill_temperature": 4.0,
+    "optimizer": "sgd",
+    "resnet_lr": 0.01,
+    "bias_lr": 1e-2,
+    "schedule": "cosine",
+    "batch_size": 128,
+    "max_epochs": 15,
+    "settle": 0.67,
+    "rewind": True,
+    "recalibrate": 5000,
+    "test_every": 5,
+}
+GLANCE: Recipe = {
+    **FAST,
+    "policy_net": "reference",
+    "answer_epochs": 15,
+    "hold_out": 0.1,
+    "target_flops": 0.45,
+    "rest_flops": 0.59,
+    "answered_weight": 0.3,
+    "max_epochs": 10,
+    "settle": 0.7,
+}
+"""The policy network learns to answer first; see `blockdrop.training.answers`."""
+
+
 @dataclass(kw_only=True)
-class FinetuneConfig(PolicyTrainingConfig):
+class FinetuneConfig(AnswerConfig):
     """Flags of `python -m blockdrop.finetune`."""
 
-    RECIPES: ClassVar[dict[str, Recipe]] = {
-        "reference": {},
-        "fast": {
-            "policy_net": "stem",
-            "initial_keep": 0.9,
-            "estimator": "kept_straight_through",
-            "alpha": 0.95,
-            "target_flops": 0.59,
-            "anneal": 0.2,
-            "distill": 0.5,
-            "settled_distill": 4.0,
-            "distill_temperature": 4.0,
-            "optimizer": "sgd",
-            "resnet_lr": 0.01,
-            "bias_lr": 1e-2,
-            "schedule": "cosine",
-            "batch_size": 128,
-            "max_epochs": 15,
-            "settle": 0.67,
-            "rewind": True,
-            "recalibrate": 5000,
-            "test_every": 5,
-        },
-    }
+    RECIPES: ClassVar[dict[str, Recipe]] = {"reference": {}, "fast": FAST, "glance": GLANCE}
 
     GROUPS: ClassVar[Groups] = {
         "policy learning": ("temperature", "information", "initial_keep", "policy"),
@@ -149,6 +161,10 @@ class FinetuneConfig(PolicyTrainingConfig):
         require(
             self.penalty != 0 or not (pathwise and not target),
             "--penalty 0: leaves a pathwise estimator without a trade-off; pass another, or --target_flops",
+        )
+        require(
+            self.answer_epochs == 0 or self.policy is None,
+            f"--answer_epochs {self.answer_epochs}: means nothing under --policy, where no policy network learns",
         )
         require(
             self.keep_full == 0 or self.keep_full * self.batch_size >= 1,
@@ -255,10 +271,11 @@ def train(
 
     from agents.budget import BudgetPrice
     from blockdrop.data import derived_seed
-    from blockdrop.distillation.hinton import kl_divergence
     from blockdrop.measure import executor
     from blockdrop.models.droppable import Droppable
+    from blockdrop.training.answers import AnswerTraining
     from blockdrop.training.batchnorm import recalibrate
+    from blockdrop.training.hinton import kl_divergence
     from blockdrop.training.joint import BlockRunner, JointBatch, SettledLearner, make_learner, make_optimizers
     from blockdrop.training.joint_policies import JointPolicies
     from blockdrop.training.policies import OperatingPoint
@@ -266,10 +283,14 @@ def train(
     from blockdrop.training.update import Update
 
     config, compute, processes = session.config, session.compute, session.processes
+    answers = AnswerTraining(dynamic, data, session)
+    train_images = answers.train_images
     if static is None and config.settle:
         rewound = ", the ResNet from the weights as loaded" if config.rewinds else ""
         learned, rest = config.settled_from, config.max_epochs - config.settled_from
         print(f"policies: learned for {learned} epochs, then settled for {rest}{rewound}")
+    if config.answer_epochs:
+        answers.teach()
     resnet = compute.place(dynamic.network)
     assert isinstance(resnet, Droppable), "checked with the flags"
     policies = JointPolicies(dynamic, compute, static, config.shuffle_policies)
@@ -287,9 +308,9 @@ def train(
         bias_lr=config.bias_lr, resnet_lr=config.resnet_lr, resnet_wd=config.resnet_wd,
     )  # fmt: skip
     rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
-    target = config.target_flops if static is None else None
+    target = answers.policy_target(flops) if static is None else None
     budget = None if target is None else BudgetPrice(target, config.price_rate)
-    batches = session.count_batches(data.train)
+    batches = session.count_batches(train_images)
     learning = [parameter for parameter in resnet.parameters() if parameter.requires_grad]
     loaded = copy.deepcopy(resnet.state_dict()) if config.rewinds else None
     fixed = policies.borrowed if config.rewinds else ()
@@ -299,17 +320,18 @@ def train(
     if config.settled_from == 0 and static is None:  # the policies that were loaded are those to learn under
         policies.point = OperatingPoint(dynamic.threshold)
         if target is not None:
-            policies.point.choose(target, dynamic, data.train, compute, flops)
+            policies.point.choose(target, dynamic, train_images, compute, flops)
     state.track(
         resnet=resnet, budget=budget, point=policies.point, policy_network=dynamic.policy_network, **optimizers
     )
     for epoch in state.epochs(config.max_epochs):
+        answers.begin(policies.point, flops)
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
         static_draws = torch.Generator().manual_seed(derived_seed(config.seed, epoch, 2))
         state.track_epoch(sampled_epoch=sampled_epoch, draws=draws, static_draws=static_draws)
         decide, distill_weight = policies.in_training(draws, static_draws), config.distill_weight(epoch)
-        load = functools.partial(session.batches, data.train, dynamic.normalisation, epoch)
+        load = functools.partial(session.batches, train_images, dynamic.normalisation, epoch)
         for batch, (images, labels) in state.batches(load):
             factor = config.lr_factor(epoch, (epoch + (batch + 1) / batches) / config.max_epochs)
             for name, optimizer in optimizers.items():
@@ -327,6 +349,7 @@ def train(
             precision = contextlib.nullcontext() if epoch >= config.settled_from else compute.autocast()
             with torch.set_grad_enabled(phase.policy), precision:
                 decision = decide(images, len(labels))
+            images, labels, decision = answers.left_to_the_resnet(images, labels, decision, policies.point, draws)
             price = None if budget is None else budget.value
             step = (learn if phase.policy else settled)(JointBatch(images, labels, decision, draws, price))
             loss = step.loss
@@ -338,24 +361,27 @@ def train(
                 state.counts["block_executions"] += len(labels) * resnet.num_blocks
             update(loss / processes.size, epoch, batch)
             if budget is not None and phase.policy:
-                budget.target = config.target_after(epoch + batch / batches)
+                budget.target = config.target_after(epoch + batch / batches, target)
                 spent = flops.per_image(decision.policy).double().mean() / flops.full
                 step.parts |= {"spent": spent, "price": torch.tensor(budget.update(spent.item()))}
             state.counts["block_executions"] += step.executions
             sampled_epoch.add(step.policy, step.logits.detach(), labels, loss=loss, **step.parts)
         if target is not None and epoch + 1 >= config.settled_from:
-            policies.point.choose(target, dynamic, data.train, compute, flops)
+            policies.point.choose(target, dynamic, train_images, compute, flops)
         test = None
         if config.tests_after(epoch):
             if config.recalibrate and epoch >= config.freeze_epochs:
                 state.counts["block_executions"] += recalibrate(
                     resnet,
                     policies.in_recalibration(),
-                    session.some_batches(data.train, dynamic.normalisation, config.recalibrate, config.max_epochs),
+                    session.some_batches(
+                        train_images, dynamic.normalisation, config.recalibrate, config.max_epochs
+                    ),
                     borrowed=policies.borrowed,
                     keep_full=config.keep_full,
                     execution=config.execution,
                 )
+            answers.choose(policies.point, flops)
             test = policies.test()
         sampled_epoch.block_executions = state.counts["block_executions"]
         factor = config.lr_factor(epoch, (epoch + 1) / config.max_epochs)
@@ -365,7 +391,7 @@ def train(
             resnet.load_state_dict(loaded)
             for optimizer in optimizers.values():
                 optimizer.state.clear()
-    for parameter in learning:
+    for parameter in (*learning, *answers.frozen):
         parameter.requires_grad_(True)
     if static is None:
         dynamic.operating_point = policies.point.recorded()

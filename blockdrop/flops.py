@@ -22,7 +22,7 @@ class FlopTable:
     blocks: tuple[int, ...]
     """One entry per block (its branch; the shortcut runs anyway)."""
     policy_network: int
-    """Feature extractor and both heads; 0 without a policy network."""
+    """Feature extractor and all heads, all that an answered image costs; 0 without a policy network."""
 
     @property
     def full(self) -> int:
@@ -35,10 +35,18 @@ class FlopTable:
         kept = self.blocks[: len(self.blocks) - (len(self.blocks) if decided is None else decided)]
         return (self.fixed + self.policy_network + sum(kept)) / self.full
 
-    def per_image(self, policy: Tensor) -> Tensor:
-        """FLOPs under a policy, the policy network included: bool (N, K) to int64 (N,)."""
+    def per_image(self, policy: Tensor, answered: Tensor | None = None) -> Tensor:
+        """FLOPs of each image, the policy network included.
+
+        Args:
+            policy: bool (N, K).
+            answered: bool (N,), images for which no part of the ResNet runs; None: there are none.
+        Returns:
+            int64 (N,).
+        """
         costs = torch.tensor(self.blocks, device=policy.device)
-        return self.fixed + self.policy_network + (policy.long() * costs).sum(-1)
+        flops = self.fixed + self.policy_network + (policy.long() * costs).sum(-1)
+        return flops if answered is None else flops.where(~answered, self.policy_network)
 
 
 def count_module_flops(module: nn.Module, *inputs: Tensor) -> dict[nn.Module, int]:
@@ -123,6 +131,18 @@ def reference_stem_surplus(net: Backbone, image_size: int = 32) -> int:
     return positions * (stem.kernel_size[0] * stem.kernel_size[1] * head.in_features - stem.weight.numel())
 
 
+class _Glancing(nn.Module):
+    """A policy network with all its heads."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> None:
+        assert isinstance(self.network, PolicyNetwork)
+        self.network.glance(images)
+
+
 def count_flops(
     resnet: Network, policy_network: PolicyNetwork | None = None, image_size: int | None = None
 ) -> FlopTable:
@@ -145,7 +165,7 @@ def count_flops(
     policy_flops = 0
     if policy_network is not None:
         policy_flops = run_for_nothing(
-            policy_network, image_size, lambda net, image: sum(count_module_flops(net, image).values())
+            policy_network, image_size, lambda net, image: sum(count_module_flops(_Glancing(net), image).values())
         )
     return FlopTable(total - sum(blocks), blocks, policy_flops)
 

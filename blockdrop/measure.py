@@ -11,9 +11,9 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from agents.deciders import Decider, Learned, Look, keep_all
+from agents.deciders import Decider, Decision, Learned, Look, keep_all
 from agents.policies import map_policy
-from agents.policy_network import PolicyNetwork
+from agents.policy_network import Glance, PolicyNetwork
 from blockdrop.data import Images, Normalisation
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import BlockdropError
@@ -64,7 +64,7 @@ def evaluate_images(
         raise BlockdropError(f"--policy {error}") from None
     decider.restart()
     table = dynamic.flop_table(decider.looks)
-    policies, probabilities = [], []
+    decisions: list[Decision] = []
     labels: list[Tensor] = []
     found: list[list[Tensor]] = [[], [], []]  # predictions, losses, margins
     batches = images.batches(
@@ -80,33 +80,41 @@ def evaluate_images(
         own_found = (batch_labels, *[torch.empty(0, device=compute.device)] * 2)
         rows = processes.rows(len(batch))
         if len(batch):  # of a last small batch a process may get nothing
-            logits, _ = run(batch, policy=decision.policy[rows])
+            logits = run.carry_out(batch, decision.rows(rows))
             own_found = (logits.argmax(1), *losses_and_margins(logits, batch_labels))
         for parts, part in zip(found, own_found, strict=True):
             parts.append(processes.gather(part).cpu())
-        probabilities.append(decision.keep_probs.cpu())
-        policies.append(decision.policy.cpu())
+        decisions.append(Decision(*(None if part is None else part.cpu() for part in decision)))  # type: ignore[arg-type]
         labels.append(all_labels.cpu())
-    policy = torch.cat(policies)
+    keep_probs, policy, _, answered, answer = map(_joined, zip(*decisions, strict=True))
     predictions, losses, margins = map(torch.cat, found)
+    assert policy is not None
     return Outcomes(
         policy,
         predictions,
         torch.cat(labels),
-        table.per_image(policy),
-        torch.cat(probabilities) if decider.looks else None,
+        table.per_image(policy, answered),
+        keep_probs if decider.looks else None,
         losses,
         margins,
+        answered,
+        answer,
     )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    return torch.cat(given) if given else None
 
 
 def look_through(run: Executor, processes: Processes = ALONE) -> Look:
     """The policy network of an executor, as deciders take it: this process's images to all processes' keep
-    probabilities."""
+    probabilities and answers."""
 
-    def look(images: Tensor) -> tuple[Tensor, None]:
-        keep_probs = run.keep_probs(images) if len(images) else images.new_empty(0, run.num_blocks)
-        return processes.gather(keep_probs), None
+    def look(images: Tensor) -> Glance:
+        found = run.glance(images) if len(images) else run.no_glance(images)
+        answer = None if found.answer is None else processes.gather(found.answer)
+        return Glance(processes.gather(found.keep_probs), None, answer)
 
     return look
 
@@ -115,7 +123,7 @@ def own_decider(dynamic: DynamicNetwork, run: Executor, processes: Processes = A
     """What decides by itself, through an executor: the policy network at its operating point, else all blocks."""
     if dynamic.policy_network is None:
         return keep_all(dynamic.num_blocks)
-    return Learned(look_through(run, processes), dynamic.num_blocks, dynamic.threshold)
+    return Learned(look_through(run, processes), dynamic.num_blocks, dynamic.threshold, dynamic.answer_threshold)
 
 
 def predict_under(

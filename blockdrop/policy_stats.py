@@ -32,6 +32,10 @@ class Outcomes:
     """float32 (N,), cross-entropy of each image, nats."""
     margins: Tensor | None = None
     """float32 (N,), the true class's logit less the largest other one."""
+    answered: Tensor | None = None
+    """bool (N,), images that the policy network answered; None where it can't."""
+    answer: Tensor | None = None
+    """float32 (N, classes), the answers' log-probabilities; None where there are none."""
 
     @property
     def correct(self) -> Tensor:

@@ -113,10 +113,10 @@ class JointConfig(StudentConfig):
 
     def run(self, job: Distillation) -> list[Contender]:
         """One of the five procedures."""
-        from blockdrop.distillation.hinton import HintonLoss, hinton_objective  # torch, which --help does without
         from blockdrop.distillation.joint_loss import JointRD
         from blockdrop.distillation.report import Contender
         from blockdrop.models.plain import PlainNet, fold_dirac, use_dirac
+        from blockdrop.training.hinton import HintonLoss, hinton_objective  # torch, which --help does without
         from blockdrop.training.supervised import cross_entropy_objective
 
         student = job.network

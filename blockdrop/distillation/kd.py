@@ -58,8 +58,8 @@ class KdConfig(StudentConfig):
     def run(self, job: Distillation) -> list[Contender]:
         """The student drawn to the teacher's logits; with `--with_baseline` also the student alone."""
         from blockdrop.data import identify
-        from blockdrop.distillation.hinton import HintonLoss, hinton_objective  # torch, which --help does without
         from blockdrop.distillation.report import Contender
+        from blockdrop.training.hinton import HintonLoss, hinton_objective  # torch, which --help does without
         from blockdrop.training.run_directory import RunDirectory
         from blockdrop.training.supervised import cross_entropy_objective
 

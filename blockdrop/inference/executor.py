@@ -1,8 +1,9 @@
 """The executor: a trained network and its policy network, made to run as fast as the kept blocks allow.
 
 Ahead of time BatchNorm is folded, weights are packed, number format and engine chosen. Per batch the policy
-network runs, `plan_batch` groups rows by sub-policy, and workers run the groups: those with a compiled
-straight-line program through it, all others through the torch engine, which needs no compilation.
+network runs, images that it answers are done, `plan_batch` groups the others' rows by sub-policy, and workers run
+the groups: those with a compiled straight-line program through it, all others through the torch engine, which
+needs no compilation.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.answers import NEVER, is_sure, with_answers
+from agents.deciders import Decision
 from agents.names import DEFAULT_THRESHOLD
-from agents.policy_network import PolicyNetwork
+from agents.policy_network import Glance, PolicyNetwork
 from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
 from blockdrop.inference.cache import ProgramCache
@@ -50,6 +53,21 @@ COMPILE_AFTER = 128
 BATCHNORM_FOLLOWERS = ("running_var", "num_batches_tracked")
 
 
+class Result(NamedTuple):
+    """What an executor, or a `DynamicNetwork`, made of N images."""
+
+    logits: Tensor
+    """float32 (N, classes); of an answered image the answer's log-probabilities."""
+    policy: Tensor
+    """bool (N, K): the blocks that ran; none for an answered image."""
+    answered: Tensor
+    """bool (N,): images for which the policy network alone ran."""
+    keep_probs: Tensor
+    """float32 (N, K)."""
+    answer: Tensor | None
+    """float32 (N, classes), log-probabilities; None where the policy network has no answer head."""
+
+
 class ProgramKey(NamedTuple):
     """Which straight-line program."""
 
@@ -74,6 +92,7 @@ def compile(
     *,
     dtype: torch.dtype = torch.float32,
     threshold: float | None = None,
+    answer_threshold: float | None = None,
     engine: EngineName = "auto",
     device: torch.device | None = None,
     cache_bytes: int = CACHE_BYTES,
@@ -86,6 +105,8 @@ def compile(
             network every block runs unless a call brings a policy, which a plain net refuses if it drops blocks.
         dtype: torch.float32, or torch.bfloat16 where the processor has it.
         threshold: run a block where its keep probability is at least this; default: the policy network's own.
+        answer_threshold: answer an image where its largest probability is at least this; default: the policy
+            network's own.
         engine: "openvino" compiles a program for each frequent sub-policy (CPUs, `pip install
             blockdrop[openvino]`); "torch" needs nothing else; "auto" takes openvino where it is installed and
             knows every layer of the network.
@@ -95,7 +116,7 @@ def compile(
     Raises:
         BlockdropError: engine not installed, or unable to run this network on this device; a policy network for a
             plain net.
-        BlockdropError: another dtype, a threshold outside (0, 1).
+        BlockdropError: another dtype, a threshold outside (0, 1), an answer threshold that isn't above 0.
 
     >>> import blockdrop
     >>> run = blockdrop.compile(*blockdrop.build("R8_C10"))
@@ -105,11 +126,14 @@ def compile(
     """
     if threshold is None:
         threshold = DEFAULT_THRESHOLD if policy_network is None else policy_network.threshold
+    if answer_threshold is None:
+        answer_threshold = NEVER if policy_network is None else policy_network.answer_threshold
     return Executor(
         resnet,
         policy_network,
         dtype,
         threshold,
+        answer_threshold,
         engine=engine,
         device=device,
         cache_bytes=cache_bytes,
@@ -132,6 +156,7 @@ class Executor:
         policy_network: PolicyNetwork | None,
         dtype: torch.dtype,
         threshold: float,
+        answer_threshold: float,
         *,
         engine: EngineName,
         device: torch.device | None,
@@ -140,11 +165,11 @@ class Executor:
     ):
         if dtype not in (torch.float32, torch.bfloat16):
             raise BlockdropError(f"dtype: got {dtype}; choose torch.float32 or torch.bfloat16")
-        _check_threshold(threshold)
+        _check_thresholds(threshold, answer_threshold)
         if policy_network is not None and not resnet.droppable:
             raise BlockdropError(f"a {type(resnet).__name__} has no blocks that a policy network could drop")
         self.resnet, self.policy_network = resnet, policy_network
-        self.dtype, self.threshold = dtype, threshold
+        self.dtype, self.threshold, self.answer_threshold = dtype, threshold, answer_threshold
         self.device = torch.empty(
             0, device=device or next(resnet.parameters()).device
         ).device  # "cuda" to "cuda:0"
@@ -170,43 +195,83 @@ class Executor:
         policy: Tensor | Callable[[Tensor], Tensor] | None = None,
         threshold: float | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Runs a batch.
+        """Runs a batch; `run` says more of it.
 
         Args:
             images: float32 (N, 3, H, W), normalised, in any memory layout.
-            policy: bool (N, K) to run instead of the policy network's; or a function from keep probabilities
-                (N, K) to it; or bool (S, N, K), S policies for each image, which share their work up to the
-                stage in which they first differ.
+            policy: bool (N, K) to run instead of what the policy network decides and answers; or a function from
+                keep probabilities (N, K) to it; or bool (S, N, K), S policies for each image, which share their
+                work up to the stage in which they first differ.
             threshold: for this call.
         Returns:
             logits float32 (N, classes), or (S, N, classes), and the policy that ran, bool, on the images' device.
         Raises:
             BlockdropError: wrong dtype or shape, both a policy and a threshold, a threshold outside (0, 1).
         """
-        self._check_images(images)
-        if threshold is None:
-            threshold = self.threshold
-        elif policy is not None:
+        if policy is None:
+            return self.run(images, threshold=threshold)[:2]
+        if threshold is not None:
             raise BlockdropError("policy and threshold: a policy is run as it is; pass one of the two")
-        else:
-            _check_threshold(threshold)
-        with self._lock, _plain_tensors():
-            self._refresh(single=len(images) == 1)
+        with self._using(images):
             if not isinstance(policy, Tensor):
-                keep_probs = self._keep_probs(images)
-                if policy is None:
-                    policy = keep_probs >= threshold
-                    return self._run(images, policy), policy
-                policy = policy(keep_probs)
+                policy = policy(self._glance(images).keep_probs)
             self.resnet.check_policy(policy, images)
             return self._run(images, policy), policy
 
+    def run(
+        self, images: Tensor, *, threshold: float | None = None, answer_threshold: float | None = None
+    ) -> Result:
+        """Runs a batch under what the policy network decides, and tells all of it.
+
+        Args:
+            images: float32 (N, 3, H, W), normalised, in any memory layout.
+            threshold, answer_threshold: for this call; default: the executor's.
+        Raises:
+            BlockdropError: images of another type or shape, a threshold outside (0, 1), an answer threshold that
+                isn't above 0.
+        """
+        threshold = self.threshold if threshold is None else threshold
+        answer_threshold = self.answer_threshold if answer_threshold is None else answer_threshold
+        _check_thresholds(threshold, answer_threshold)
+        with self._using(images):
+            keep_probs, _, answer = self._glance(images)
+            policy, answered = keep_probs >= threshold, None
+            if answer is not None:
+                answered = is_sure(answer, answer_threshold, policy)
+                policy = policy & ~answered.unsqueeze(-1)
+            logits = self._carry_out(images, policy, answered, answer)
+            if answered is None:
+                answered = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+            return Result(logits, policy, answered, keep_probs, answer)
+
+    def carry_out(self, images: Tensor, decision: Decision) -> Tensor:
+        """What was decided for images (N, 3, H, W), whoever decided: logits float32 (N, classes)."""
+        with self._using(images):
+            self.resnet.check_policy(decision.policy, images)
+            return self._carry_out(images, decision.policy, decision.answered, decision.answer)
+
     def keep_probs(self, images: Tensor) -> Tensor:
-        """The policy network alone: images (N, 3, H, W) to keep probabilities float32 (N, K); 1 without one."""
+        """The policy network's keep probabilities alone: images (N, 3, H, W) to float32 (N, K); 1 without one."""
+        return self.glance(images).keep_probs
+
+    def glance(self, images: Tensor) -> Glance:
+        """The policy network alone: images (N, 3, H, W) to keep probabilities float32 (N, K), 1 without one, and
+        answer float32 (N, classes); no values."""
+        with self._using(images):
+            return self._glance(images)
+
+    def no_glance(self, images: Tensor) -> Glance:
+        """What `glance` gives for no images, (0, 3, H, W)."""
+        answer = images.new_empty(0, self._answers) if self._answers else None
+        return Glance(images.new_empty(0, self.num_blocks), None, answer)
+
+    @contextlib.contextmanager
+    def _using(self, images: Tensor) -> Iterator[None]:
+        """One call at a time, with networks that are up to date."""
         self._check_images(images)
         with self._lock, _plain_tensors():
             self._refresh(single=len(images) == 1)
-            return self._keep_probs(images)
+            yield
 
     def refresh(self) -> None:
         """Prepares the networks anew if any of their weights has changed since the last call."""
@@ -266,8 +331,13 @@ class Executor:
         packed = copy.deepcopy(net).to(self.dtype).to(memory_format=channels_last)
         self._torch = make_engine(packed)
         self._policy_trunk = None
+        self._answers, self._answer_weight = 0, 0.0
         if trunk is not None:
             self._policy_trunk = _PolicyRunner(trunk, self.dtype)
+            if trunk.answer is not None:
+                assert trunk.answer_weight is not None
+                self._answers = trunk.answer.out_features
+                self._answer_weight = trunk.answer_weight.item()
         self._policy_programs: dict[tuple[tuple[int, ...], int, bool], Program] = {}
         self._known_shapes: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
 
@@ -305,28 +375,35 @@ class Executor:
 
     # ---- the policy network
 
-    def _keep_probs(self, images: Tensor) -> Tensor:
-        count = len(images)
+    def _glance(self, images: Tensor) -> Glance:
         if self._policy_trunk is None:
-            return torch.ones(count, self.num_blocks, device=images.device)
-        keep_probs = torch.empty(count, self.num_blocks, device=images.device)
+            return Glance(torch.ones(len(images), self.num_blocks, device=images.device))
+        found = self._run_policy_network(images)
+        if not self._answers:
+            return Glance(found)
+        return Glance(found[:, : self.num_blocks], None, found[:, self.num_blocks :])
+
+    def _run_policy_network(self, images: Tensor) -> Tensor:
+        """Keep probabilities and answers side by side, float32 (N, K + classes)."""
+        count = len(images)
+        found = torch.empty(count, self.num_blocks + self._answers, device=images.device)
         if count == 1 and self._openvino is not None:  # the path for one image is short: here microseconds count
-            self._policy_program(images, 1, 1).run(lambda x: x.copy_(images.permute(0, 2, 3, 1)), keep_probs)
-            return keep_probs
+            self._policy_program(images, 1, 1).run(lambda x: x.copy_(images.permute(0, 2, 3, 1)), found)
+            return found
         if self._openvino is None:
             pieces = [_Piece(slice(*rows), None) for rows in self._even_pieces(count)]
         else:
             pieces = self._in_programs(0, count, lambda batch: self._policy_program(images, batch, count))
 
         def work(piece: _Piece) -> None:
-            x, out = images[piece.rows], keep_probs[piece.rows]
+            x, out = images[piece.rows], found[piece.rows]
             if piece.program is None:
                 out.copy_(self._policy_trunk(x))  # type: ignore[misc]
             else:
                 piece.program.run(lambda inputs: inputs.copy_(x.permute(0, 2, 3, 1)), out)
 
         self._workers.run(work, pieces)
-        return keep_probs
+        return found
 
     def _policy_program(self, images: Tensor, batch: int, count: int) -> Program:
         assert self._openvino is not None
@@ -338,6 +415,17 @@ class Executor:
         return self._policy_programs[key]
 
     # ---- a batch
+
+    def _carry_out(self, images: Tensor, policy: Tensor, answered: Tensor | None, answer: Tensor | None) -> Tensor:
+        """Runs the ResNet for what isn't answered."""
+        rest = None if answered is None or not bool(answered.any()) else (~answered).nonzero().squeeze(1)
+        if answer is None or rest is None:
+            return with_answers(self._run(images, policy), answer, None, self._answer_weight)
+        logits = answer.float().clone()
+        if len(rest):
+            found = self._run(take_rows(images, rest), policy[rest])
+            logits[rest] = with_answers(found, answer[rest], None, self._answer_weight)
+        return logits
 
     def _run(self, images: Tensor, policy: Tensor) -> Tensor:
         bits = policy.cpu().numpy()
@@ -523,7 +611,8 @@ class _PolicyRunner:
 
     def __call__(self, images: Tensor) -> Tensor:
         x = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        return self.network(x)[0]
+        found = self.network.glance(x)
+        return found.keep_probs if found.answer is None else torch.cat([found.keep_probs, found.answer], 1)
 
 
 class _WholeNetwork(nn.Module):
@@ -576,7 +665,8 @@ def _sentinels(network: nn.Module) -> list[Tensor]:
         parts = [network.stem_part, network.head_part, *network.transitions]
         parts += [cast(nn.ModuleList, stage)[-1] for stage in network.blocks]
     elif isinstance(network, PolicyNetwork) and isinstance(network.features, Backbone):
-        return [*_what_changes(network.logit), *_sentinels(network.features)]
+        heads = [head for head in (network.logit, network.answer) if head is not None]
+        return [*(tensor for head in heads for tensor in _what_changes(head)), *_sentinels(network.features)]
     return [tensor for part in parts for tensor in _what_changes(part)]
 
 
@@ -589,6 +679,8 @@ def _split(rows: int) -> dict[int, int]:
     return {batch: part for batch, part in ((ROWS_AT_ONCE, rows - rest), (1, rest)) if part}
 
 
-def _check_threshold(threshold: float) -> None:
+def _check_thresholds(threshold: float, answer_threshold: float) -> None:
     if not 0 < threshold < 1:
         raise BlockdropError(f"threshold: got {threshold}; expected a number above 0 and below 1")
+    if not answer_threshold > 0:
+        raise BlockdropError(f"answer_threshold: got {answer_threshold}; expected a number above 0")

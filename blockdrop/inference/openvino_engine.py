@@ -158,7 +158,8 @@ class OpenVINOEngine:
         return self._program(lambda: self._block_graph(blocks, kept, in_shape, batch), num_bytes, alone)
 
     def policy_program(self, in_shape: tuple[int, ...], batch: int, alone: bool = False) -> Program:
-        """The policy network: (batch, H, W, C) to keep probabilities (batch, K), float32; not yet compiled."""
+        """The policy network: (batch, H, W, C) to keep probabilities and, of one that answers, the answer's
+        log-probabilities side by side, float32 (batch, K + classes); not yet compiled."""
         return self._program(lambda: self._policy_graph(in_shape, batch), PROGRAM_BYTES, alone)
 
     def _program(self, graph: Callable[[], Any], num_bytes: int, alone: bool) -> Program:
@@ -201,8 +202,10 @@ class OpenVINOEngine:
         trunk = network.features
         inputs = op.parameter([batch, *in_shape], self._type)
         if isinstance(trunk, NoFeatures):
-            keep_probs = _constant(network.logit.bias.sigmoid().expand(batch, -1).numpy())
-            return ov.Model([keep_probs], [inputs], "policy network")
+            found = network.logit.bias.sigmoid()
+            if network.answer is not None:
+                found = torch.cat([found, network.answer.bias.log_softmax(-1)])
+            return ov.Model([_constant(found.expand(batch, -1).numpy())], [inputs], "policy network")
         if not isinstance(trunk, Backbone):
             raise UnsupportedLayerError(type(trunk).__name__)
         x = _to_nchw(inputs)
@@ -211,7 +214,11 @@ class OpenVINOEngine:
         x = _stem(trunk, x)
         for branch, ds in trunk.branches():
             x = _block(trunk, branch, ds, x)
-        x = op.sigmoid(_layer(network.logit, _head(trunk, x)))
+        features = _head(trunk, x)
+        x = op.sigmoid(_layer(network.logit, features))
+        if network.answer is not None:
+            answer = op.log_softmax(_layer(network.answer, features), 1)
+            x = op.concat([x, answer], 1)
         return ov.Model([x], [inputs], "policy network")
 
 

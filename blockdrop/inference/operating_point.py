@@ -1,19 +1,22 @@
-"""The operating point: a threshold on the keep probabilities, chosen after training to meet a FLOPs budget.
+"""The operating point: a threshold on the keep probabilities, chosen after training to meet a FLOPs budget; of a
+policy network that answers, an answer threshold beside it.
 
-A higher threshold drops more blocks. Only finitely many thresholds differ on a set of images (its distinct keep
-probabilities), and keep probabilities don't depend on the threshold, so one run of the policy network is enough
-to find the best one exactly.
+A higher threshold drops more blocks, a lower answer threshold answers more images. Only finitely many thresholds
+differ on a set of images (its distinct keep probabilities), and keep probabilities don't depend on the threshold,
+so one run of the policy network is enough to find the best one exactly.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from agents.answers import ANSWER_ALL, NEVER
 from blockdrop.errors import BlockdropError
 from blockdrop.flops import FlopTable
 
@@ -117,3 +120,116 @@ def curve_thresholds(
     rows = (flops > targets.unsqueeze(1)).sum(1).tolist()  # the lowest threshold within each target
     spread = [thresholds[row].item() for row in rows if flops[row].item() not in costs]
     return sorted({*included.tolist(), *spread})
+
+
+# ---- pairs of thresholds
+
+
+class AnswerOutcomes(NamedTuple):
+    """What the answers of N images are worth."""
+
+    confidence: Tensor
+    """float32 (N,), the largest probability."""
+    right: Tensor
+    """bool (N,), of the answers."""
+
+
+class RestOutcomes(NamedTuple):
+    """What N images get under one threshold if they aren't answered."""
+
+    threshold: float
+    right: Tensor
+    """bool (N,)."""
+    flops: Tensor
+    """int64 (N,), policy network included."""
+
+
+class Pair(NamedTuple):
+    """A pair of thresholds, and what N images cost and get under it."""
+
+    threshold: float
+    answer_threshold: float
+    flops: int
+    """Sum over the images."""
+    right: int
+    """How many images."""
+    answered: int
+    """How many images."""
+
+
+def pairs(rest: RestOutcomes, answers: AnswerOutcomes, table: FlopTable) -> list[Pair]:
+    """All that differ on these images under one threshold, from none answered to all answered."""
+    found, order = answers.confidence.sort(descending=True)
+    count = len(found)
+    answered = torch.arange(count + 1)
+    zero = torch.zeros(1, dtype=torch.int64)
+    gained = torch.cat([zero, (answers.right[order].long() - rest.right[order].long()).cumsum(0)])
+    saved = torch.cat([zero, (rest.flops[order] - table.policy_network).cumsum(0)])
+    right = int(rest.right.sum()) + gained
+    flops = int(rest.flops.sum()) - saved
+    cuts = torch.ones(count + 1, dtype=torch.bool)  # not between images of equal confidence
+    cuts[1:-1] = found[:-1] > found[1:]
+    rows = [int(row) for row in answered[cuts]]
+    between = [NEVER, *_between(found), ANSWER_ALL]
+    return [Pair(rest.threshold, between[row], int(flops[row]), int(right[row]), row) for row in rows]
+
+
+def _between(falling: Tensor) -> list[float]:
+    """For 1 … N - 1 a threshold that the first so many reach and the others don't."""
+    middle = (falling[:-1].double() + falling[1:].double()) / 2
+    above = middle.to(falling.dtype) > falling[1:]  # as it will be compared
+    return torch.where(above, middle, falling[:-1].double()).tolist()
+
+
+def pair_for_budget(
+    rests: Sequence[RestOutcomes], answers: AnswerOutcomes, table: FlopTable, budget: float
+) -> Pair:
+    """The pair with most right predictions among those that cost at most `budget` on average; of equal ones the
+    cheapest.
+
+    Args:
+        rests: outcomes of the same images under the thresholds to choose from.
+        answers: of these images, which aren't reported afterwards.
+        budget: mean FLOPs per image, policy network included, as a fraction of the full network's.
+    Raises:
+        BlockdropError: even all images answered cost more; or a budget that isn't a positive number.
+    """
+    count = len(answers.confidence)
+    if not (budget > 0 and math.isfinite(budget)) or count == 0:
+        raise BlockdropError(f"budget {budget} for {count} images: needs a positive number and an image")
+    limit = math.floor(Fraction(str(budget)) * count * table.full)
+    within = [pair for rest in rests for pair in pairs(rest, answers, table) if pair.flops <= limit]
+    if not within:
+        least = math.ceil(Fraction(table.policy_network, table.full) * 10_000) / 10_000
+        raise BlockdropError(
+            f"budget {budget}: can't be met; the least possible, with all images answered, is {least:.4f} of the "
+            "full network's FLOPs, the policy network's own"
+        )
+    return max(within, key=lambda pair: (pair.right, -pair.flops))
+
+
+def front_of_pairs(
+    rests: Sequence[RestOutcomes], answers: AnswerOutcomes, table: FlopTable, points: int = 12
+) -> list[Pair]:
+    """Pairs that no other one beats in both accuracy and cost, some of them, spread evenly over the costs.
+
+    Args:
+        rests, answers: see `pair_for_budget`.
+        points: at most so many come back.
+    Returns:
+        the front, its costs falling.
+    """
+    every = sorted(
+        (pair for rest in rests for pair in pairs(rest, answers, table)), key=lambda p: (p.flops, -p.right)
+    )
+    front: list[Pair] = []
+    for pair in every:
+        if not front or pair.right > front[-1].right:
+            front.append(pair)
+    front.reverse()
+    if len(front) <= points:
+        return front
+    targets = torch.linspace(front[0].flops, front[-1].flops, points, dtype=torch.float64).tolist()
+    costs = [pair.flops for pair in front]
+    chosen = sorted({min(range(len(front)), key=lambda row: abs(costs[row] - target)) for target in targets})
+    return [front[row] for row in chosen]

@@ -263,12 +263,13 @@ def name_of(policy_network: PolicyNetwork, large_images: bool) -> str | None:
 
 def folded_policy_network(policy_network: PolicyNetwork) -> PolicyNetwork:
     """A copy for inference with BatchNorm folded into the trunk's convolutions and the heads; same keep
-    probabilities."""
+    probabilities and answers."""
     network = copy.deepcopy(policy_network).eval().requires_grad_(False)
     if isinstance(network.features, Backbone):
         network.features = network.features.folded()
     if isinstance(network.features, StemFeatures) and isinstance(network.features.standardise, Standardise):
-        for head in (network.logit, network.vnet):
-            network.features.standardise.fold_into(head)
+        for head in (network.logit, network.vnet, network.answer):
+            if head is not None:
+                network.features.standardise.fold_into(head)
         network.features.standardise = nn.Identity()
     return network

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from agents.deciders import Decider
-from blockdrop.models.droppable import Droppable
+from blockdrop.models.droppable import Droppable, take_rows
 from blockdrop.names import Execution
 
 
@@ -25,7 +25,8 @@ def recalibrate(
 ) -> int:
     """Sets the running statistics of the ResNet to their means over batches, under the policies of a decider.
 
-    In training a block sees the images that sampled policies route to it, at inference those of the MAP policies.
+    In training a block sees the images that sampled policies route to it, at inference those of the MAP policies
+    that aren't answered.
     A block that no image of the batches runs keeps its statistics.
 
     Args:
@@ -69,7 +70,11 @@ class _UnderPolicies(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        policy = self.decider(images).policy.clone()
+        decision = self.decider(images)
+        policy = decision.policy.clone()
+        if decision.answered is not None and not bool(decision.answered.all()):
+            rest = (~decision.answered).nonzero().squeeze(1)
+            images, policy = take_rows(images, rest), policy[rest]
         policy[: rows_kept_whole(self.keep_full, policy)] = True
         self.executions += policy.numel() if self.execution == "masked" else int(policy.sum())
         return self.resnet(images, policy, self.execution)

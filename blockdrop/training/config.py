@@ -269,7 +269,7 @@ class PolicyTrainingConfig(TrainingConfig):
         """The flags that a recipe sets; raises `BlockdropError` if the command has no such recipe."""
         require(
             recipe in cls.RECIPES,
-            f"--recipe {recipe}: no recipe of this command; choose {' or '.join(cls.RECIPES)}",
+            f"--recipe {recipe}: no recipe of this command; choose {', '.join(cls.RECIPES)}",
         )
         return cls.RECIPES[recipe]
 
@@ -301,16 +301,55 @@ class PolicyTrainingConfig(TrainingConfig):
             f"--{flag} {value}: means nothing here; it goes with {needed}",
         )
 
-    def target_after(self, epochs: float) -> float:
+    def target_after(self, epochs: float, target: float | None = None) -> float:
         """The target in force after so many epochs, a fraction of the full network's FLOPs.
 
+        Args:
+            target: that of the end; default: --target_flops.
         Raises:
             ValueError: there is no target.
         """
-        if self.target_flops is None:
+        target = self.target_flops if target is None else target
+        if target is None:
             raise ValueError("no target")
         left = max(0.0, 1 - epochs / (self.anneal * self.max_epochs)) if self.anneal else 0.0
-        return self.target_flops + left * (1 - self.target_flops)
+        return target + left * (1 - target)
+
+
+@dataclass(kw_only=True)
+class AnswerConfig(PolicyTrainingConfig):
+    """Flags of a command that teaches a policy network to answer; see `blockdrop.training.answers`."""
+
+    GROUPS: ClassVar[Groups] = {
+        "answers": ("answer_epochs", "answer_lr", "hold_out", "rest_flops", "answered_weight")
+    }
+
+    answer_epochs: CountOrNone = 0
+    """Number of epochs, before the others, in which the policy network learns to answer images by itself, taught
+    by the full network's logits. After them its trunk and its answers stay. Default: it learns no answers."""
+    answer_lr: Positive = 0.1
+    """Highest learning rate of SGD while the policy network learns to answer."""
+    hold_out: Annotated[float, Range(least=0, below=1)] = 0.0
+    """Share of the training images that isn't trained on. On these, answers are calibrated and thresholds chosen;
+    a policy network that answers needs some."""
+    rest_flops: Share | None = None
+    """Mean cost of the ResNet for an image that isn't answered, as a fraction of the full network's FLOPs, policy
+    network not included. A price on computation meets it, and the share of answered images then meets
+    --target_flops. Default: what is left of --target_flops if no image is answered."""
+    answered_weight: Annotated[float, Range(least=0, most=1)] = 1.0
+    """Weight in the ResNet's training of an image that is surely answered. One that surely isn't has weight 1; the
+    chance to be answered lies between. Below 1 such images are left out at random."""
+
+    def check(self) -> None:
+        super().check()
+        answers = self.answer_epochs > 0
+        self.check_meaning("answer_lr", answers, "--answer_epochs")
+        require(
+            not answers or self.hold_out > 0,
+            f"--answer_epochs {self.answer_epochs}: answers are calibrated on images that weren't trained on; "
+            "pass --hold_out, for example 0.1",
+        )
+        self.check_meaning("rest_flops", self.target_flops is not None, "--target_flops")
 
 
 def check_estimator(name: str, samples: int) -> None:

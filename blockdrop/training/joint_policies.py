@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from agents.answers import NEVER
 from agents.deciders import Decider, Learned, Look, Shuffled, Static
 from agents.static_policies import StaticPolicy
 from blockdrop.dynamic import DynamicNetwork
@@ -50,9 +51,12 @@ class JointPolicies:
         return {} if network is None else {"policy network": network}
 
     def train(self, learns: bool) -> None:
-        """Puts the policy network into the mode of a batch."""
-        if self.dynamic.policy_network is not None:
-            self.dynamic.policy_network.train(learns)
+        """Puts the policy network into the mode of a batch; what its answers come from stays as it is."""
+        network = self.dynamic.policy_network
+        if network is not None:
+            network.train(learns)
+            if network.answer is not None:
+                network.features.eval()
 
     def in_training(self, draws: torch.Generator, static_draws: torch.Generator) -> Decider:
         """For an epoch's batches.
@@ -64,7 +68,7 @@ class JointPolicies:
         if self.static is not None:
             return Static(self.static, static_draws)
         assert self.dynamic.policy_network is not None
-        return self._of(gathered(self.dynamic.policy_network, self.compute.processes), draws)
+        return self._of(gathered(self.dynamic.policy_network, self.compute.processes), draws, answers=False)
 
     def in_recalibration(self) -> Decider:
         """For BatchNorm's statistics: the policy network is a copy, which stays as it is meanwhile."""
@@ -72,7 +76,7 @@ class JointPolicies:
             return Static(self.static)
         policy_network = copy.deepcopy(self.dynamic.policy_network)
         assert policy_network is not None
-        return self._of(policy_network.eval())
+        return self._of(policy_network.eval().glance)
 
     def test(self) -> Test:
         """For the test after an epoch."""
@@ -84,6 +88,7 @@ class JointPolicies:
             decider = self._of(look_through(run, self.compute.processes))
         return Test(run, decider, self.point, {})
 
-    def _of(self, look: Look, draws: torch.Generator | None = None) -> Decider:
-        learned = Learned(look, self.dynamic.num_blocks, self.point.threshold)
+    def _of(self, look: Look, draws: torch.Generator | None = None, answers: bool = True) -> Decider:
+        answer_threshold = self.point.answer_threshold if answers else NEVER
+        learned = Learned(look, self.dynamic.num_blocks, self.point.threshold, answer_threshold)
         return Shuffled(learned, draws) if self.shuffled else learned

@@ -225,12 +225,18 @@ def open_session(
 
 
 def _check_target(config: RunConfig, dynamic: DynamicNetwork) -> None:
-    learns = dynamic.policy_network is not None
-    if learns and isinstance(config, PolicyTrainingConfig) and config.target_flops is not None:
-        least = dynamic.flop_table().least_share()
+    if (
+        dynamic.policy_network is not None
+        and isinstance(config, PolicyTrainingConfig)
+        and config.target_flops is not None
+    ):
+        table = dynamic.flop_table()
+        answers = getattr(config, "answer_epochs", 0) > 0 or dynamic.policy_network.answer is not None
+        least = table.policy_network / table.full if answers else table.least_share()
+        doing = "all images answered" if answers else "all blocks dropped"
         require(
             config.target_flops > least,
-            f"--target_flops {config.target_flops}: with all blocks dropped the {dynamic.policy_net} policy "
+            f"--target_flops {config.target_flops}: with {doing} the {dynamic.policy_net} policy "
             f"network and the rest cost {least:.3f} of the full network's FLOPs; choose more, or a cheaper "
             "--policy_net",
         )

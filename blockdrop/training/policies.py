@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.answers import NEVER
 from agents.names import DEFAULT_THRESHOLD
 from agents.policies import map_policy
 from agents.static_policies import StaticPolicy, make_static_policy
@@ -46,11 +47,18 @@ def training_keep_probs(dynamic: DynamicNetwork, images: Images, compute: Comput
 
 
 class OperatingPoint:
-    """The threshold of MAP policies: the one that they came with, until one is chosen that meets a budget."""
+    """The thresholds of MAP policies and answers: those that they came with, until some are chosen that meet a
+    budget.
 
-    def __init__(self, threshold: float = DEFAULT_THRESHOLD) -> None:
-        self.threshold = threshold
+    Attributes:
+        found: what the chosen ones cost, and for what budget; empty until then.
+        calibrated: whether the answers are.
+    """
+
+    def __init__(self, threshold: float = DEFAULT_THRESHOLD, answer_threshold: float = NEVER) -> None:
+        self.threshold, self.answer_threshold = threshold, answer_threshold
         self.found: dict[str, float] = {}
+        self.calibrated = False
 
     def choose(
         self, budget: float, dynamic: DynamicNetwork, images: Images, compute: Compute, flops: FlopTable
@@ -76,16 +84,24 @@ class OperatingPoint:
 
     def recorded(self) -> dict[str, Any] | None:
         """For a checkpoint; None where nothing was chosen and the threshold is the usual one."""
-        usual = not self.found and self.threshold == DEFAULT_THRESHOLD
-        return None if usual else check_operating_point({"threshold": self.threshold, **self.found})
+        point = {"threshold": self.threshold, **self.found}
+        if self.answer_threshold != NEVER:
+            point["answer_threshold"] = self.answer_threshold
+        return None if point == {"threshold": DEFAULT_THRESHOLD} else check_operating_point(point)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on from here."""
-        return {"threshold": self.threshold, "found": self.found}
+        return {
+            "threshold": self.threshold,
+            "answer_threshold": self.answer_threshold,
+            "found": self.found,
+            "calibrated": self.calibrated,
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on from where `state_dict` was called."""
         self.threshold, self.found = state_dict["threshold"], dict(state_dict["found"])
+        self.answer_threshold, self.calibrated = state_dict["answer_threshold"], state_dict["calibrated"]
 
 
 def open_static_policy(text: str, dynamic: DynamicNetwork, data: Data, compute: Compute) -> StaticPolicy:

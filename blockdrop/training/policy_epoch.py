@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.deciders import Decider, Look
-from agents.policy_network import PolicyNetwork
+from agents.policy_network import Glance, PolicyNetwork
 from agents.rewards import Reward
 from blockdrop.data import Data
 from blockdrop.dynamic import DynamicNetwork
@@ -32,12 +32,14 @@ def make_reward(config: PolicyTrainingConfig, flops: FlopTable) -> Reward:
 
 
 def gathered(policy_network: PolicyNetwork, processes: Processes) -> Look:
-    """The policy network as deciders take it: this process's images to all processes' keep probabilities and
-    values, with gradient."""
+    """The policy network as deciders take it: this process's images to what it makes of all processes', with
+    gradient."""
 
-    def look(images: Tensor) -> tuple[Tensor, Tensor]:
-        keep_probs, values = map(processes.gather, policy_network(images))
-        return keep_probs, values
+    def look(images: Tensor) -> Glance:
+        keep_probs, values, answer = policy_network.glance(images)
+        assert values is not None
+        answer = None if answer is None else processes.gather(answer)
+        return Glance(processes.gather(keep_probs), processes.gather(values), answer)
 
     return look
 

@@ -18,7 +18,7 @@ from blockdrop.training.compute import Compute
 from blockdrop.training.config import RunConfig
 from blockdrop.training.run_directory import RunDirectory
 
-Config = TypeVar("Config", bound=RunConfig)
+Config = TypeVar("Config", bound=RunConfig, covariant=True)
 
 
 @dataclass(frozen=True)

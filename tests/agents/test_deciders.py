@@ -5,16 +5,17 @@ import torch
 from torch import Tensor
 
 from agents.deciders import Decider, LastDecided, Learned, Shuffled, Static, keep_all
+from agents.policy_network import Glance
 from agents.static_policies import make_static_policy
 
 PROBABILITIES = torch.rand(10, 4, generator=torch.Generator().manual_seed(1))
 IMAGES = torch.arange(10.0).view(10, 1, 1, 1)
 
 
-def look(images: Tensor) -> tuple[Tensor, Tensor]:
+def look(images: Tensor) -> Glance:
     """Keep probabilities and values by the number that an image shows."""
     rows = images.flatten().long()
-    return PROBABILITIES[rows], rows[:, None].float()
+    return Glance(PROBABILITIES[rows], rows[:, None].float())
 
 
 def in_batches(decide: Decider, size: int) -> Tensor:
@@ -72,7 +73,7 @@ def test_shuffled_decisions_are_the_same_ones_dealt_to_other_images() -> None:
 
 
 def test_undecided_blocks_run_and_their_keep_probabilities_stay() -> None:
-    found = LastDecided(Shuffled(Learned(lambda images: (torch.zeros(len(images), 4), None), 4)), 1)(IMAGES)
+    found = LastDecided(Shuffled(Learned(lambda images: Glance(torch.zeros(len(images), 4)), 4)), 1)(IMAGES)
     assert found.policy.tolist() == [[True, True, True, False]] * 10
     assert not found.keep_probs.any()
 

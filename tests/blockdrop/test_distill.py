@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from blockdrop import build, distill, evaluate, load_checkpoint, measure, pretrain, save_checkpoint
 from blockdrop.data import NORMALISATIONS
 from blockdrop.distill import JointConfig, KdConfig, StagewiseConfig, make_config
-from blockdrop.distillation.hinton import HintonLoss
 from blockdrop.distillation.joint_loss import JointRD
 from blockdrop.distillation.jointrd import parameter_groups
 from blockdrop.distillation.method import DistillConfig, StudentConfig
@@ -22,6 +21,7 @@ from blockdrop.errors import BlockdropError
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.plain import DiracConv2d, PlainNet, use_dirac
 from blockdrop.models.zoo import build_static
+from blockdrop.training.hinton import HintonLoss
 from tests.conftest import write_image_tree
 
 Command = Callable[..., tuple[int, str, str]]
@@ -344,7 +344,7 @@ def test_flags_and_defaults_of_the_loss(
         seen.append(loss)
         raise StoppedError
 
-    monkeypatch.setattr("blockdrop.distillation.hinton.hinton_objective", stop)
+    monkeypatch.setattr("blockdrop.training.hinton.hinton_objective", stop)
     with pytest.raises(StoppedError):
         distill.main(lab.config(tmp_path / "run", **flags))
     (loss,) = seen

@@ -254,7 +254,7 @@ def test_an_unknown_recipe_is_one_line_that_names_those_of_the_command(
     module: Any, config_class: Any, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(finetune.FinetuneConfig.RECIPES, "mine", {"alpha": 0.6})
-    names = "reference or fast or mine" if module is finetune else "reference or fast"
+    names = "reference, fast, glance, mine" if module is finetune else "reference, fast"
     line = f"--recipe slow: no recipe of this command; choose {names}"
     for how in (lambda: config_class(recipe="slow"), lambda: config_class.of_recipe("slow", lr=0.1)):
         with pytest.raises(BlockdropError, match=line):
@@ -599,7 +599,7 @@ def test_shuffled_policies_are_those_of_other_images() -> None:
     dynamic = dynamic_of(resnet, policy_network)
     keep_probs = evaluate_images(dynamic, images).keep_probs
     assert keep_probs is not None
-    learned = Learned(policy_network, 3, keep_probs.median().item())
+    learned = Learned(policy_network.glance, 3, keep_probs.median().item())
     own, shuffled = (evaluate_images(dynamic, images, decider=decider) for decider in (learned, Shuffled(learned)))
     assert own.unique_policies > 1
     assert not own.policy.equal(shuffled.policy)

@@ -22,10 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.names import DEFAULT_THRESHOLD
 from blockdrop.data.sets import INTERPOLATIONS, LARGEST_IN_MEMORY, NORMALISATIONS, Normalisation, Preprocessing
 from blockdrop.errors import CheckpointError
-from blockdrop.models.checkpoints.operating_points import check_operating_point
+from blockdrop.models.checkpoints.operating_points import check_operating_point, thresholds_of
 from blockdrop.models.checkpoints.safetensors_files import SUFFIX as SAFETENSORS
 from blockdrop.models.checkpoints.safetensors_files import read_safetensors_file
 from blockdrop.models.checkpoints.tensor_pickle import one_line
@@ -74,7 +73,12 @@ class Checkpoint:
     @property
     def threshold(self) -> float:
         """The operating point's, else the default of MAP policies."""
-        return (self.operating_point or {}).get("threshold", DEFAULT_THRESHOLD)
+        return thresholds_of(self.operating_point)[0]
+
+    @property
+    def answer_threshold(self) -> float:
+        """The operating point's; infinite where no image is answered."""
+        return thresholds_of(self.operating_point)[1]
 
     @property
     def architecture(self) -> str | None:

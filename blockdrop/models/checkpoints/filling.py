@@ -33,7 +33,8 @@ def load_checkpoint(
         resnet: filled from the backbone weights. Its shortcut kind must be the checkpoint's: zero-padding
             shortcuts have no weights, so only this check notices the wrong kind.
         policy_network: filled from the policy network's weights, but for what it shares with a backbone: that must
-            have been loaded before, or come in the same call. It gets the file's operating point as its threshold.
+            have been loaded before, or come in the same call. It gets the file's operating point as its
+            thresholds, and an answer head if, and only if, the file's has one.
         ignore_head: leave `resnet.fc` as it is (fine-tuning for other classes).
     Returns:
         what else the checkpoint says: model name, normalisation, epoch, metrics, ….
@@ -45,11 +46,18 @@ def load_checkpoint(
     if resnet is not None:
         filled.append((resnet, _backbone_state(checkpoint, resnet, ignore_head)))
     if policy_network is not None:
-        filled.append((policy_network, _policy_state(checkpoint, policy_network, filled)))
+        before = policy_network.answer, policy_network.answer_weight, policy_network.answer_threshold
+        try:
+            _fit_answer(checkpoint, policy_network)
+            filled.append((policy_network, _policy_state(checkpoint, policy_network, filled)))
+        except CheckpointError:
+            policy_network.answer, policy_network.answer_weight, policy_network.answer_threshold = before
+            raise
     for module, state in filled:
         module.load_state_dict(state)
     if policy_network is not None:
         policy_network.threshold = checkpoint.threshold
+        policy_network.answer_threshold = checkpoint.answer_threshold
     return checkpoint
 
 
@@ -211,6 +219,15 @@ def _policy_state(
     }
     state = _complete(checkpoint.path, unchanged | checkpoint.policy_network, policy_network)
     return _with_borrowed(checkpoint.path, state, policy_network, others)
+
+
+def _fit_answer(checkpoint: Checkpoint, policy_network: PolicyNetwork) -> None:
+    """Gives the policy network an answer head as wide as the file's, or takes it away."""
+    head = (checkpoint.policy_network or {}).get("answer.weight")
+    if head is None or head.dim() != 2:
+        policy_network.remove_answer()
+    elif policy_network.num_answers != len(head):
+        policy_network.add_answer(len(head))
 
 
 def _check_policy_network(checkpoint: Checkpoint, state: State, policy_network: PolicyNetwork) -> None:

@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from agents.answers import NEVER
+from agents.names import DEFAULT_THRESHOLD
+
 
 def check_operating_point(point: Any) -> dict[str, Any]:
     """A copy of an operating point, of plain numbers only.
 
-    Keys: `threshold`, above 0 and below 1; `budget` and `flops_fraction`, what was asked for and what the
-    held-out images cost, as fractions of the full network's FLOPs, and `held_out_images`, their number (all
-    three None where the threshold was set by hand); `curve`, a list of what several thresholds gave, each a dict
-    of numbers with a `threshold`.
+    Keys: `threshold`, above 0 and below 1; `answer_threshold`, above 0, where images are answered; `budget` and
+    `flops_fraction`, what was asked for and what the held-out images cost, as fractions of the full network's
+    FLOPs, and `held_out_images`, their number (all three None where the threshold was set by hand); `curve`, a
+    list of what several thresholds gave, each a dict of numbers with a `threshold`.
 
     Raises:
         ValueError: anything else.
@@ -38,4 +41,12 @@ def _numbers(values: Any) -> dict[str, float]:
             raise ValueError(f"the operating point's {str(name)[:40]} is no finite number")
     if not 0 < values.get("threshold", 0) < 1:
         raise ValueError(f"the operating point's threshold {values.get('threshold')} isn't between 0 and 1")
+    if not values.get("answer_threshold", 1) > 0:
+        raise ValueError(f"the operating point's answer threshold {values['answer_threshold']} isn't above 0")
     return dict(values)
+
+
+def thresholds_of(point: Mapping[str, Any] | None) -> tuple[float, float]:
+    """The threshold and the answer threshold of an operating point; None: the usual ones."""
+    point = point or {}
+    return point.get("threshold", DEFAULT_THRESHOLD), point.get("answer_threshold", NEVER)

@@ -28,7 +28,7 @@ def images_for(name: str, count: int = 5) -> Tensor:
 def test_sparse_and_masked_execution_agree(
     make_resnet: Callable[..., DroppableResNet], name: str, shortcut: str, channels_last: bool
 ) -> None:
-    resnet, images = make_resnet(name, shortcut=shortcut), images_for(name, count=3)
+    resnet, images = make_resnet(name, shortcut=shortcut), images_for(name)
     if channels_last:
         resnet, images = (x.to(memory_format=torch.channels_last) for x in (resnet, images))
     size, blocks = (len(images), resnet.num_blocks)

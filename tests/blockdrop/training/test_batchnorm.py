@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from agents.deciders import Learned
+from agents.policy_network import Glance
 from blockdrop.models.zoo import build
 from blockdrop.training.batchnorm import recalibrate
 
@@ -13,7 +14,7 @@ from blockdrop.training.batchnorm import recalibrate
 def deciding(keep: list[bool]) -> Learned:
     """The same policy for every image."""
     keep_probs = torch.tensor([0.999 if kept else 0.001 for kept in keep])
-    return Learned(lambda images: (keep_probs.expand(len(images), -1), None), len(keep))
+    return Learned(lambda images: Glance(keep_probs.expand(len(images), -1)), len(keep))
 
 
 def test_means_over_the_batches_and_untouched_blocks_as_they_were() -> None:
@@ -49,7 +50,9 @@ def test_a_decider_that_shares_the_stem_decides_as_before() -> None:
     assert not wanted.all()
     seen = []
     resnet.check_policy = lambda policy, images: seen.append(policy)  # type: ignore[method-assign]
-    recalibrate(resnet, Learned(copy.deepcopy(policy_network), 3), batches, borrowed=policy_network.borrowed)
+    recalibrate(
+        resnet, Learned(copy.deepcopy(policy_network).glance, 3), batches, borrowed=policy_network.borrowed
+    )
     assert seen[0].equal(wanted)
 
 
@@ -57,7 +60,7 @@ def test_the_shared_stem_keeps_the_statistics_that_the_decider_looks_through() -
     resnet, policy_network = build("R8_C10", policy_net="stem")
     before = [buffer.clone() for buffer in resnet.bn1.buffers()]
     inner = resnet.blocks[0][0].bn1.running_mean.clone()
-    decide = Learned(copy.deepcopy(policy_network), 3)
+    decide = Learned(copy.deepcopy(policy_network).glance, 3)
     images = [torch.randn(8, 3, 32, 32)]
     recalibrate(resnet, decide, images, borrowed=policy_network.borrowed, keep_full=0.5)
     assert all(a.equal(b) for a, b in zip(before, resnet.bn1.buffers(), strict=True))

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blockdrop.distillation.hinton import HintonLoss, hinton_objective, kl_divergence
 from blockdrop.models.backbone import Backbone
+from blockdrop.training.hinton import HintonLoss, hinton_objective, kl_divergence
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]])
 TEACHER = torch.tensor([[1.0, 0.5, -2.0], [-1.0, 0.0, 4.0]])
