@@ -8,14 +8,26 @@ experts (Hinton 2002, "Training Products of Experts by Minimizing Contrastive Di
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from agents.names import DEFAULT_THRESHOLD
 
 NEVER = math.inf
 """An answer threshold that no image reaches."""
 ANSWER_ALL = 1e-60
 """An answer threshold that every image reaches."""
+
+
+class Thresholds(NamedTuple):
+    """By which a policy network's decisions are made."""
+
+    keep: float = DEFAULT_THRESHOLD
+    """A block runs where its keep probability is at least this."""
+    answer: float = NEVER
+    """An image is answered where its largest probability is at least this."""
 
 
 def confidence(answer: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from agents.answers import NEVER, Thresholds, confidence
 from agents.deciders import Decider, Learned, Static, keep_all
 from agents.names import DEFAULT_THRESHOLD
 from agents.policies import map_policy
@@ -19,11 +20,19 @@ from blockdrop.inference.executor import Executor
 from blockdrop.inference.operating_point import (
     DROP_ALL,
     KEEP_ALL,
+    AnswerOutcomes,
+    RestOutcomes,
     curve_thresholds,
+    front_of_pairs,
+    pair_for_budget,
     threshold_for_budget,
 )
 from blockdrop.measure import evaluate_images, executor, look_through, measure_speed
-from blockdrop.models.checkpoints.operating_points import check_operating_point
+from blockdrop.models.checkpoints.operating_points import (
+    check_operating_point,
+    thresholds_of,
+    thresholds_record,
+)
 from blockdrop.names import EngineName
 from blockdrop.policy_stats import Outcomes
 from blockdrop.training.compute import Compute
@@ -64,13 +73,20 @@ class Bench:
         if opened.decides:
             self.full = executor(network, None, compute, engine)
 
-    def outcomes(self, images: Images, threshold: float) -> Outcomes:
+    @property
+    def answers(self) -> bool:
+        """Whether the policy network can answer images."""
+        network = self.dynamic.policy_network
+        return network is not None and network.answer is not None
+
+    def outcomes(self, images: Images, thresholds: Thresholds) -> Outcomes:
         """Of the dynamic network."""
         decider: Decider
         if self.opened.static is not None:
             decider = Static(self.opened.static)
         elif self.dynamic.policy_network is not None:
-            decider = Learned(look_through(self.run, self.compute.processes), self.dynamic.num_blocks, threshold)
+            look = look_through(self.run, self.compute.processes)
+            decider = Learned(look, self.dynamic.num_blocks, *thresholds)
         else:
             decider = keep_all(self.dynamic.num_blocks)
         return self._evaluate(images, decider, self.run)
@@ -85,7 +101,7 @@ class Bench:
         )
 
     def speeds(
-        self, images: Images, policies: Sequence[float | Tensor]
+        self, images: Images, policies: Sequence[Thresholds | Tensor]
     ) -> tuple[float | None, Sequence[float | None]]:
         """Images per second, full and dynamic at each threshold or under each policy, bool (N, K); None with
         --no_speed."""
@@ -102,12 +118,20 @@ class Bench:
         )
 
 
-def given_operating_point(threshold: float | None, dynamic: DynamicNetwork) -> dict[str, Any]:
-    """The threshold that is given, else the checkpoint's with how it was chosen, else 0.5."""
+def given_operating_point(
+    threshold: float | None, answer_threshold: float | None, dynamic: DynamicNetwork
+) -> dict[str, Any]:
+    """The thresholds that are given, else the checkpoint's with how they were chosen, else 0.5 and no answers."""
     stored = dynamic.operating_point if dynamic.policy_network is not None else None
-    if threshold is not None or stored is None:
-        return check_operating_point({"threshold": threshold or DEFAULT_THRESHOLD})
-    print(f"threshold {stored['threshold']:.9g}: the checkpoint's operating point", end="")
+    if threshold is not None or answer_threshold is not None or stored is None:
+        own = thresholds_of(stored)
+        given = Thresholds(
+            (DEFAULT_THRESHOLD if answer_threshold is None else own.keep) if threshold is None else threshold,
+            own.answer if answer_threshold is None else answer_threshold,
+        )
+        return check_operating_point(thresholds_record(given))
+    answer = f" and answer threshold {stored['answer_threshold']:.9g}" if "answer_threshold" in stored else ""
+    print(f"threshold {stored['threshold']:.9g}{answer}: the checkpoint's operating point", end="")
     if stored["budget"] is not None:
         print(f", chosen for a budget of {stored['budget']}", end="")
     if stored["held_out_images"] is not None:
@@ -117,12 +141,15 @@ def given_operating_point(threshold: float | None, dynamic: DynamicNetwork) -> d
 
 
 def choose_operating_point(budget: float, bench: Bench, choosing: Images) -> dict[str, Any]:
-    """The threshold whose cost on the choosing images comes nearest to the budget from below.
+    """The threshold whose cost on the choosing images comes nearest to the budget from below; of a policy network
+    that answers the pair of thresholds within the budget that gets most of these images right.
 
     Raises:
         BlockdropError: no threshold meets the budget.
     """
-    keep_probs = bench.outcomes(choosing, DEFAULT_THRESHOLD).keep_probs
+    if bench.answers:
+        return _choose_pair(budget, bench, choosing)
+    keep_probs = bench.outcomes(choosing, Thresholds()).keep_probs
     assert keep_probs is not None
     threshold = threshold_for_budget(keep_probs, bench.table, budget)
     flops = bench.table.per_image(map_policy(keep_probs, threshold)).double().mean().item()
@@ -139,6 +166,44 @@ def choose_operating_point(budget: float, bench: Bench, choosing: Images) -> dic
             "held_out_images": len(choosing),
         }
     )
+
+
+def _choose_pair(budget: float, bench: Bench, choosing: Images) -> dict[str, Any]:
+    rests = outcomes_of_the_rest(bench, choosing)
+    pair = pair_for_budget(rests_of(rests), answers_of(rests), bench.table, budget)
+    print(
+        f"threshold {pair.threshold:.9g} and answer threshold {pair.answer_threshold:.9g}: the best pair within "
+        f"the budget, with {pair.answered / len(choosing):.1%} of these images answered"
+    )
+    return check_operating_point(
+        {
+            **thresholds_record(Thresholds(pair.threshold, pair.answer_threshold)),
+            "budget": budget,
+            "flops_fraction": pair.flops / len(choosing) / bench.table.full,
+            "held_out_images": len(choosing),
+        }
+    )
+
+
+def outcomes_of_the_rest(bench: Bench, images: Images, include: Sequence[float] = ()) -> dict[float, Outcomes]:
+    """What images get if none is answered, under the policy network's own threshold and about nine others."""
+    first = Thresholds(bench.dynamic.threshold)
+    own = bench.outcomes(images, first)
+    assert own.keep_probs is not None
+    thresholds = curve_thresholds(own.keep_probs, bench.table, include=(first.keep, *include))
+    return {at: own if at == first.keep else bench.outcomes(images, Thresholds(at)) for at in thresholds}
+
+
+def rests_of(rests: Mapping[float, Outcomes]) -> list[RestOutcomes]:
+    """As `pair_for_budget` takes them."""
+    return [RestOutcomes(threshold, found.correct, found.flops) for threshold, found in rests.items()]
+
+
+def answers_of(rests: Mapping[float, Outcomes]) -> AnswerOutcomes:
+    """As `pair_for_budget` takes them."""
+    found = next(iter(rests.values()))
+    assert found.answer is not None
+    return AnswerOutcomes(confidence(found.answer), found.answer.argmax(1) == found.labels)
 
 
 def print_report(
@@ -163,6 +228,10 @@ def print_report(
     included = f"{table.policy_network:,} FLOPs, {table.policy_network / table.full:.1%} of the full network"
     note = f" (policy network included: {included})" if bench.dynamic.policy_network is not None else ""
     print(f"FLOPs saved: {1 - flops / table.full:.1%}{note}")
+    if outcomes.answered_share is not None:
+        rights = {"them": outcomes.answered_accuracy, "the others": outcomes.rest_accuracy}
+        shown = ", ".join(f"among {who} {share:.4f}" for who, share in rights.items() if share is not None)
+        print(f"answered by the policy network: {outcomes.answered_share:.1%} of the images; accuracy {shown}")
     if point["flops_fraction"] is not None:
         print(
             f"FLOPs used, of a budget of {point['budget']:.2%}: {point['flops_fraction']:.2%} on the images that "
@@ -180,43 +249,80 @@ def print_report(
 
 
 def trace_curve(
-    bench: Bench, images: Images, threshold: float, outcomes: Outcomes, speed: float | None
+    bench: Bench,
+    images: Images,
+    thresholds: Thresholds,
+    outcomes: Outcomes,
+    speed: float | None,
+    choosing: Images | None = None,
 ) -> list[CurveRow]:
-    """Prints and returns what other thresholds give on the same images, and 0.5, and the report's own."""
-    assert outcomes.keep_probs is not None
-    thresholds = curve_thresholds(outcomes.keep_probs, bench.table, include=(DEFAULT_THRESHOLD, threshold))
-    print(f"{'threshold':>11}  accuracy  {'blocks':>14}  {'FLOPs/img (of full)':>19}  policies  images/s")
-    others = [other for other in thresholds if other != threshold]
-    speeds = {threshold: speed, **dict(zip(others, bench.speeds(images, others)[1], strict=True))}
-    shown = {other: "-" if found is None else f"{found:.0f}" for other, found in speeds.items()}
+    """Prints and returns what other thresholds give on the same images, and 0.5, and the report's own; of a policy
+    network that answers the front of pairs of thresholds, and the report's own.
+
+    Args:
+        choosing: images that choose the front; default: those that are reported.
+    """
+    found: dict[Thresholds, Outcomes] = {}
+    if bench.answers:
+        print(f"front of pairs, chosen on {'the reported' if choosing is None else 'the choosing'} images")
+        chosen_by = outcomes_of_the_rest(bench, images if choosing is None else choosing)
+        front = front_of_pairs(rests_of(chosen_by), answers_of(chosen_by), bench.table)
+        for pair in front:
+            at = Thresholds(pair.threshold, pair.answer_threshold)
+            rest = chosen_by[at.keep] if choosing is None else bench.outcomes(images, Thresholds(at.keep))
+            found[at] = rest.answering(at.answer, bench.table.policy_network)
+    else:
+        assert outcomes.keep_probs is not None
+        include = (DEFAULT_THRESHOLD, thresholds.keep)
+        for threshold in curve_thresholds(outcomes.keep_probs, bench.table, include=include):
+            at = Thresholds(threshold)
+            found[at] = outcomes if at == thresholds else bench.outcomes(images, at)
+    found[thresholds] = outcomes
+    answers = "  answered from  answered" if bench.answers else ""
+    print(f"{'threshold':>11}{answers}  accuracy  {'blocks':>14}  {'FLOPs/img (of full)':>19}  policies  images/s")
+    others = [other for other in found if other != thresholds]
+    speeds = {thresholds: speed, **dict(zip(others, bench.speeds(images, others)[1], strict=True))}
     curve = []
-    for other in thresholds:
-        found = outcomes if other == threshold else bench.outcomes(images, other)
-        blocks, blocks_std = found.block_usage
-        flops = found.flops_per_image[0]
-        share = flops / bench.table.full
-        print(
-            f"{other:>11.9g}  {found.accuracy:>8.4f}  {blocks:>6.2f} ± {blocks_std:>5.2f}  "
-            f"{flops:>10.2E} ({share:>6.1%})  {found.unique_policies:>8}  {shown[other]:>8}"
-            f"{'  < reported above' if other == threshold else ''}"
-        )
-        curve.append(
-            CurveRow(
-                threshold=other,
-                accuracy=found.accuracy,
-                block_usage_mean=blocks,
-                block_usage_std=blocks_std,
-                flops_mean=flops,
-                flops_fraction=share,
-                unique_policies=found.unique_policies,
-                images_per_second=speeds[other],
-            )
-        )
+    for at in sorted(found, key=lambda at: (-found[at].flops_per_image[0], at)):
+        row = _curve_row(bench, at, found[at], speeds[at])
+        _print_curve_row(row, at == thresholds)
+        curve.append(row)
     return curve
+
+
+def _curve_row(bench: Bench, at: Thresholds, found: Outcomes, speed: float | None) -> CurveRow:
+    blocks, blocks_std = found.block_usage
+    flops = found.flops_per_image[0]
+    return CurveRow(
+        threshold=at.keep,
+        accuracy=found.accuracy,
+        block_usage_mean=blocks,
+        block_usage_std=blocks_std,
+        flops_mean=flops,
+        flops_fraction=flops / bench.table.full,
+        unique_policies=found.unique_policies,
+        images_per_second=speed,
+        answer_threshold=None if at.answer == NEVER else at.answer,
+        answered=found.answered_share,
+    )
+
+
+def _print_curve_row(row: CurveRow, own: bool) -> None:
+    answers = ""
+    if row.answered is not None:
+        start = "-" if row.answer_threshold is None else f"{row.answer_threshold:.9g}"
+        answers = f"  {start:>13}  {row.answered:>8.1%}"
+    speed = "-" if row.images_per_second is None else f"{row.images_per_second:.0f}"
+    print(
+        f"{row.threshold:>11.9g}{answers}  {row.accuracy:>8.4f}  {row.block_usage_mean:>6.2f} ± "
+        f"{row.block_usage_std:>5.2f}  {row.flops_mean:>10.2E} ({row.flops_fraction:>6.1%})  "
+        f"{row.unique_policies:>8}  {speed:>8}{'  < reported above' if own else ''}"
+    )
 
 
 def save_with_operating_point(path: str, dynamic: DynamicNetwork, point: dict[str, Any]) -> None:
     """Writes both networks, and what the policy network's checkpoint says, to a file of our dialect."""
     dynamic.operating_point = point
     dynamic.save(path, overwrite=True)  # the flag is checked
-    print(f"checkpoint with threshold {point['threshold']:.9g}: {path}")
+    answer = f" and answer threshold {point['answer_threshold']:.9g}" if "answer_threshold" in point else ""
+    print(f"checkpoint with threshold {point['threshold']:.9g}{answer}: {path}")

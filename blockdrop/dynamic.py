@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.answers import NEVER, with_answers
+from agents.answers import NEVER, Thresholds, with_answers
 from agents.deciders import Decider, Decision, Learned, keep_all
 from agents.names import DEFAULT_THRESHOLD
 from agents.policy_network import PolicyNetwork
@@ -20,7 +20,11 @@ from blockdrop.errors import BlockdropError, require
 from blockdrop.flops import FlopTable, count_flops
 from blockdrop.inference.executor import Executor, Result, compile
 from blockdrop.models.backbone import Network
-from blockdrop.models.checkpoints.operating_points import check_operating_point, thresholds_of
+from blockdrop.models.checkpoints.operating_points import (
+    check_operating_point,
+    thresholds_of,
+    thresholds_record,
+)
 from blockdrop.models.checkpoints.saving import save_checkpoint
 from blockdrop.models.conversion import num_classes_of
 from blockdrop.models.droppable import put_rows, take_rows
@@ -112,6 +116,11 @@ class DynamicNetwork(nn.Module):
         return NEVER if self.policy_network is None else self.policy_network.answer_threshold
 
     @property
+    def thresholds(self) -> Thresholds:
+        """Both of them."""
+        return Thresholds(self.threshold, self.answer_threshold)
+
+    @property
     def operating_point(self) -> dict[str, Any] | None:
         """How the thresholds were chosen, see `check_operating_point`; None: they are the usual ones.
 
@@ -120,12 +129,9 @@ class DynamicNetwork(nn.Module):
         Raises:
             BlockdropError: what is no operating point, when it is set.
         """
-        if (self.threshold, self.answer_threshold) == thresholds_of(self._operating_point):
+        if self.thresholds == thresholds_of(self._operating_point):
             return self._operating_point
-        point = {"threshold": self.threshold}
-        if self.answer_threshold != NEVER:
-            point["answer_threshold"] = self.answer_threshold
-        return check_operating_point(point)
+        return check_operating_point(thresholds_record(self.thresholds))
 
     @operating_point.setter
     def operating_point(self, point: Mapping[str, Any] | None) -> None:

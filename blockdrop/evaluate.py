@@ -21,7 +21,7 @@ from blockdrop.evaluation import Evaluation, ThresholdChoice
 from blockdrop.lazy import make_callable
 from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_writable, write_json
-from blockdrop.ranges import CheckpointName, Folder, Probability, Range
+from blockdrop.ranges import CheckpointName, Folder, Positive, Probability, Range
 from blockdrop.training.config import Groups, ModelConfig
 from blockdrop.version import project_version
 
@@ -36,7 +36,8 @@ class EvaluateConfig(ModelConfig):
     """Flags of `python -m blockdrop.evaluate`."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
-        "model", "data_dir", "load", "budget", "threshold", "policy", "stats", "curve", "json", "save",
+        "model", "data_dir", "load", "budget", "threshold", "answer_threshold", "policy", "stats", "curve", "json",
+        "save",
     )  # fmt: skip
     GROUPS: ClassVar[Groups] = {
         "report": ("speed", "overwrite"),
@@ -52,14 +53,19 @@ class EvaluateConfig(ModelConfig):
     threshold: Probability | None = None
     """Threshold of the policy: a block runs if its keep probability is at least this. Default: the checkpoint's,
     else 0.5."""
+    answer_threshold: Positive | None = None
+    """Answer threshold: an image is answered by the policy network alone if its largest probability is at least
+    this; above 1 none is. Default: the checkpoint's, else none is answered."""
     policy: str | None = None
     """Policy that takes the policy network's place: full, first_k:K, random_k:K, dist_k:K (K blocks drawn by the
     policy network's usage on training images; dist_k:K:FILE: by that in a file of --json) or a file with a line of
     0 and 1 for all images, or one for each. Default: the policy network decides."""
     budget: Annotated[float, Range(above=0, meaning="a fraction of the full network's FLOPs")] | None = None
-    """Mean cost to find the threshold for, as a fraction of the full network's FLOPs, policy network included."""
+    """Mean cost to find the threshold for, as a fraction of the full network's FLOPs, policy network included. For
+    a policy network that answers, the best pair of both thresholds within it is found."""
     curve: bool = False
-    """Also report about ten other thresholds, from all blocks to none."""
+    """Also report about ten other thresholds, from all blocks to none; for a policy network that answers, the
+    front of pairs of both thresholds."""
     stats: bool = False
     """Also report what policies depend on (classes, difficulty, right and wrong predictions), and the most
     frequent policies."""
@@ -79,8 +85,9 @@ class EvaluateConfig(ModelConfig):
 
     def check(self) -> None:
         super().check()
-        require(self.threshold is None or self.budget is None, "--threshold and --budget: pass one of them")
-        for flag in ("threshold", "budget", "curve", "stats", "save"):
+        for flag in ("threshold", "answer_threshold"):
+            require(getattr(self, flag) is None or self.budget is None, f"--{flag} and --budget: pass one of them")
+        for flag in ("threshold", "answer_threshold", "budget", "curve", "stats", "save"):
             require(self.policy is None or not getattr(self, flag), f"--policy and --{flag}: pass one of them")
         for flag, file in (("--json", self.json), ("--save", self.save)):
             if file is not None:
@@ -108,6 +115,7 @@ def main(config: EvaluateConfig) -> Evaluated:
     """Prints the report, and writes its numbers where `--json` says and the checkpoint where `--save` says."""
     from blockdrop import bench as benches  # torch, which --help does without
     from blockdrop.inference.operating_point import held_out_halves
+    from blockdrop.models.checkpoints.operating_points import thresholds_of
     from blockdrop.policy_stats import policy_statistics, statistics_lines
     from blockdrop.training.opening import open_networks
     from blockdrop.training.policies import open_static_policy
@@ -136,21 +144,23 @@ def main(config: EvaluateConfig) -> Evaluated:
     if note := undecided_note(dynamic):
         print(note)
 
+    choosers = None
     if config.budget is None:
-        point = benches.given_operating_point(config.threshold, dynamic)
+        point = benches.given_operating_point(config.threshold, config.answer_threshold, dynamic)
     else:
         choosing, reported = held_out_halves(images.labels)
         print(
             f"budget {config.budget}: {len(choosing):,} of the test images choose the threshold, the other "
             f"{len(reported):,} are reported (in order of their classes, dealt alternately)"
         )
-        point = benches.choose_operating_point(config.budget, bench, images.subset(choosing))
+        choosers = images.subset(choosing)
+        point = benches.choose_operating_point(config.budget, bench, choosers)
         images = images.subset(reported)
-    threshold = point["threshold"]
+    thresholds = thresholds_of(point)
 
-    outcomes = bench.outcomes(images, threshold)
+    outcomes = bench.outcomes(images, thresholds)
     full = bench.full_outcomes(images) if opened.decides else outcomes
-    used = [threshold if opened.static is None else outcomes.policy]
+    used = [thresholds if opened.static is None else outcomes.policy]
     full_speed, speeds = bench.speeds(images, used if opened.decides else [])
     speed = speeds[0] if speeds else full_speed
     benches.print_report(bench, point, outcomes, full, full_speed, speed)
@@ -158,7 +168,9 @@ def main(config: EvaluateConfig) -> Evaluated:
     if config.stats:
         statistics = policy_statistics(outcomes, full, data.classes, dynamic.network.stage_sizes)
         print(statistics_lines(statistics))
-    curve = benches.trace_curve(bench, images, threshold, outcomes, speed) if config.curve else []
+    curve = []
+    if config.curve:
+        curve = benches.trace_curve(bench, images, thresholds, outcomes, speed, choosers)
 
     flops, flops_std = outcomes.flops_per_image
     evaluation = Evaluation(
@@ -187,7 +199,11 @@ def main(config: EvaluateConfig) -> Evaluated:
         stage_sizes=list(dynamic.network.stage_sizes),
         policy=config.policy,
         policy_net=dynamic.policy_net,
-        threshold=threshold,
+        threshold=thresholds.keep,
+        answer_threshold=point.get("answer_threshold"),
+        answered=outcomes.answered_share,
+        answered_accuracy=outcomes.answered_accuracy,
+        rest_accuracy=outcomes.rest_accuracy,
         operating_point=ThresholdChoice(point["budget"], point["flops_fraction"], point["held_out_images"]),
         statistics=statistics,
         curve=curve,
@@ -223,6 +239,11 @@ def _check_inputs(config: EvaluateConfig, opened: Opened) -> None:
             f"{flag}: needs a policy network, which it is about; "
             + (f"--load {files} holds none" if config.load else "--load a checkpoint that has one"),
         )
+    network = opened.dynamic.policy_network
+    require(
+        config.answer_threshold is None or (network is not None and network.answer is not None),
+        "--answer_threshold: needs a policy network that answers; finetune --recipe glance makes one",
+    )
     require(
         config.budget is None or len(opened.data.test) > 1,
         "--budget: needs at least two test images, one to choose the threshold and one to report",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -73,6 +73,11 @@ class PolicyStatistics:
     """Of blocks used with the full network's loss; None where all images use as many blocks."""
     margin_correlation: Correlation | None
     """With its margin."""
+    answered_correlation: Correlation | None = field(default=None, kw_only=True)
+    """Of being answered with the full network's loss; None where no image can be answered, or all or none are."""
+    flops_by_difficulty: list[NotNegative] | None = field(default=None, kw_only=True)
+    """Mean FLOPs of each tenth of the images, from the full network's lowest loss to its highest; None where no
+    image can be answered."""
     class_information: float
     """Mutual information of policy and class, nats, by counts, which overestimate it."""
     shuffled_information: float
@@ -101,6 +106,10 @@ class CurveRow:
     """Of the full network's FLOPs."""
     unique_policies: Count
     images_per_second: NotNegative | None
+    answer_threshold: Positive | None = None
+    """None: no image is answered."""
+    answered: Share | None = None
+    """Share of the images; None where none can be answered."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,14 @@ class Evaluation:
     policy_net: str | None
     """The policy network that ran."""
     threshold: Probability
+    answer_threshold: Positive | None = None
+    """None: no image is answered."""
+    answered: Share | None = None
+    """Share of the images that the policy network answered; None where it has no answer head."""
+    answered_accuracy: Share | None = None
+    """Among the answered; None where there are none."""
+    rest_accuracy: Share | None = None
+    """Among the others; None where there are none, or no answer head."""
     operating_point: ThresholdChoice
     statistics: PolicyStatistics | None
     curve: list[CurveRow]

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from agents.answers import Thresholds, is_sure
 from agents.deciders import Decider, Decision, Learned, Look, keep_all
 from agents.policies import map_policy
 from agents.policy_network import Glance, PolicyNetwork
@@ -169,12 +170,12 @@ def measure_speed(
     normalisation: Normalisation,
     *,
     batch_size: int,
-    policies: Sequence[float | Tensor],
+    policies: Sequence[Thresholds | Tensor],
     channels_last: bool = True,
 ) -> tuple[float, list[float]]:
     """Images per second of the full network, and of the dynamic one under each of the policies.
 
-    A policy is a threshold (policy network included), or bool (N, K) for all images.
+    A policy is what thresholds make of the policy network, which counts, or bool (N, K) for all images.
 
     All run the same batches, drawn from all over the images and already in memory, in turns; the median of
     several rounds counts. Programs are compiled before.
@@ -193,18 +194,20 @@ def measure_speed(
         for policy in policies
     ]
     for number, batch in enumerate(batches):
-        keep_probs = dynamic.keep_probs(batch)
-        full.warm(torch.ones_like(keep_probs, dtype=torch.bool), batch.shape[-1], batch_size)
+        found = dynamic.glance(batch)
+        full.warm(torch.ones_like(found.keep_probs, dtype=torch.bool), batch.shape[-1], batch_size)
         for one in given:
-            wanted = one[number]
-            policy = wanted if isinstance(wanted, Tensor) else map_policy(keep_probs, wanted)
+            policy = one[number]
+            if isinstance(policy, Thresholds):
+                rest = ~is_sure(found.answer, policy.answer, found.keep_probs)
+                policy = map_policy(found.keep_probs, policy.keep)[rest]
             dynamic.warm(policy, batch.shape[-1], batch_size)
 
-    def run_all(one: list[float | Tensor], item: tuple[int, Tensor]) -> object:
+    def run_all(one: list[Thresholds | Tensor], item: tuple[int, Tensor]) -> object:
         wanted = one[item[0]]
         if isinstance(wanted, Tensor):
             return dynamic(item[1], policy=wanted)
-        return dynamic(item[1], threshold=wanted)
+        return dynamic.run(item[1], threshold=wanted.keep, answer_threshold=wanted.answer)
 
     runs: list[Callable[[tuple[int, Tensor]], object]] = [
         lambda item: full(item[1]),

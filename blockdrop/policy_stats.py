@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from agents.answers import is_sure
 from agents.rewards import Reward
 from blockdrop.evaluation import ClassStatistics, Correlation, FrequentPolicy, PolicyStatistics
 
@@ -46,6 +47,42 @@ class Outcomes:
     def accuracy(self) -> float:
         """Share of right predictions, in [0, 1]."""
         return self.correct.double().mean().item()
+
+    def answering(self, threshold: float, flops: int) -> Outcomes:
+        """What comes out where images are answered, of outcomes in which none is.
+
+        Args:
+            threshold: the answer threshold.
+            flops: of an answered image.
+        """
+        assert self.answer is not None
+        answered = is_sure(self.answer, threshold, self.policy)
+        losses, margins = losses_and_margins(self.answer, self.labels)
+        return replace(
+            self,
+            policy=self.policy & ~answered.unsqueeze(1),
+            predictions=self.answer.argmax(1).where(answered, self.predictions),
+            flops=self.flops.where(~answered, flops),
+            losses=None if self.losses is None else losses.where(answered, self.losses),
+            margins=None if self.margins is None else margins.where(answered, self.margins),
+            answered=answered,
+        )
+
+    @property
+    def answered_share(self) -> float | None:
+        """Share of the images that were answered; None where none can be."""
+        return None if self.answered is None else self.answered.double().mean().item()
+
+    @property
+    def answered_accuracy(self) -> float | None:
+        """Share of right predictions among the answered; None where there are none."""
+        return None if self.answered is None else _mean(self.correct[self.answered].double())
+
+    @property
+    def rest_accuracy(self) -> float | None:
+        """Share of right predictions among those that weren't answered, though they could be; None where there are
+        none."""
+        return None if self.answered is None else _mean(self.correct[~self.answered].double())
 
     def subset(self, rows: Tensor) -> Outcomes:
         """Of some images: int64 rows, or bool (N,)."""
@@ -86,6 +123,12 @@ class Outcomes:
     def metrics(self, reward: Reward) -> dict[str, float]:
         """The numbers that training logs after a test; the reward is the one that it trains on."""
         blocks, deviation = self.block_usage
+        shares = {
+            "answered": self.answered_share,
+            "answered_accuracy": self.answered_accuracy,
+            "rest_accuracy": self.rest_accuracy,
+        }
+        answers = {name: share for name, share in shares.items() if share is not None}
         return {
             "accuracy": self.accuracy,
             "reward": self.reward(reward),
@@ -93,6 +136,7 @@ class Outcomes:
             "blocks_std": deviation,
             "unique_policies": self.unique_policies,
             "flops": self.flops_per_image[0],
+            **answers,
         }
 
     def four_lines(self) -> str:
@@ -131,6 +175,7 @@ def losses_and_margins(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 COVERAGES = (10, 50)
 SHUFFLES = 20
+TENTHS = 10
 
 
 def policy_statistics(
@@ -174,6 +219,10 @@ def policy_statistics(
         blocks_when_wrong=_mean(used[~outcomes.correct]),
         loss_correlation=_rank_correlation(used, full.losses),
         margin_correlation=_rank_correlation(used, full.margins),
+        answered_correlation=(
+            None if outcomes.answered is None else _rank_correlation(outcomes.answered.double(), full.losses)
+        ),
+        flops_by_difficulty=None if outcomes.answered is None else _by_difficulty(outcomes.flops, full.losses),
         class_information=information,
         shuffled_information=shuffled,
         class_entropy=class_entropy,
@@ -237,6 +286,13 @@ def _rank_correlation(used: Tensor, difficulty: Tensor | None) -> Correlation | 
     return Correlation(float(found.statistic), float(found.pvalue))
 
 
+def _by_difficulty(flops: Tensor, losses: Tensor | None) -> list[float] | None:
+    """Mean FLOPs of each tenth of the images, from the lowest loss to the highest; None of fewer than ten."""
+    if losses is None or len(losses) < TENTHS:
+        return None
+    return [part.mean().item() for part in flops.double()[losses.argsort(stable=True)].tensor_split(TENTHS)]
+
+
 def _mean(values: Tensor) -> float | None:
     return values.mean().item() if len(values) else None
 
@@ -254,6 +310,14 @@ def statistics_lines(found: PolicyStatistics) -> str:
                 f"rank correlation of blocks used with the full network's {name}: {correlation.coefficient:+.3f} "
                 f"(p = {correlation.p_value:.1e})"
             )
+    if found.answered_correlation is not None:
+        lines.append(
+            "rank correlation of being answered with the full network's loss: "
+            f"{found.answered_correlation.coefficient:+.3f} (p = {found.answered_correlation.p_value:.1e})"
+        )
+    if found.flops_by_difficulty is not None:
+        tenths = " ".join(f"{flops:.2E}" for flops in found.flops_by_difficulty)
+        lines.append(f"FLOPs/img by tenths of the images, from the full network's lowest loss on: {tenths}")
     lines.append(
         f"mutual information of policy and class: {found.class_information:.3f} nats of at most "
         f"{found.class_entropy:.3f} ({found.shuffled_information:.3f} with labels shuffled)"

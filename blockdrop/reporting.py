@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from agents.answers import Thresholds
 from agents.deciders import Learned, keep_all
 from blockdrop.calls import check_dynamic, check_whole
 from blockdrop.data import Images, as_images
@@ -26,6 +27,7 @@ def evaluate(
     data: Any,
     *,
     threshold: float | None = None,
+    answer_threshold: float | None = None,
     batch_size: int = 256,
     speed: bool = True,
     engine: EngineName = "auto",
@@ -38,7 +40,7 @@ def evaluate(
     Args:
         dynamic: left as it is.
         data: test images, as for `train`; a `DataSource` stands for its test part.
-        threshold: in place of the network's own.
+        threshold, answer_threshold: in place of the network's own.
         batch_size: images per batch; of a DataLoader its collate function and workers are kept.
         speed: whether to measure images/s.
         engine, precision: see `blockdrop.compile`.
@@ -52,10 +54,25 @@ def evaluate(
         threshold is None or 0 < threshold < 1,
         f"threshold: got {threshold}; expected a number above 0 and below 1",
     )
+    answers = dynamic.policy_network is not None and dynamic.policy_network.answer is not None
+    require(
+        answer_threshold is None or (answer_threshold > 0 and answers),
+        f"answer_threshold: got {answer_threshold}; expected a number above 0, and a network that answers",
+    )
     images = as_images(data, dynamic.image_size, dynamic.num_classes, workers=workers)
     compute = choose_compute(str(device), precision)
     return report_on(
-        dynamic, images, compute, None, speed, threshold=threshold, batch_size=batch_size, engine=engine
+        dynamic,
+        images,
+        compute,
+        None,
+        speed,
+        thresholds=Thresholds(
+            dynamic.threshold if threshold is None else threshold,
+            dynamic.answer_threshold if answer_threshold is None else answer_threshold,
+        ),
+        batch_size=batch_size,
+        engine=engine,
     )
 
 
@@ -66,7 +83,7 @@ def report_on(
     brought: Outcomes | None,
     speed: bool,
     *,
-    threshold: float | None = None,
+    thresholds: Thresholds | None = None,
     batch_size: int = 256,
     engine: EngineName = "auto",
 ) -> Report:
@@ -75,7 +92,7 @@ def report_on(
     Args:
         brought: what the network did with all its blocks before it was trained; None: it wasn't.
         speed: whether to measure images/s.
-        threshold: in place of the network's own.
+        thresholds: in place of the network's own.
     """
     policy_network, num_blocks = dynamic.policy_network, dynamic.num_blocks
     full_run = executor(dynamic.network, None, compute, engine)
@@ -83,9 +100,9 @@ def report_on(
     full = evaluate_images(
         dynamic, images, compute, decider=keep_all(num_blocks), run=full_run, batch_size=batch_size
     )
-    own, at = full, dynamic.threshold if threshold is None else threshold
+    own, at = full, thresholds or dynamic.thresholds
     if policy_network is not None:
-        decider = Learned(look_through(run, compute.processes), num_blocks, at)
+        decider = Learned(look_through(run, compute.processes), num_blocks, *at)
         own = evaluate_images(dynamic, images, compute, decider=decider, run=run, batch_size=batch_size)
     full_speed: float | None = None
     own_speed: float | None = None

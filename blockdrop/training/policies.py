@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.answers import NEVER
+from agents.answers import NEVER, Thresholds
 from agents.names import DEFAULT_THRESHOLD
 from agents.policies import map_policy
 from agents.static_policies import StaticPolicy, make_static_policy
@@ -21,7 +21,7 @@ from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import BlockdropError
 from blockdrop.flops import FlopTable
 from blockdrop.inference.operating_point import threshold_for_budget
-from blockdrop.models.checkpoints.operating_points import check_operating_point
+from blockdrop.models.checkpoints.operating_points import check_operating_point, thresholds_record
 from blockdrop.training.compute import Compute
 
 SOME_IMAGES = 5000
@@ -84,9 +84,7 @@ class OperatingPoint:
 
     def recorded(self) -> dict[str, Any] | None:
         """For a checkpoint; None where nothing was chosen and the threshold is the usual one."""
-        point = {"threshold": self.threshold, **self.found}
-        if self.answer_threshold != NEVER:
-            point["answer_threshold"] = self.answer_threshold
+        point = {**thresholds_record(Thresholds(self.threshold, self.answer_threshold)), **self.found}
         return None if point == {"threshold": DEFAULT_THRESHOLD} else check_operating_point(point)
 
     def state_dict(self) -> dict[str, Any]:

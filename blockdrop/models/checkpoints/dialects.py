@@ -73,12 +73,12 @@ class Checkpoint:
     @property
     def threshold(self) -> float:
         """The operating point's, else the default of MAP policies."""
-        return thresholds_of(self.operating_point)[0]
+        return thresholds_of(self.operating_point).keep
 
     @property
     def answer_threshold(self) -> float:
         """The operating point's; infinite where no image is answered."""
-        return thresholds_of(self.operating_point)[1]
+        return thresholds_of(self.operating_point).answer
 
     @property
     def architecture(self) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.answers import NEVER
+from agents.answers import NEVER, Thresholds
 from agents.names import DEFAULT_THRESHOLD
 
 
@@ -46,7 +46,13 @@ def _numbers(values: Any) -> dict[str, float]:
     return dict(values)
 
 
-def thresholds_of(point: Mapping[str, Any] | None) -> tuple[float, float]:
-    """The threshold and the answer threshold of an operating point; None: the usual ones."""
+def thresholds_of(point: Mapping[str, Any] | None) -> Thresholds:
+    """Those of an operating point; None: the usual ones."""
     point = point or {}
-    return point.get("threshold", DEFAULT_THRESHOLD), point.get("answer_threshold", NEVER)
+    return Thresholds(point.get("threshold", DEFAULT_THRESHOLD), point.get("answer_threshold", NEVER))
+
+
+def thresholds_record(thresholds: Thresholds) -> dict[str, float]:
+    """As an operating point holds them; no image being answered is said by nothing."""
+    answer = {} if thresholds.answer == NEVER else {"answer_threshold": thresholds.answer}
+    return {"threshold": thresholds.keep, **answer}
