@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -73,7 +74,9 @@ class PolicyNetwork(nn.Module):
 
     def add_answer(self, num_classes: int) -> None:
         """Gives it an answer head with fresh weights, in place of one that it has; it answers nothing yet."""
-        self.answer = nn.Linear(self.logit.in_features, num_classes).to(self.logit.bias)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            self.answer = nn.Linear(self.logit.in_features, num_classes).to(self.logit.bias)
         self.answer_weight = nn.Parameter(torch.zeros_like(self.logit.bias[0]))
         self.answer_threshold = NEVER
 

@@ -1,5 +1,6 @@
 """Thresholds for a budget against brute force over all thresholds, and the split of the images they come from."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -8,14 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from agents.answers import NEVER
 from blockdrop.errors import BlockdropError
 from blockdrop.flops import FlopTable
 from blockdrop.inference.operating_point import (
     DROP_ALL,
     KEEP_ALL,
+    AnswerOutcomes,
+    RestOutcomes,
     curve_thresholds,
     flops_by_threshold,
+    front_of_pairs,
     held_out_halves,
+    pair_for_budget,
     threshold_for_budget,
 )
 
@@ -166,3 +172,79 @@ def test_images_sorted_by_class_are_split_by_index() -> None:
     choosing, reported = held_out_halves(torch.tensor([0, 0, 0, 1, 1, 1, 1]))
     assert choosing.tolist() == [0, 2, 4, 6]
     assert reported.tolist() == [1, 3, 5]
+
+
+# ---- pairs
+
+
+def some_outcomes(images: int, seed: int) -> tuple[list[RestOutcomes], AnswerOutcomes, FlopTable]:
+    """Two thresholds and answers of which some are equally confident."""
+    generator = torch.Generator().manual_seed(seed)
+    table = FlopTable(fixed=5, blocks=(10, 20, 30), policy_network=7)
+    rests = []
+    for threshold in (0.3, 0.7):
+        policy = torch.rand(images, 3, generator=generator) >= threshold
+        right = torch.rand(images, generator=generator) < 0.8
+        rests.append(RestOutcomes(threshold, right, table.per_image(policy)))
+    sure = (torch.rand(images, generator=generator) * 6).round() / 6
+    return rests, AnswerOutcomes(sure, torch.rand(images, generator=generator) < sure), table
+
+
+def every_pair(
+    rests: list[RestOutcomes], answers: AnswerOutcomes, table: FlopTable
+) -> list[tuple[int, int, float, float]]:
+    """Right predictions, FLOPs and thresholds of each pair that differs, one by one."""
+    found = []
+    for rest in rests:
+        for threshold in [*answers.confidence.unique().tolist(), NEVER]:
+            answered = answers.confidence >= threshold
+            right = int(torch.where(answered, answers.right, rest.right).sum())
+            flops = int(torch.where(answered, table.policy_network, rest.flops).sum())
+            found.append((right, flops, rest.threshold, threshold))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_pair_for_a_budget_is_the_best_of_all_pairs(seed: int) -> None:
+    rests, answers, table = some_outcomes(12, seed)
+    everything = every_pair(rests, answers, table)
+    for percent in range(11, 110, 7):
+        within = [pair for pair in everything if pair[1] <= percent / 100 * 12 * table.full]
+        if not within:
+            with pytest.raises(
+                BlockdropError, match=r"can't be met; the least possible, with all images answered"
+            ):
+                pair_for_budget(rests, answers, table, percent / 100)
+            continue
+        best = max(right for right, *_ in within)
+        cheapest = min(flops for right, flops, *_ in within if right == best)
+        pair = pair_for_budget(rests, answers, table, percent / 100)
+        assert (pair.right, pair.flops) == (best, cheapest)
+        answered = answers.confidence >= pair.answer_threshold  # as the executor compares
+        rest = next(rest for rest in rests if rest.threshold == pair.threshold)
+        assert int(answered.sum()) == pair.answered
+        assert int(torch.where(answered, table.policy_network, rest.flops).sum()) == pair.flops
+        assert int(torch.where(answered, answers.right, rest.right).sum()) == pair.right
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_pair_beats_one_of_the_front_and_its_ends_are_there(seed: int) -> None:
+    rests, answers, table = some_outcomes(12, seed)
+    everything = every_pair(rests, answers, table)
+    front = front_of_pairs(rests, answers, table, points=100)
+    wanted = {
+        (right, flops)
+        for right, flops, *_ in everything
+        if not any(r >= right and f <= flops and (r, f) != (right, flops) for r, f, *_ in everything)
+    }
+    assert {(pair.right, pair.flops) for pair in front} == wanted
+    some = front_of_pairs(rests, answers, table, points=3)
+    assert len(some) <= 3
+    assert (some[0], some[-1]) == (front[0], front[-1])
+
+
+def test_no_pair_is_chosen_without_images_or_a_budget() -> None:
+    rests, answers, table = some_outcomes(12, 0)
+    for budget in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(BlockdropError, match=r"needs a positive number and an image"):
+            pair_for_budget(rests, answers, table, budget)

@@ -1,0 +1,367 @@
+"""A policy network that answers: nothing of the ResNet runs for an answered image, wherever it is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import blockdrop
+from agents.answers import ANSWER_ALL, NEVER, confidence, with_answers
+from agents.deciders import Learned, Shuffled
+from blockdrop import evaluate, finetune, pretrain
+from blockdrop.data import DataSource
+from blockdrop.dynamic import DynamicNetwork
+from blockdrop.errors import BlockdropError, CheckpointError
+from blockdrop.finetune import FinetuneConfig
+from blockdrop.measure import evaluate_images
+from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.checkpoints.filling import load_checkpoint
+from blockdrop.training.answers import answered_share, chances_of_answers, fit_temperature, fit_weight, hold_out
+from blockdrop.training.update import Update
+from tests.conftest import dynamic_of, randomise_statistics
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def answering(policy_net: str = "reference", model: str = "R8_Digits", weight: float = 0.3) -> DynamicNetwork:
+    """Three blocks and ten classes; policies and answers differ from image to image."""
+    resnet, policy_network = blockdrop.build(model, policy_net=policy_net)
+    randomise_statistics(resnet)
+    randomise_statistics(policy_network)
+    policy_network.add_answer(10)
+    assert policy_network.answer is not None
+    assert policy_network.answer_weight is not None
+    for head in (policy_network.logit, policy_network.answer):
+        nn.init.normal_(head.weight, std=1.0)
+    nn.init.constant_(policy_network.answer_weight, weight)
+    return dynamic_of(resnet, policy_network).eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(9, 3, 32, 32)
+
+
+def set_share(dynamic: DynamicNetwork, images: Tensor, share: float) -> None:
+    """Sets the answer threshold so that a share of the images is answered."""
+    assert dynamic.policy_network is not None
+    answer = dynamic.policy_network.glance(images).answer
+    assert answer is not None
+    found = confidence(answer).sort(descending=True).values
+    count = round(share * len(images))
+    middle = (found[:-1] + found[1:]) / 2
+    dynamic.policy_network.answer_threshold = [NEVER, *middle.tolist(), ANSWER_ALL][count]
+
+
+# ---- running
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("policy_net", ["reference", "pooled4", "stem", "constant"])
+def test_executors_give_eager_results_for_any_mixture_of_answered_images(policy_net: str, images: Tensor) -> None:
+    dynamic = answering(policy_net)
+    for share in (0.0, 0.3, 1.0) if policy_net != "constant" else (0.0, 1.0):
+        set_share(dynamic, images, share)
+        expected = dynamic.run(images)
+        assert expected.answered.sum() == round(share * 9)
+        assert not expected.policy[expected.answered].any()
+        for engine in ("auto", "torch"):
+            run = dynamic.compile(engine=engine)
+            found = run.run(images)
+            assert found.answered.equal(expected.answered)
+            assert found.policy.equal(expected.policy)
+            assert found.answer is not None
+            torch.testing.assert_close(found.answer, expected.answer, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
+            one = run.run(images[:1])
+            torch.testing.assert_close(one.logits, expected.logits[:1], atol=1e-4, rtol=1e-4)
+            logits, policy = run(images)
+            assert policy.equal(expected.policy)
+            torch.testing.assert_close(logits, found.logits)
+
+
+@torch.no_grad()
+def test_the_logits_are_the_answers_or_the_networks_with_a_share_of_the_answers(images: Tensor) -> None:
+    dynamic = answering(weight=0.7)
+    set_share(dynamic, images, 0.5)
+    logits, policy, answered, keep_probs, answer = dynamic.run(images)
+    assert answer is not None
+    assert answer.exp().sum(1).allclose(torch.ones(9))
+    alone = dynamic.network(images, keep_probs >= 0.5)
+    torch.testing.assert_close(logits[answered], answer[answered])
+    torch.testing.assert_close(logits[~answered], (alone + 0.7 * answer)[~answered])
+    given, _ = dynamic(images, policy)  # a policy that is given is run as it is: nothing is answered
+    torch.testing.assert_close(given, dynamic.network(images, policy))
+    assert with_answers(alone, None, None, None) is alone
+
+
+@torch.no_grad()
+def test_no_module_of_the_resnet_is_called_for_answered_images(images: Tensor) -> None:
+    dynamic = answering()
+    rows = []
+    for module in dynamic.network.modules():
+        module.register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
+    set_share(dynamic, images, 1.0)
+    dynamic(images)
+    assert rows == []
+    set_share(dynamic, images, 0.7)
+    rest = int((~dynamic.run(images).answered).sum())
+    assert rest == 3
+    assert max(rows) == rest
+
+
+@torch.no_grad()
+def test_the_executor_hands_the_resnet_no_answered_image(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    dynamic = answering()
+    set_share(dynamic, images, 0.7)
+    run = dynamic.compile()
+    handed: list[int] = []
+    original = run._run
+    monkeypatch.setattr(run, "_run", lambda x, policy: (handed.append(len(x)), original(x, policy))[1])
+    run(images)
+    set_share(dynamic, images, 1.0)
+    dynamic.compile()  # a new one has the new threshold; the old one takes it per call
+    run.run(images, answer_threshold=ANSWER_ALL)
+    assert handed == [3]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("policy_net", ["reference", "stem"])
+def test_torchs_counter_agrees_on_what_an_answered_image_costs(policy_net: str) -> None:
+    dynamic = answering(policy_net)
+    image = torch.randn(1, 3, 32, 32)
+    for share in (0, 1):
+        set_share(dynamic, torch.randn(1, 3, 32, 32), share)
+        with FlopCounterMode(display=False) as counter:
+            found = dynamic.run(image)
+        assert found.answered.item() == bool(share)
+        assert dynamic.flops(found.policy, found.answered).tolist() == [counter.get_total_flops()]
+        if share:
+            assert counter.get_total_flops() == dynamic.flop_table().policy_network
+    with pytest.raises(BlockdropError, match=r"answered: got torch\.bool of shape \(2,\); expected .* \(1,\)"):
+        dynamic.flops(torch.ones(1, 3, dtype=torch.bool), torch.ones(2, dtype=torch.bool))
+
+
+def test_dealt_decisions_deal_who_is_answered_but_not_what() -> None:
+    dynamic = answering()
+    images = torch.randn(40, 3, 32, 32)
+    set_share(dynamic, images, 0.5)
+    assert dynamic.policy_network is not None
+    own = Learned(dynamic.policy_network.glance, 3, answer_threshold=dynamic.answer_threshold)
+    found, dealt = own(images), Shuffled(own)(images)
+    assert found.answered is not None
+    assert dealt.answered is not None
+    assert not dealt.answered.equal(found.answered)
+    assert dealt.answered.sum() == found.answered.sum()
+    assert not dealt.policy[dealt.answered].any()
+    assert dealt.answer is not None
+    assert dealt.answer.equal(found.answer)  # type: ignore[arg-type]
+
+
+def test_outcomes_with_answers_made_afterwards_are_those_of_a_run_with_them() -> None:
+    dynamic = answering()
+    images = DataSource("Digits").test.subset(torch.arange(80))
+    assert dynamic.policy_network is not None
+    rest = evaluate_images(dynamic, images)
+    assert rest.answered is not None
+    assert not rest.answered.any()
+    assert rest.answer is not None
+    threshold = confidence(rest.answer).median().item()
+    dynamic.policy_network.answer_threshold = threshold
+    ran, made = evaluate_images(dynamic, images), rest.answering(threshold, dynamic.flop_table().policy_network)
+    assert made.answered_share == pytest.approx(0.5, abs=0.02)
+    for name in ("policy", "predictions", "flops", "answered"):
+        assert getattr(ran, name).equal(getattr(made, name)), name
+    for name in ("losses", "margins"):
+        torch.testing.assert_close(getattr(ran, name), getattr(made, name), atol=1e-4, rtol=1e-4)
+    assert ran.accuracy == pytest.approx(
+        ran.answered_share * ran.answered_accuracy + (1 - ran.answered_share) * ran.rest_accuracy  # type: ignore[operator]
+    )
+
+
+# ---- files
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("suffix", [".t7", ".safetensors"])
+def test_a_file_gives_back_the_answers_and_both_thresholds(tmp_path: Path, images: Tensor, suffix: str) -> None:
+    dynamic = answering()
+    dynamic.operating_point = {"threshold": 0.4, "answer_threshold": 0.9}
+    dynamic.save(tmp_path / f"a{suffix}")
+    back = blockdrop.load(tmp_path / f"a{suffix}")
+    assert back.thresholds == (0.4, 0.9)
+    for one, two in zip(dynamic.run(images), back.run(images), strict=True):
+        assert one.equal(two)  # type: ignore[union-attr]
+    assert "answer threshold 0.9" in repr(back)
+
+
+@torch.no_grad()
+def test_a_network_of_others_answers_too_and_comes_back(tmp_path: Path, images: Tensor) -> None:
+    dynamic = blockdrop.make_dynamic(
+        torchvision.models.resnet18(num_classes=4), image_size=32, policy_net="pooled"
+    )
+    assert dynamic.policy_network is not None
+    dynamic.policy_network.add_answer(4)
+    dynamic.policy_network.answer_threshold = 0.2
+    dynamic.eval().save(tmp_path / "a.t7")
+    back = blockdrop.load(tmp_path / "a.t7", torchvision.models.resnet18(num_classes=4))
+    assert back.run(images).answered.all()
+    assert back.run(images).logits.equal(dynamic.run(images).logits)
+
+
+def test_loading_fits_the_answer_head_to_the_file_or_leaves_the_network_as_it_was(tmp_path: Path) -> None:
+    answering().save(tmp_path / "with.t7")
+    dynamic_of(*blockdrop.build("R8_Digits")).save(tmp_path / "without.t7")
+    _, policy_network = blockdrop.build("R8_Digits")
+    load_checkpoint(tmp_path / "with.t7", policy_network=policy_network)
+    assert policy_network.num_answers == 10
+    load_checkpoint(tmp_path / "without.t7", policy_network=policy_network)
+    assert policy_network.num_answers is None
+    _, other = blockdrop.build("R14_Digits")
+    with pytest.raises(CheckpointError, match=r"decides on 3 blocks, the model has 6"):
+        load_checkpoint(tmp_path / "with.t7", policy_network=other)
+    assert other.answer is None
+    assert "answer_weight" not in other.state_dict()
+
+
+# ---- learning
+
+
+def test_images_held_out_are_of_every_class_and_none_is_trained_on() -> None:
+    images = DataSource("Digits").train
+    training, held = hold_out(images, 0.1)
+    assert held is not None
+    assert len(training) + len(held) == len(images)
+    assert len(held) == round(0.1 * len(images))
+    counts = held.labels.bincount().double() / images.labels.bincount()
+    assert counts.min() > 0.08
+    assert counts.max() < 0.12
+    assert hold_out(images, 0.0) == (images, None)
+
+
+def test_a_temperature_and_a_weight_that_were_put_in_are_found_again() -> None:
+    logits = 3 * torch.randn(4000, 5)
+    labels = torch.distributions.Categorical(logits=logits / 2.5).sample()
+    assert fit_temperature(logits, labels) == pytest.approx(2.5, rel=0.1)
+    answer = torch.randn(4000, 5).log_softmax(1)
+    labels = torch.distributions.Categorical(logits=logits + 0.4 * answer).sample()
+    assert fit_weight(logits, answer, labels) == pytest.approx(0.4, abs=0.1)
+    assert fit_weight(logits, -answer, labels) == 0.0
+
+
+def test_the_share_that_has_to_be_answered_follows_from_the_costs() -> None:
+    assert answered_share(0.2, 0.6, 0.5) == pytest.approx(0.5)  # 0.2 + 0.5 * 0.6
+    assert answered_share(0.2, 0.6, 0.9) == 0.0
+    assert answered_share(0.2, 0.6, 0.1) == 1.0
+
+
+def test_the_chance_to_be_answered_is_a_half_at_the_threshold_and_rises_with_confidence() -> None:
+    sure = torch.tensor([0.5, 0.8, 0.95, 1.0])
+    answer = torch.stack([sure, 1 - sure], 1).log()
+    chances = chances_of_answers(answer, 0.8)
+    assert chances[1].item() == pytest.approx(0.5, abs=1e-4)
+    assert chances.diff().gt(0).all()
+    assert chances.min() >= 0
+    assert chances.max() <= 1
+
+
+GLANCE = ("--recipe", "glance", "--model", "R8_Folder", "--batch_size", 6, "--answer_epochs", 2, "--max_epochs", 2)
+MORE = ("--hold_out", 0.34, "--target_flops", 1.3, "--recalibrate", 6, "--test_every", 1, "--settle", 0.5)
+
+
+@pytest.fixture
+def backbone(tmp_path: Path, image_tree: Path, command: Command) -> Path:
+    flags = ("--model", "R8_Folder", "--data_dir", image_tree, "--max_epochs", 1, "--batch_size", 6)
+    assert command(pretrain, *flags, "--cv_dir", tmp_path / "backbone")[0] == 0
+    return tmp_path / "backbone"
+
+
+def test_the_recipe_teaches_answers_and_its_run_evaluates_as_it_was_tested(
+    tmp_path: Path, image_tree: Path, backbone: Path, command: Command
+) -> None:
+    code, out, error = command(
+        finetune, *GLANCE, *MORE, "--data_dir", image_tree, "--pretrained", backbone, "--cv_dir", tmp_path / "run"
+    )
+    assert code == 0, error
+    assert "held-out accuracy of the answers" in out
+    assert "of 4 training images that were held out, calibrated by a temperature of" in out
+    checkpoint = read_checkpoint(tmp_path / "run")
+    assert checkpoint.policy_network is not None
+    assert "answer.weight" in checkpoint.policy_network
+    report = tmp_path / "e.json"
+    flags = ("--load", tmp_path / "run", "--data_dir", image_tree, "--no_speed", "--json", report)
+    code, out, error = command(evaluate, *flags, "--model", "R8_Folder")
+    assert code == 0, error
+    assert "answered by the policy network:" in out
+    found = json.loads(report.read_text())
+    assert found["accuracy"] == pytest.approx(checkpoint.metrics["accuracy"])
+    assert found["answered"] == pytest.approx(checkpoint.metrics["answered"])
+    assert found["answer_threshold"] == (
+        None if checkpoint.answer_threshold == NEVER else checkpoint.answer_threshold
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_a_run_cut_off_while_it_learns_answers_or_policies_goes_on_with_the_same_bits(
+    steps: int, tmp_path: Path, image_tree: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common: dict[str, Any] = {
+        "recipe": "glance", "model": "R8_Folder", "data_dir": str(image_tree), "batch_size": 6, "answer_epochs": 2,
+        "max_epochs": 2, "hold_out": 0.34, "target_flops": 1.3, "recalibrate": 6, "settle": 0.5,
+        "save_minutes": 1e-6, "precision": "float32", "pretrained": (str(backbone),),
+    }  # fmt: skip
+    finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "undisturbed")))
+    step, calls = Update.__call__, []
+
+    def cut_off(self: Update, loss: Tensor, epoch: int, batch: int) -> Any:
+        calls.append((epoch, batch))
+        if len(calls) > steps:
+            raise KeyboardInterrupt
+        return step(self, loss, epoch, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Update, "__call__", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "cut")))
+    finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "cut"), resume=True))
+    one, two = (read_checkpoint(tmp_path / name) for name in ("undisturbed", "cut"))
+    assert one.operating_point == two.operating_point
+    for first, second in ((one.resnet, two.resnet), (one.policy_network, two.policy_network)):
+        assert first is not None
+        assert second is not None
+        assert all(value.equal(second[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--answer_epochs", 2), "--answer_epochs 2: answers are calibrated on images that weren't trained on"),
+        (
+            ("--answer_epochs", 2, "--hold_out", 0.1, "--policy", "full"),
+            "--answer_epochs 2: means nothing under --policy",
+        ),
+        (("--answer_lr", 0.2), "--answer_lr 0.2: means nothing here; it goes with --answer_epochs"),
+        (("--rest_flops", 0.5), "--rest_flops 0.5: means nothing here; it goes with --target_flops"),
+        (
+            ("--recipe", "glance", "--target_flops", 0.05),
+            "--target_flops 0.05: with all images answered the reference",
+        ),
+    ],
+)
+def test_flags_that_make_no_sense_are_named(
+    flags: tuple[object, ...], message: str, tmp_path: Path, image_tree: Path, backbone: Path, command: Command
+) -> None:
+    code, _, error = command(
+        finetune, "--model", "R8_Folder", "--data_dir", image_tree, "--pretrained", backbone,
+        "--initial_keep", 0.9, "--cv_dir", tmp_path / "f", *flags,
+    )  # fmt: skip
+    assert code == 2
+    assert message in error
