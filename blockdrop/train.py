@@ -1,8 +1,9 @@
 """Make a trained network dynamic: train its policy network and the network itself, and compare it with the one
 brought.
 
---recipe fast runs `finetune --recipe fast`, --recipe reference runs `cl_train` and then `finetune`. In Python
-`blockdrop.train(dynamic, train_data, test_data, ...)` does the same with a network and data of the program's own.
+--recipe fast and --recipe glance run `finetune` with that recipe, --recipe reference runs `cl_train` and then
+`finetune`. In Python `blockdrop.train(dynamic, train_data, test_data, ...)` does the same with a network and data
+of the program's own.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from blockdrop import cl_train, finetune
 from blockdrop.calls import check_dynamic, check_whole, speaking_of_arguments
 from blockdrop.console import run_command
 from blockdrop.errors import Interrupted, require
 from blockdrop.lazy import make_callable
-from blockdrop.names import DEFAULT_POLICY_NET, INITIAL_KEEP
+from blockdrop.names import DEFAULT_POLICY_NET, INITIAL_KEEP, PolicyNet
 from blockdrop.ranges import CheckpointName, Count, Range
 from blockdrop.training.config import Groups, PolicyTrainingConfig, RunConfig
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from blockdrop.dynamic import DynamicNetwork
     from blockdrop.report.table import Report
 
-Recipe = Literal["fast", "reference"]
+Recipe = Literal["fast", "glance", "reference"]
 DECIDED = {
     "recipe", "model", "arch", "shortcut", "expansion", "reduction", "reduction_mode", "image_size",
     "normalisation", "policy_net", "initial_keep", "policy", "policy_init", "data_dir", "download",
@@ -54,8 +55,9 @@ class TrainConfig(RunConfig):
     """Checkpoints of the trained network, of any dialect, or run directories. For R18_ImgNet to R152_ImgNet also
     the word torchvision, which fetches its weights."""
     recipe: Recipe = "fast"
-    """Recipe: fast (toward a budget, from a trained network) or reference (curriculum learning and then joint
-    fine-tuning, as BlockDrop was published)."""
+    """Recipe: fast (toward a budget, from a trained network), glance (the same, and the policy network answers
+    easy images by itself) or reference (curriculum learning and then joint fine-tuning, as BlockDrop was
+    published)."""
     budget: Annotated[float, Range(above=0, most=1, meaning="a fraction of the full network's FLOPs")] | None = (
         None
     )
@@ -78,7 +80,7 @@ def main(config: TrainConfig) -> Report:
     check_usable(config.cv_dir, config.overwrite, config.load, config.resume)
     require(bool(config.load), "--load: name a trained network (python -m blockdrop.pretrain makes one)")
     opened = open_networks(
-        config, config.load, policy="fresh", initial_keep=INITIAL_KEEP, usual_net=DEFAULT_POLICY_NET
+        config, config.load, policy="fresh", initial_keep=INITIAL_KEEP, usual_net=usual_net(config.recipe)
     )
     require(
         opened.has_backbone,
@@ -119,9 +121,9 @@ def train(
 ) -> tuple[DynamicNetwork, Report]:
     """Teaches the policy network which blocks each image needs, and the network to do without the others.
 
-    What `python -m blockdrop.finetune` does (`recipe="fast"`), or `cl_train`, in `run_dir/curriculum`, and then
-    `finetune` (`recipe="reference"`): with a progress bar, TensorBoard's curves, checkpoints, and several
-    processes under torchrun.
+    What `python -m blockdrop.finetune` does (`recipe="fast"`, `recipe="glance"`), or `cl_train`, in
+    `run_dir/curriculum`, and then `finetune` (`recipe="reference"`): with a progress bar, TensorBoard's curves,
+    checkpoints, and several processes under torchrun.
 
     Args:
         dynamic: left as it is; see `make_dynamic`. Its parameters that require no gradient don't learn.
@@ -129,11 +131,13 @@ def train(
             (3, H, W), as `dynamic.transform` makes them, or a `DataLoader` of one; or a
             `blockdrop.data.DataSource`, which holds test images, too.
         test_data: the same, to test and report on.
-        recipe: "fast": from a trained network, toward a budget; "reference": curriculum learning and joint
+        recipe: "fast": from a trained network, toward a budget; "glance": the same, and the policy network answers
+            easy images by itself, for which a policy network that sees much of an image is needed, as
+            `make_dynamic(…, policy_net="reference")` makes; "reference": curriculum learning and joint
             fine-tuning, as BlockDrop was published.
         budget: mean cost to aim for, a fraction of the full network's FLOPs, policy network included; default: the
             recipe's.
-        epochs: of each command; default: the recipe's.
+        epochs: of each command, those in which answers are learned not counted; default: the recipe's.
         run_dir: folder of the run: checkpoints, curves, `report.json`; `blockdrop.load` takes it, too.
         resume: go on with the run in `run_dir`, if there is one, as if it had never stopped.
         overwrite: delete the run in `run_dir`.
@@ -181,7 +185,7 @@ def train(
         f"--cv_dir {run_dir}: holds a report.json that is no run's; name another folder, or pass --overwrite to "
         "replace it",
     )
-    trained = copy_to_train(dynamic, data, configs[-1].seed)
+    trained = copy_to_train(dynamic, data, configs[-1].seed, recipe)
     compute = configs[-1].compute()
     brought = evaluate_images(trained, data.test, compute.in_float32(), decider=keep_all(trained.num_blocks))
     for config in configs:
@@ -219,7 +223,7 @@ def plan(
     classes: dict[str, type[PolicyTrainingConfig]] = {"": finetune.FinetuneConfig}
     if recipe == "reference":
         classes = {"curriculum": cl_train.CurriculumConfig, "": finetune.FinetuneConfig}
-    require(recipe in ("fast", "reference"), f"recipe {recipe!r}: choose fast or reference")
+    require(recipe in get_args(Recipe), f"recipe {recipe!r}: choose {', '.join(get_args(Recipe))}")
     budget = flags.get("target_flops")
     require(
         budget is None or 0 < budget <= 1,
@@ -237,12 +241,17 @@ def plan(
         if cls is cl_train.CurriculumConfig and "max_epochs" in own:
             # so that the curriculum comes to decide all blocks
             own.setdefault("cl_step", -(-dynamic.num_blocks // own["max_epochs"]))
-        own |= {"cv_dir": str(run_dir / folder), "policy_net": dynamic.policy_net or DEFAULT_POLICY_NET}
+        own |= {"cv_dir": str(run_dir / folder), "policy_net": dynamic.policy_net or usual_net(recipe)}
         configs.append(cls.of_recipe(recipe, **own))
     return configs
 
 
-def copy_to_train(dynamic: DynamicNetwork, data: Data, seed: int) -> DynamicNetwork:
+def usual_net(recipe: Recipe) -> PolicyNet:
+    """The policy network of a network that has none."""
+    return "reference" if recipe == "glance" else DEFAULT_POLICY_NET
+
+
+def copy_to_train(dynamic: DynamicNetwork, data: Data, seed: int, recipe: Recipe = "fast") -> DynamicNetwork:
     """A copy with the data's class names, and with a fresh policy network if there was none."""
     import copy
 
@@ -259,7 +268,7 @@ def copy_to_train(dynamic: DynamicNetwork, data: Data, seed: int) -> DynamicNetw
         policy_network = build_policy_network(
             trained.num_blocks,
             trained.image_size > LARGEST_IN_MEMORY,
-            DEFAULT_POLICY_NET,
+            usual_net(recipe),
             backbone=trained.network,
             initial_keep=INITIAL_KEEP,
         )

@@ -37,6 +37,10 @@ TEACHING = HintonLoss(alpha=0.1, beta=0.9, temperature=4.0)
 """Labels and the full network's logits."""
 ANY = 1e6
 """A budget that everything is within."""
+MOST_HEAT, MOST_WEIGHT = 10.0, 2.0
+"""Bounds for what is fitted: a few images that all are right would drive it on and on."""
+FEW = 100
+"""Images, of which a warning says that they are few to choose thresholds on."""
 SHARPNESS = 2.0
 """Of the chance that a training image is answered, which is a sigmoid of its confidence's distance from the
 threshold, both as logits: by so many times does it follow that distance."""
@@ -163,6 +167,8 @@ class AnswerTraining:
             f"answers: right for {found.right.double().mean():.2%} of {len(found.labels):,} training images that "
             f"were held out, calibrated by a temperature of {temperature:.3f}"
         )
+        if len(found.labels) < FEW:
+            print(f"note: {len(found.labels)} images are few to choose thresholds on; raise --hold_out")
 
     def left_to_the_resnet(
         self, images: Tensor, labels: Tensor, decision: Decision, point: OperatingPoint, draws: torch.Generator
@@ -290,18 +296,20 @@ def look_at(dynamic: DynamicNetwork, images: Images, compute: Compute) -> HeldOu
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature T that makes softmax(logits / T) fit the labels best (Guo et al. 2017).
+    """The temperature T, between 1 / `MOST_HEAT` and `MOST_HEAT`, that makes softmax(logits / T) fit the labels
+    best (Guo et al. 2017).
 
     Args:
         logits: (N, classes), or log-probabilities.
         labels: int64 (N,).
     """
     log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    return _minimise(lambda: F.cross_entropy(logits.double() / log_t.exp(), labels), log_t).exp().item()
+    found = _minimise(lambda: F.cross_entropy(logits.double() / log_t.exp(), labels), log_t).exp().item()
+    return min(max(found, 1 / MOST_HEAT), MOST_HEAT)
 
 
 def fit_weight(logits: Tensor, answer: Tensor, labels: Tensor) -> float:
-    """The weight, at least 0, of the answers beside the ResNet's logits that fits the labels best.
+    """The weight, between 0 and `MOST_WEIGHT`, of the answers beside the ResNet's logits that fits the labels best.
 
     Args:
         logits: of images that aren't answered, (N, classes).
@@ -311,7 +319,7 @@ def fit_weight(logits: Tensor, answer: Tensor, labels: Tensor) -> float:
     weight = torch.zeros((), dtype=torch.float64, requires_grad=True)
     logits, answer = logits.double(), answer.double()
     found = _minimise(lambda: F.cross_entropy(with_answers(logits, answer, None, weight), labels), weight)
-    return max(0.0, found.item())
+    return min(max(found.item(), 0.0), MOST_WEIGHT)
 
 
 def _minimise(loss: Callable[[], Tensor], variable: Tensor) -> Tensor:

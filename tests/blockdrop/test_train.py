@@ -51,11 +51,11 @@ def assert_same_weights(found: DynamicNetwork, expected: DynamicNetwork) -> None
     assert [name for name, value in state.items() if not found_state[name].equal(value)] == []
 
 
-@pytest.mark.parametrize("recipe", ["fast", "reference"])
+@pytest.mark.parametrize("recipe", ["fast", "glance", "reference"])
 def test_a_recipe_gives_a_dynamic_network_its_report_and_its_files(tmp_path: Path, recipe: str) -> None:
     dynamic = own_network()
     before = copy.deepcopy(dynamic)
-    budget = {"budget": 0.6} if recipe == "fast" else {}
+    budget = {} if recipe == "reference" else {"budget": 0.6}
     trained, report = train_own(tmp_path / "run", dynamic, recipe=recipe, **budget)
     assert_same_weights(dynamic, before)
     assert not trained.training
@@ -64,12 +64,12 @@ def test_a_recipe_gives_a_dynamic_network_its_report_and_its_files(tmp_path: Pat
 
     images, labels = own_data(12).tensors
     with torch.no_grad():
-        logits, policy = trained(images)
+        logits, policy, answered, *_ = trained.run(images)
         full = before.eval().network(images, torch.ones(12, 3, dtype=torch.bool))
     brought, _, own = report.rows
     assert own.accuracy == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert brought.accuracy == pytest.approx((full.argmax(1) == labels).double().mean().item())
-    assert own.flops == pytest.approx(trained.flops(policy).double().mean().item())
+    assert own.flops == pytest.approx(trained.flops(policy, answered).double().mean().item())
 
     last = tmp_path / "run"
     assert json.loads((last / "report.json").read_text()) == json.loads(json.dumps(report.to_json()))
@@ -215,7 +215,7 @@ BAD_FLAGS: list[tuple[dict[str, Any], str]] = [
     ({"bath_size": 8}, "bath_size: blockdrop.train has no such flag; did you mean batch_size?"),
     ({"epoch": 3}, "epoch: blockdrop.train has no such flag; did you mean epochs?"),
     ({"bugdet": 0.5}, "did you mean budget?"),
-    ({"recipe": "quick"}, "choose fast or reference"),
+    ({"recipe": "quick"}, "choose fast, glance, reference"),
     ({"budget": 1.5}, "budget 1.5: must be above 0 and at most 1"),
     ({"epochs": 0}, "^epochs 0"),
     ({"lr": -1.0}, "^lr -1.0"),
