@@ -1,7 +1,7 @@
 """From nothing to a network that drops blocks by itself, on handwritten digits, in under three minutes.
 
-Pretrain a backbone, teach a policy network by curriculum, fine-tune both jointly, evaluate; then a table and
-a figure. Needs no data, no network and no GPU.
+Pretrain a backbone, teach a policy network by curriculum, fine-tune both jointly; teach another policy network to
+answer easy digits by itself; evaluate both; then a table and a figure. Needs no data, no network and no GPU.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from blockdrop.evaluate import EvaluateConfig, Evaluated
 from blockdrop.evaluate import main as evaluate
 from blockdrop.evaluation import Evaluation
 from blockdrop.figures import draw_images, draw_usage_per_block, rank_by_blocks
+from blockdrop.policy_stats import Outcomes
 
 
 @dataclass(kw_only=True)
@@ -31,13 +32,15 @@ class QuickstartConfig:
     model: str = "R26_Digits"
     """R<depth>_Digits."""
     cv_dir: str | None = None
-    """Where the three runs and the figure go; default: cv/quickstart, or cv/quickstart-2, … if there is one."""
+    """Where the four runs and the figure go; default: cv/quickstart, or cv/quickstart-2, … if there is one."""
     pretrain_epochs: int = 12
     """Epochs of the backbone."""
     curriculum_epochs: int = 16
     """Epochs of curriculum learning."""
     finetune_epochs: int = 34
     """Epochs of joint fine-tuning."""
+    answer_epochs: int = 8
+    """Epochs in which the other policy network learns to answer; half as many follow for its policies."""
     batch_size: int = 64
     """Images per batch of the policy's training."""
     overwrite: bool = False
@@ -49,7 +52,7 @@ class QuickstartConfig:
         """Raises `BlockdropError` for a value out of range."""
         if not self.model.endswith("_Digits"):
             raise BlockdropError(f"--model {self.model}: the quickstart runs on Digits; choose R<depth>_Digits")
-        for flag in ("pretrain_epochs", "curriculum_epochs", "finetune_epochs", "batch_size"):
+        for flag in ("pretrain_epochs", "curriculum_epochs", "finetune_epochs", "answer_epochs", "batch_size"):
             require(getattr(self, flag) >= 1, f"--{flag} {getattr(self, flag)}: must be at least 1")
 
 
@@ -59,9 +62,10 @@ def figure_of_digits(
     images: Tensor,
     policy: Tensor,
     keep_probs: Tensor,
+    answering: Outcomes,
     columns: int = 7,
 ) -> Figure:
-    """Usage per block beside the easiest and hardest images.
+    """Usage per block beside the easiest and hardest images, by blocks and by how sure of them an answer is.
 
     Args:
         usage: K shares of images that run each block.
@@ -69,24 +73,38 @@ def figure_of_digits(
         images: uint8 (N, 3, H, W).
         policy: bool (N, K); images that use few blocks count as easy, those that use many as hard.
         keep_probs: float (N, K); among images of equally many blocks, their sum decides.
+        answering: of a policy network that answers, on the same N images.
         columns: how many images to show of each.
     """
-    figure = Figure(figsize=(11, 3.0), layout="constrained")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
     ((left, right),) = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.15))
     draw_usage_per_block(left.subplots(), usage, stage_sizes)
     order, blocks_used = rank_by_blocks(policy, keep_probs), policy.sum(1)
+    by_blocks, by_answers = right.subfigures(2, 1)
     rows = {"fewest blocks": order[:columns], "most blocks": order.flip(0)[:columns]}
-    for axes_row, (title, chosen) in zip(right.subplots(2, columns), rows.items(), strict=True):
+    for axes_row, (title, chosen) in zip(by_blocks.subplots(2, columns), rows.items(), strict=True):
         draw_images(axes_row, images[chosen], [str(used) for used in blocks_used[chosen].tolist()], title)
-    right.suptitle("easiest and hardest digits, with the blocks that each one used", fontsize=10)
+    by_blocks.suptitle("easiest and hardest digits, with the blocks that each one used", fontsize=10)
+    assert answering.answer is not None
+    assert answering.answered is not None
+    surest = answering.answer.amax(1).argsort(descending=True, stable=True)
+    used = [
+        "answered" if answered else str(blocks)
+        for answered, blocks in zip(answering.answered.tolist(), answering.policy.sum(1).tolist(), strict=True)
+    ]
+    rows = {"most sure": surest[:columns], "least sure": surest.flip(0)[:columns]}
+    for axes_row, (title, chosen) in zip(by_answers.subplots(2, columns), rows.items(), strict=True):
+        draw_images(axes_row, images[chosen], [used[row] for row in chosen.tolist()], title)
+    by_answers.suptitle("answered by the policy network alone, or with the blocks used", fontsize=10)
     return figure
 
 
-def closing_table(found: Evaluation, pretrained_accuracy: float) -> str:
-    """The full network, before and after fine-tuning, beside the dynamic one.
+def closing_table(found: Evaluation, answering: Evaluation, pretrained_accuracy: float) -> str:
+    """The full network, before and after fine-tuning, beside the dynamic ones.
 
     Args:
         found: of the fine-tuned networks.
+        answering: of the network whose policy network answers.
         pretrained_accuracy: test accuracy in [0, 1] of the backbone before it was fine-tuned.
     """
     blocks, flops = found.num_blocks, found.full_flops
@@ -101,13 +119,16 @@ def closing_table(found: Evaluation, pretrained_accuracy: float) -> str:
             "100.0%",
             f"{found.full_images_per_second:.0f}",
         ),
-        (
-            "dynamic",
-            f"{found.accuracy:.2%}",
-            f"{found.block_usage_mean:.2f}",
-            f"{found.flops_mean:.3e}",
-            f"{found.flops_mean / flops:.1%}",
-            f"{found.images_per_second:.0f}",
+        *(
+            (
+                name,
+                f"{one.accuracy:.2%}",
+                f"{one.block_usage_mean:.2f}",
+                f"{one.flops_mean:.3e}",
+                f"{one.flops_mean / flops:.1%}",
+                f"{one.images_per_second:.0f}",
+            )
+            for name, one in (("dynamic", found), ("dynamic, with answers", answering))
         ),
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -144,7 +165,7 @@ def main(config: QuickstartConfig) -> Evaluated:
     def headline(text: str) -> None:
         print(f"\n=== {text} ({time.perf_counter() - start:.0f} s so far)")
 
-    headline("1/4 pretrain: a ResNet learns to read digits")
+    headline("1/5 pretrain: a ResNet learns to read digits")
     pretrained = pretrain.main(
         pretrain.PretrainConfig(
             model=model,
@@ -156,7 +177,7 @@ def main(config: QuickstartConfig) -> Evaluated:
             lr=0.1,
         )
     )
-    headline("2/4 cl_train: a policy network learns which blocks the frozen ResNet can spare")
+    headline("2/5 cl_train: a policy network learns which blocks the frozen ResNet can spare")
     cl_train.main(
         cl_train.CurriculumConfig(
             model=model,
@@ -169,7 +190,7 @@ def main(config: QuickstartConfig) -> Evaluated:
             policy_net="pooled4",  # the digits were 8 × 8 pixels, so nothing is lost
         )
     )
-    headline("3/4 finetune: both networks learn together")
+    headline("3/5 finetune: both networks learn together")
     finetune.main(
         finetune.FinetuneConfig(
             model=model,
@@ -185,11 +206,30 @@ def main(config: QuickstartConfig) -> Evaluated:
             penalty=-1.0,
         )
     )
-    headline("4/4 evaluate: test images that neither network has seen")
-    found = evaluate(
-        EvaluateConfig(
-            model=model, seed=seed, load=(f"{folder}/finetune",), json=f"{folder}/evaluation.json", overwrite=True
+    headline("4/5 finetune --recipe glance: a policy network learns to answer easy digits by itself")
+    finetune.main(
+        finetune.FinetuneConfig(
+            recipe="glance",
+            model=model,
+            seed=seed,
+            pretrained=(f"{folder}/pretrain",),
+            overwrite=config.overwrite,
+            cv_dir=f"{folder}/glance",
+            policy_net="pooled4",
+            batch_size=config.batch_size,
+            answer_epochs=config.answer_epochs,
+            max_epochs=max(2, config.answer_epochs // 2),
+            recalibrate=1000,
         )
+    )
+    headline("5/5 evaluate: test images that no network has seen")
+    found, answering = (
+        evaluate(
+            EvaluateConfig(
+                model=model, seed=seed, load=(f"{folder}/{run}",), json=f"{folder}/{file}", overwrite=True
+            )
+        )
+        for run, file in (("finetune", "evaluation.json"), ("glance", "evaluation-glance.json"))
     )
 
     test = found.opened.data.test
@@ -201,10 +241,14 @@ def main(config: QuickstartConfig) -> Evaluated:
         test.images,
         found.outcomes.policy,
         found.outcomes.keep_probs,
+        answering.outcomes,
     )
     figure.savefig(folder / "quickstart.png", dpi=150)
-    print(f"\n{closing_table(found.evaluation, pretrained['accuracy'])}\n")
-    print(f"FLOPs of the dynamic network include its policy network. {time.perf_counter() - start:.0f} s in all.")
+    print(f"\n{closing_table(found.evaluation, answering.evaluation, pretrained['accuracy'])}\n")
+    print(f"{answering.evaluation.answered:.1%} of the digits were answered by a policy network alone.")
+    print(
+        f"FLOPs of the dynamic networks include their policy networks. {time.perf_counter() - start:.0f} s in all."
+    )
     print(f"figure: {folder / 'quickstart.png'}; curves: tensorboard --logdir {folder}")
     return found
 

@@ -309,7 +309,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def fit_weight(logits: Tensor, answer: Tensor, labels: Tensor) -> float:
-    """The weight, between 0 and `MOST_WEIGHT`, of the answers beside the ResNet's logits that fits the labels best.
+    """The weight, 0 to `MOST_WEIGHT`, of the answers beside the ResNet's logits that fits the labels best.
 
     Args:
         logits: of images that aren't answered, (N, classes).

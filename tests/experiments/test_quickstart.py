@@ -12,7 +12,12 @@ from experiments import quickstart
 
 def test_quickstart_runs_to_its_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = quickstart.QuickstartConfig(
-        model="R8_Digits", cv_dir=str(tmp_path / "q"), pretrain_epochs=1, curriculum_epochs=1, finetune_epochs=1
+        model="R8_Digits",
+        cv_dir=str(tmp_path / "q"),
+        pretrain_epochs=1,
+        curriculum_epochs=1,
+        finetune_epochs=1,
+        answer_epochs=1,
     )
     found = quickstart.main(config)
     out = capsys.readouterr().out
@@ -20,9 +25,11 @@ def test_quickstart_runs_to_its_table_and_figure(tmp_path: Path, capsys: pytest.
     assert re.match(r"full, as pretrained +\d+\.\d\d% +3\.00 +2\.\d+e\+07 +100\.0%", table[0])
     assert re.match(r"full, fine-tuned +\d+\.\d\d% +3\.00 +2\.\d+e\+07 +100\.0% +\d+", table[1])
     assert re.match(r"dynamic +\d+\.\d\d% +\d\.\d\d +\d\.\d+e\+07 +\d+\.\d% +\d+", table[2])
+    assert re.match(r"dynamic, with answers +\d+\.\d\d% +\d\.\d\d +\d\.\d+e\+0\d +\d+\.\d% +\d+", table[3])
+    assert "of the digits were answered by a policy network alone" in out
     assert found.evaluation.policy_network_flops < found.evaluation.full_flops / 10
     with Image.open(tmp_path / "q" / "quickstart.png") as picture:
-        assert picture.size == (1650, 450)
+        assert picture.size == (1650, 690)
 
 
 def test_a_second_quickstart_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
