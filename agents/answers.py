@@ -39,15 +39,15 @@ def confidence(answer: Tensor) -> Tensor:
     return answer.float().amax(-1).exp()
 
 
-def is_sure(answer: Tensor | None, threshold: float, like: Tensor) -> Tensor:
+def is_sure(answer: Tensor | None, threshold: float | Tensor, like: Tensor) -> Tensor:
     """Which images are answered, bool (N,).
 
     Args:
         answer: log-probabilities (N, classes); None: there is none, so nothing is answered.
-        threshold: the answer threshold.
+        threshold: the answer threshold, a number or a tensor ().
         like: of N rows, on the device that is wanted.
     """
-    if answer is None or threshold == NEVER:
+    if answer is None:
         return torch.zeros(len(like), dtype=torch.bool, device=like.device)
     return confidence(answer) >= threshold
 

@@ -233,8 +233,10 @@ def checkpoint_file(path: str, model: str | None) -> Iterator[Fact]:
 
 
 def operating_point(point: dict[str, Any]) -> str:
-    """The threshold that is stored, and what for."""
+    """The thresholds that are stored, and what for."""
     threshold, budget = f"threshold {point['threshold']:.4g}", point["budget"]
+    if "answer_threshold" in point:
+        threshold += f", answers from {point['answer_threshold']:.4g} on"
     return threshold if budget is None else f"{threshold}, for {100 * budget:.4g} % of the full network's FLOPs"
 
 

@@ -47,7 +47,7 @@ class DynamicNetwork(nn.Module):
         model: what the network is built from: a name of the zoo, `timm:…`, `torchvision:…`, or a class's name.
         preprocessing: of the images that the network wants.
         variant: of a network of the zoo.
-        policy_net: name of the kind of policy network.
+        policy_net: name of the kind of policy network; default: what it looks like.
         classes: names in label order.
         operating_point: how the threshold was chosen; see `check_operating_point`.
         origin: of a network that isn't the zoo's: how its parts were found; see `blockdrop.models.conversion`.
@@ -86,6 +86,7 @@ class DynamicNetwork(nn.Module):
         network.image_size = preprocessing.image_size
         if policy_network is not None:
             self._check_policy_network(policy_network)
+            self._policy_net = policy_net or name_of(policy_network, self.image_size > LARGEST_IN_MEMORY)
 
     # ---- what it knows of itself
 

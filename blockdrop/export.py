@@ -1,8 +1,9 @@
 """A network as a file for other runtimes: ONNX, AOTInductor (C++ without Python), or safetensors.
 
 onnx and aoti hold one graph, BatchNorm folded, for one normalised image and a threshold; the blocks it drops are
-not computed. Without a policy network the graph runs all blocks, and there is no threshold. The file is run and
-compared with torch before it appears under its name.
+not computed. Of a policy network that answers the graph takes an answer threshold, too, and computes nothing of
+the ResNet for an answered image. Without a policy network the graph runs all blocks, and there is no threshold.
+The file is run and compared with torch before it appears under its name.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from blockdrop.errors import BlockdropError, require
 from blockdrop.inference.formats import PACKAGES, SUFFIXES, Format, optional_package
 from blockdrop.models.specs import parse_name
 from blockdrop.names import PolicyNet, Shortcut
-from blockdrop.ranges import CheckpointName, Probability, check_ranges
+from blockdrop.ranges import CheckpointName, Positive, Probability, check_ranges
 
 if TYPE_CHECKING:
     from blockdrop.inference.exported import Networks
@@ -29,7 +30,8 @@ class ExportConfig:
     """Flags of `python -m blockdrop.export`."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
-        "model", "load", "format", "output", "threshold", "shortcut", "policy_net", "overwrite",
+        "model", "load", "format", "output", "threshold", "answer_threshold", "shortcut", "policy_net",
+        "overwrite",
     )  # fmt: skip
 
     model: str | None = None
@@ -46,6 +48,9 @@ class ExportConfig:
     threshold: Probability | None = None
     """Threshold that is recorded in the file, and at which latency is measured. Default: the checkpoint's, else
     0.5."""
+    answer_threshold: Positive | None = None
+    """Answer threshold that is recorded in the file of a policy network that answers; above 1 no image is
+    answered. Default: the checkpoint's, else no image is."""
     shortcut: Shortcut | None = None
     """Kind of the ResNet's downsampling shortcuts. Default: the checkpoint's."""
     policy_net: PolicyNet | None = None
@@ -117,6 +122,7 @@ def open_networks(config: ExportConfig) -> Networks:
     Raises:
         BlockdropError: no backbone, a flag for a policy network that isn't there; anything damaged or not fitting.
     """
+    from agents.answers import Thresholds
     from blockdrop.inference.exported import Networks  # torch, which --help does without
     from blockdrop.loading import open_files
 
@@ -128,7 +134,15 @@ def open_networks(config: ExportConfig) -> Networks:
             any(c.policy_network is not None for c in checkpoints) or getattr(config, flag) is None,
             f"--{flag}: --load {' '.join(config.load)} holds no policy network; name its checkpoint too",
         )
-    return Networks(dynamic, dynamic.threshold if config.threshold is None else config.threshold)
+    network = dynamic.policy_network
+    require(
+        config.answer_threshold is None or (network is not None and network.answer is not None),
+        f"--answer_threshold: --load {' '.join(config.load)} holds no policy network that answers; "
+        "finetune --recipe glance makes one",
+    )
+    own = dynamic.thresholds
+    given = Thresholds(config.threshold or own.keep, config.answer_threshold or own.answer)
+    return Networks(dynamic, given)
 
 
 if __name__ == "__main__":

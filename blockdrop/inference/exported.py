@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.answers import ANSWER_ALL, NEVER, Thresholds, is_sure, with_answers
 from agents.policy_network import PolicyNetwork
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import require
@@ -21,14 +22,17 @@ from blockdrop.inference.branching import BranchingNetwork
 from blockdrop.inference.formats import Format, optional_package
 from blockdrop.models.backbone import Network
 from blockdrop.models.checkpoints.dialects import FORMAT, read_checkpoint
+from blockdrop.models.checkpoints.operating_points import thresholds_record
 from blockdrop.models.checkpoints.safetensors_files import encode_metadata, write_safetensors_file
 from blockdrop.models.checkpoints.saving import preprocessing_record
 from blockdrop.version import project_version
 
 Runner = Callable[..., tuple[Tensor, ...]]
 """image (1, 3, H, W) and threshold () to logits (1, classes), policy (1, K) and keep probabilities (1, K); without
-a policy network image to logits."""
-INPUTS, OUTPUTS = ["image", "threshold"], ["logits", "policy", "keep_probs"]
+a policy network image to logits. That of a policy network that answers takes an answer threshold (), too, and
+gives whether the image is answered (1,) and the answer's log-probabilities (1, classes)."""
+INPUTS = ["image", "threshold", "answer_threshold"]
+OUTPUTS = ["logits", "policy", "keep_probs", "answered", "answer"]
 TOLERANCE = 1e-4
 """Of keep probabilities, and of logits as a share of the largest logit where that is above 1."""
 CHECK_IMAGES = 3
@@ -37,10 +41,10 @@ LATENCY_ROUNDS = 30
 
 @dataclass(frozen=True)
 class Networks:
-    """A dynamic network, ready to export, and the threshold that is recorded."""
+    """A dynamic network, ready to export, and the thresholds that are recorded."""
 
     dynamic: DynamicNetwork
-    threshold: float
+    thresholds: Thresholds
 
     @property
     def network(self) -> Network:
@@ -51,6 +55,28 @@ class Networks:
     def policy_network(self) -> PolicyNetwork | None:
         """None: all blocks run."""
         return self.dynamic.policy_network
+
+    @property
+    def answers(self) -> bool:
+        """Whether the policy network can answer."""
+        return self.policy_network is not None and self.policy_network.answer is not None
+
+    def inputs(self, thresholds: Thresholds | None = None) -> tuple[Tensor, ...]:
+        """The graph's inputs beside the image.
+
+        Args:
+            thresholds: default: those that are recorded.
+        """
+        if self.policy_network is None:
+            return ()
+        given = map(torch.tensor, thresholds or self.thresholds)
+        return tuple(given)[: 2 if self.answers else 1]
+
+    def names(self) -> tuple[list[str], list[str]]:
+        """Of the graph's inputs and outputs."""
+        if self.policy_network is None:
+            return INPUTS[:1], OUTPUTS[:1]
+        return (INPUTS, OUTPUTS) if self.answers else (INPUTS[:2], OUTPUTS[:3])
 
     def metadata(self) -> dict[str, str]:
         """What a file says of itself: plain text, or JSON."""
@@ -68,7 +94,7 @@ class Networks:
         if dynamic.origin is not None:
             values |= {"origin": dynamic.origin, "outputs": dynamic.num_classes}
         if self.policy_network is not None:
-            values |= {"policy_net": dynamic.policy_net, "threshold": self.threshold}
+            values |= {"policy_net": dynamic.policy_net, **thresholds_record(self.thresholds)}
         return encode_metadata(values)
 
     def random_images(self) -> list[Tensor]:
@@ -107,13 +133,15 @@ def write_checked(networks: Networks, form: Format, path: Path) -> None:
 
 def write_onnx(networks: Networks, path: Path) -> None:
     """One graph with an `If` per block: image, threshold to logits, policy, keep_probs; see `BranchingNetwork`.
-    Without a policy network image to logits, and no `If`."""
-    static = networks.policy_network is None
-    names = (INPUTS[:1], OUTPUTS[:1]) if static else (INPUTS, OUTPUTS)
-    model = _onnx_model(*_graph(networks), *names)
-    conditions, expected = sum(node.op_type == "If" for node in model.graph.node), networks.network.num_blocks
-    if conditions != (0 if static else expected):
-        raise RuntimeError(f"{conditions} If nodes for {expected} blocks; update torch")
+
+    Of a policy network that answers there is an `If` around the ResNet, too, answer_threshold is another input,
+    and answered and answer are outputs. Without a policy network the graph is image to logits, and has no `If`.
+    """
+    model = _onnx_model(*_graph(networks), *networks.names())
+    expected = 0 if networks.policy_network is None else networks.network.num_blocks + networks.answers
+    conditions = _count_conditions(model.graph)
+    if conditions != expected:
+        raise RuntimeError(f"{conditions} If nodes where {expected} are expected; update torch")
     _move_weights_into_branches(model.graph)
     optional_package("onnx").helper.set_model_props(model, networks.metadata())
     path.write_bytes(model.SerializeToString())
@@ -132,7 +160,8 @@ def open_onnx(path: Path) -> Runner:
 
 def open_full_onnx(networks: Networks) -> Callable[[Tensor], object]:
     """The full network, without policy network or branches, in ONNX Runtime: what the dynamic one must beat."""
-    model = _onnx_model(*_graph(without_policy(networks)), INPUTS[:1], OUTPUTS[:1])
+    alone = without_policy(networks)
+    model = _onnx_model(*_graph(alone), *alone.names())
     session = _onnx_session(model.SerializeToString())
     return lambda image: session.run(OUTPUTS[:1], {"image": image.numpy()})
 
@@ -152,12 +181,28 @@ def _move_weights_into_branches(graph: Any) -> None:
     blocks kept takes 3.0 ms instead of 4.7 (1 thread, ONNX Runtime 1.31)."""
     outer = {name for node in graph.node for name in node.input}
     movable = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in outer}
-    for branch in (attribute.g for node in graph.node if node.op_type == "If" for attribute in node.attribute):
-        used = {name for node in branch.node for name in node.input} & movable.keys()
+    for branch in _branches(graph):
+        used = _used_within(branch) & movable.keys()
         branch.initializer.extend(movable[name] for name in sorted(used))
+        _move_weights_into_branches(branch)
     stay = [tensor for tensor in graph.initializer if tensor.name in outer]
     del graph.initializer[:]
     graph.initializer.extend(stay)
+
+
+def _branches(graph: Any) -> list[Any]:
+    """Of the graph's own conditions."""
+    return [attribute.g for node in graph.node if node.op_type == "If" for attribute in node.attribute]
+
+
+def _used_within(graph: Any) -> set[str]:
+    """Names that nodes read, those of the conditions' branches included."""
+    return {name for node in graph.node for name in node.input}.union(*map(_used_within, _branches(graph)))
+
+
+def _count_conditions(graph: Any) -> int:
+    """Those of the conditions' branches included."""
+    return sum(node.op_type == "If" for node in graph.node) + sum(map(_count_conditions, _branches(graph)))
 
 
 def _onnx_session(content: bytes) -> Any:
@@ -206,37 +251,61 @@ def write_safetensors(networks: Networks, path: Path) -> None:
 
 
 def check_graph(run: Runner, networks: Networks) -> None:
-    """Compares the file with torch on random images, at thresholds that keep some, all and no blocks.
+    """Compares the file with torch on random images, at thresholds that keep some, all and no blocks; of a policy
+    network that answers, with each of them answered and not.
 
     Raises:
-        BlockdropError: its policy isn't the one its keep probabilities give, or a difference above `TOLERANCE`.
+        BlockdropError: its policy isn't the one its keep probabilities give, or what is answered isn't what its
+            answers give, or a difference above `TOLERANCE`.
     """
     assert networks.policy_network is not None
     differences: dict[str, list[float]] = {"logits": [], "keep_probs": []}
-    kept = []
+    if networks.answers:
+        differences["answer"] = []
+    kept, answers = [], 0
     for image in networks.random_images():
         with torch.inference_mode():
-            expected_probs, _ = networks.policy_network(image)
-        for threshold in (networks.threshold, float(expected_probs.median()), 0.0, 2.0):
-            at = torch.tensor(threshold)
-            logits, policy, keep_probs = run(image, at)
-            require(
-                policy.equal(keep_probs >= at),
-                f"the file's policy isn't keep_probs >= {threshold:g}; nothing written; try another version of "
-                "torch or of the runtime",
-            )
-            with torch.inference_mode():  # under the file's own policy: rounding may flip a close decision
-                expected = networks.network(image, policy)
-            differences["logits"].append(_difference(logits, expected))
-            differences["keep_probs"].append(float((keep_probs - expected_probs).abs().max()))
-            kept.append(int(policy.sum()))
+            glance = networks.policy_network.glance(image)
+        own, expected_probs = networks.thresholds, glance.keep_probs
+        for keep in (own.keep, float(expected_probs.median()), 0.0, 2.0):
+            for at in {Thresholds(keep, answer) for answer in _answer_thresholds(networks)}:
+                logits, policy, keep_probs, *found = run(image, *networks.inputs(at))
+                answered = found[0] if networks.answers else torch.zeros(1, dtype=torch.bool)
+                answer = found[1] if networks.answers else None
+                require(
+                    policy.equal((keep_probs >= torch.tensor(keep)) & ~answered.unsqueeze(-1)),
+                    f"the file's policy isn't keep_probs >= {keep:g}; nothing written; try another version of "
+                    "torch or of the runtime",
+                )
+                require(
+                    answered.equal(is_sure(answer, torch.tensor(at.answer), policy)),
+                    f"what the file answers isn't what reaches {at.answer:g}; nothing written; try another "
+                    "version of torch or of the runtime",
+                )
+                # under the file's own policy: rounding may flip a close decision
+                with torch.inference_mode():
+                    alone = networks.network(image, policy)
+                    weight = networks.policy_network.answer_weight
+                    expected = with_answers(alone, glance.answer, answered, weight)
+                differences["logits"].append(_difference(logits, expected))
+                differences["keep_probs"].append(float((keep_probs - expected_probs).abs().max()))
+                if answer is not None and glance.answer is not None:
+                    differences["answer"].append(_difference(answer, glance.answer))
+                kept.append(int(policy.sum()))
+                answers += int(answered.sum())
     largest = {name: float(np.max(values)) for name, values in differences.items()}  # NaN where there is one
+    answering = f", {answers} of them answered" if networks.answers else ""
     print(
-        f"check: {len(kept)} runs that keep {min(kept)} to {max(kept)} blocks; largest difference from torch "
-        f"{largest['logits']:.1e} of the largest logit, {largest['keep_probs']:.1e} in keep probabilities"
+        f"check: {len(kept)} runs that keep {min(kept)} to {max(kept)} blocks{answering}; largest difference from "
+        f"torch {largest['logits']:.1e} of the largest logit, {largest['keep_probs']:.1e} in keep probabilities"
     )
     for name, value in largest.items():
         _require_close(name, value)
+
+
+def _answer_thresholds(networks: Networks) -> list[float]:
+    """To check at: that which is recorded, and such that all and none are answered."""
+    return [networks.thresholds.answer, ANSWER_ALL, NEVER] if networks.answers else [NEVER]
 
 
 def check_static_graph(run: Runner, networks: Networks) -> None:
@@ -267,15 +336,19 @@ def _require_close(name: str, difference: float) -> None:
 def report_dynamic_latency(run: Runner, networks: Networks, run_full: Callable[[Tensor], object] | None) -> None:
     """`report_latency` at the threshold, with all blocks kept, and of the full network alone."""
     images = networks.random_images()
-    threshold, keep_all = torch.tensor(networks.threshold), torch.tensor(0.0)
-    kept = sum(int(run(image, threshold)[1].sum()) for image in images) / len(images)
+    # none answered: random images are nothing that anybody is sure of
+    own, keep_all = (networks.inputs(Thresholds(keep)) for keep in (networks.thresholds.keep, 0.0))
+    kept = sum(int(run(image, *own)[1].sum()) for image in images) / len(images)
     graphs: dict[str, Callable[[Tensor], object]] = {
-        f"dynamic, {kept:.1f} of {networks.network.num_blocks} blocks kept": lambda image: run(image, threshold),
-        "dynamic, all blocks kept": lambda image: run(image, keep_all),
+        f"dynamic, {kept:.1f} of {networks.network.num_blocks} blocks kept": lambda image: run(image, *own),
+        "dynamic, all blocks kept": lambda image: run(image, *keep_all),
     }
+    if networks.answers:
+        answer_all = networks.inputs(Thresholds(networks.thresholds.keep, ANSWER_ALL))
+        graphs["dynamic, answered"] = lambda image: run(image, *answer_all)
     if run_full is not None:
         graphs["full network alone"] = run_full
-    report_latency(graphs, networks, f" at threshold {networks.threshold:g}")
+    report_latency(graphs, networks, f" at threshold {networks.thresholds.keep:g}")
 
 
 def report_latency(graphs: dict[str, Callable[[Tensor], object]], networks: Networks, where: str = "") -> None:
@@ -318,4 +391,4 @@ def _graph(networks: Networks) -> tuple[nn.Module, tuple[Tensor, ...]]:
     image = networks.random_images()[0]
     if networks.policy_network is None:
         return networks.network.folded(), (image,)
-    return BranchingNetwork(networks.network, networks.policy_network), (image, torch.tensor(networks.threshold))
+    return BranchingNetwork(networks.network, networks.policy_network), (image, *networks.inputs())

@@ -1,6 +1,7 @@
 """Exported files: the same network, whatever runs it; one clear line for what can't be exported."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.answers import ANSWER_ALL, NEVER, confidence
 from blockdrop import export, save_checkpoint
 from blockdrop.data import NORMALISATIONS
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import BlockdropError
 from blockdrop.export import ExportConfig
 from blockdrop.inference import exported, formats
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.checkpoints.filling import load_network
 from blockdrop.models.zoo import build, build_static
+from tests.blockdrop.test_answers import answering
 from tests.conftest import randomise_statistics
 
 Command = Callable[..., tuple[int, str, str]]
@@ -139,6 +143,79 @@ def test_aoti_gives_torchs_logits_under_every_threshold(aoti_file: Path, checkpo
     assert package.get_metadata()["threshold"] == "0.25"
 
 
+@pytest.fixture(scope="module")
+def answering_file(folder: Path) -> tuple[Path, DynamicNetwork]:
+    """The ONNX file of a network that answers, and the network."""
+    for package in formats.PACKAGES["onnx"]:
+        pytest.importorskip(package)
+    dynamic = answering("pooled4")
+    dynamic.operating_point = {"threshold": 0.4, "answer_threshold": 0.6}
+    dynamic.save(folder / "answering.t7")
+    path = export.main(
+        ExportConfig(load=(str(folder / "answering.t7"),), format="onnx", output=str(folder / "answering.onnx"))
+    )
+    return path, dynamic
+
+
+@torch.no_grad()
+def test_onnx_answers_as_torch_does_under_every_pair_of_thresholds(
+    answering_file: tuple[Path, DynamicNetwork],
+) -> None:
+    path, dynamic = answering_file
+    run, seen = exported.open_onnx(path), set()
+    assert dynamic.policy_network is not None
+    for image in torch.randn(4, 1, 3, 32, 32):
+        found = dynamic.policy_network.glance(image)
+        assert found.answer is not None
+        sure = float(confidence(found.answer))
+        for keep in (0.0, float(found.keep_probs.median()), 1.5):
+            for at in (ANSWER_ALL, sure - 1e-3, sure + 1e-3, NEVER):
+                dynamic.policy_network.threshold, dynamic.policy_network.answer_threshold = keep, at
+                expected = dynamic.run(image)
+                logits, policy, keep_probs, answered, answer = run(image, torch.tensor(keep), torch.tensor(at))
+                assert answered.equal(expected.answered)
+                assert policy.equal(expected.policy)
+                torch.testing.assert_close(keep_probs, expected.keep_probs, atol=1e-5, rtol=0)
+                torch.testing.assert_close(answer, found.answer, atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)
+                seen.add((bool(answered), int(policy.sum())))
+    assert {(True, 0), (False, 0), (False, 3)} < seen
+
+
+def test_onnx_says_at_which_thresholds_it_answers(answering_file: tuple[Path, DynamicNetwork]) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(answering_file[0])
+    onnx.checker.check_model(model, full_check=True)
+    assert [entry.name for entry in model.graph.input] == ["image", "threshold", "answer_threshold"]
+    assert [entry.name for entry in model.graph.output] == ["logits", "policy", "keep_probs", "answered", "answer"]
+    recorded = {entry.key: entry.value for entry in model.metadata_props}
+    assert (json.loads(recorded["threshold"]), json.loads(recorded["answer_threshold"])) == (0.4, 0.6)
+    assert [node.op_type for node in model.graph.node].count("If") == 1
+
+
+def test_onnx_runtime_runs_no_convolution_of_the_resnet_for_an_answered_image(
+    answering_file: tuple[Path, DynamicNetwork], tmp_path: Path
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    path, dynamic = answering_file
+    assert dynamic.policy_network is not None
+    looks = sum(isinstance(module, torch.nn.Conv2d) for module in dynamic.policy_network.modules())
+
+    def convolutions(answer_threshold: float) -> int:
+        """Those that ran for one image of which all blocks are kept, if it isn't answered."""
+        options = runtime.SessionOptions()
+        options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+        session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        inputs = (torch.randn(1, 3, 32, 32), torch.tensor(0.0), torch.tensor(answer_threshold))
+        session.run(None, {name: value.numpy() for name, value in zip(exported.INPUTS, inputs, strict=True)})
+        events = json.loads(Path(session.end_profiling()).read_text())
+        kernels = [event for event in events if event["name"].endswith("_kernel_time")]
+        return sum("Conv" in event["args"]["op_name"] for event in kernels)
+
+    assert convolutions(ANSWER_ALL) == looks
+    assert convolutions(NEVER) == looks + 1 + 2 * 3  # the stem, and two in each of three blocks
+
+
 def write_static(path: Path, model: str = "plain8_C10") -> Path:
     """A network of three classes without a policy network."""
     net = build_static(model, num_classes=3)
@@ -217,7 +294,7 @@ def test_safetensors_brings_the_same_weights_back(tmp_path: Path, command: Comma
 
 def test_the_operating_points_threshold_is_the_default(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "net.t7", operating_point={"threshold": 0.37})
-    assert networks_of(path).threshold == 0.37
+    assert networks_of(path).thresholds == (0.37, math.inf)
 
 
 def test_a_file_that_differs_from_torch_does_not_appear(
@@ -227,9 +304,9 @@ def test_a_file_that_differs_from_torch_does_not_appear(
         pytest.importorskip(package)
 
     class Wrong(exported.BranchingNetwork):
-        def forward(self, image: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            logits, policy, keep_probs = super().forward(image, threshold)
-            return logits + 0.01, policy, keep_probs
+        def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+            logits, *others = super().forward(*inputs)
+            return logits + 0.01, *others
 
     monkeypatch.setattr(exported, "BranchingNetwork", Wrong)
     code, out, error = command(
@@ -285,6 +362,7 @@ BAD_INPUT = [
     (("--load", "{tmp}/none.t7", *ONNX), "no such checkpoint file"),
     (("--load", "{tmp}/backbone.t7", "--threshold", "0.4", *ONNX), "backbone.t7 holds no policy network; name"),
     (("--load", "{tmp}/backbone.t7", "--policy_net", "pooled4", *ONNX), "--policy_net: --load "),
+    (("--load", "{net}", "--answer_threshold", "0.9", *ONNX), "holds no policy network that answers"),
     (("--load", "{tmp}/policy.t7", *ONNX), "a policy network without its backbone"),
     (("--load", "{net}", "--format", "onnx", "--output", "{tmp}/new.pt2"), "ends in .onnx"),
     (("--load", "{net}", "--format", "aoti", "--output", "{tmp}/new"), "ends in .pt2"),

@@ -18,8 +18,8 @@ SUFFIX = ".safetensors"
 PARTS = {"resnet": "resnet", "policy_network": "agent"}
 """What tensors' names begin with, and where our other checkpoints keep those tensors."""
 JSON_KEYS = (
-    "normalisation", "classes", "threshold", "variant", "preprocessing", "origin", "outputs", "epoch", "metrics",
-    "operating_point", "acc", "reward",
+    "normalisation", "classes", "threshold", "answer_threshold", "variant", "preprocessing", "origin", "outputs",
+    "epoch", "metrics", "operating_point", "acc", "reward",
 )  # fmt: skip
 """Of the metadata, whose values are text; the others are plain."""
 
@@ -74,7 +74,8 @@ def read_safetensors_file(path: str | Path, our_format: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged metadata ({one_line(error)})") from None
     content["shortcut"] = None if content.get("shortcut") == "none" else content.get("shortcut")
     if "threshold" in content and not content.get("operating_point"):
-        content["operating_point"] = {"threshold": content.pop("threshold")}
+        names = [name for name in ("threshold", "answer_threshold") if name in content]
+        content["operating_point"] = {name: content.pop(name) for name in names}
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     for name, tensor in tensors.items():
         part, _, key = name.partition(".")
