@@ -35,6 +35,7 @@ from blockdrop.models.checkpoints.operating_points import (
 )
 from blockdrop.names import EngineName
 from blockdrop.policy_stats import Outcomes
+from blockdrop.training.answers import fit_weight, look_at, run_under
 from blockdrop.training.compute import Compute
 from blockdrop.training.opening import Opened
 
@@ -169,6 +170,8 @@ def choose_operating_point(budget: float, bench: Bench, choosing: Images) -> dic
 
 
 def _choose_pair(budget: float, bench: Bench, choosing: Images) -> dict[str, Any]:
+    weight = fit_answer_weight(bench, choosing)
+    print(f"weight of answers beside the ResNet's logits: {weight:.3f}, which fits these images best")
     rests = outcomes_of_the_rest(bench, choosing)
     pair = pair_for_budget(rests_of(rests), answers_of(rests), bench.table, budget)
     print(
@@ -183,6 +186,21 @@ def _choose_pair(budget: float, bench: Bench, choosing: Images) -> dict[str, Any
             "held_out_images": len(choosing),
         }
     )
+
+
+def fit_answer_weight(bench: Bench, images: Images) -> float:
+    """Gives the policy network the weight of answers beside the ResNet's logits that fits these images best, under
+    its own policies; returns it."""
+    dynamic = bench.dynamic
+    network = dynamic.policy_network
+    assert network is not None
+    assert network.answer_weight is not None
+    found = look_at(dynamic, images, bench.compute)
+    logits = run_under(dynamic, found.keep_probs >= dynamic.threshold, images, bench.compute)
+    weight = fit_weight(logits, found.answer, found.labels)
+    with torch.no_grad():
+        network.answer_weight.fill_(weight)
+    return weight
 
 
 def outcomes_of_the_rest(bench: Bench, images: Images, include: Sequence[float] = ()) -> dict[float, Outcomes]:

@@ -55,6 +55,7 @@ GLANCE: Recipe = {
     "hold_out": 0.1,
     "target_flops": 0.45,
     "rest_flops": 0.59,
+    "answer_weight": 0.3,
     "answered_weight": 0.3,
     "max_epochs": 10,
     "settle": 0.7,

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.answers import NEVER, Thresholds, is_sure
 from agents.policies import map_policy
 from blockdrop.data import Data, Normalisation
 from blockdrop.errors import require
+from blockdrop.evaluation import CurveRow, Evaluation
 from blockdrop.inference.executor import Executor
 from blockdrop.measure import executor, seconds_in_turns
 from blockdrop.models.specs import ForeignSpec, parse_name
@@ -73,7 +75,7 @@ class Clock:
         Returns:
             its content; and by name of a file why a network isn't timed.
         """
-        points: list[tuple[str, float, Callable[[int], object]]] = []
+        points: list[tuple[str, Thresholds, Callable[[int], object]]] = []
         batches: dict[Any, Batches] = {}
         sources: dict[Any, Data] = {}
         failed: dict[str, str] = {}
@@ -93,7 +95,7 @@ class Clock:
                 failed[result.file.name] = f"not timed: {error}"
                 continue
             engines.append(run.engine)
-            points += [(result.name, threshold, call) for threshold, call in calls]
+            points += [(result.name, thresholds, call) for thresholds, call in calls]
         if not points:
             return None, failed
         count = min(len(found) for found in batches.values())
@@ -103,9 +105,9 @@ class Clock:
             f"{' and '.join(dict.fromkeys(f'{size} px' for _, size, _ in batches))}"
         )
         seconds = seconds_in_turns([call for _, _, call in points], list(range(count)), self.compute.device)
-        at: dict[str, dict[float, float]] = {}
-        for (name, threshold, _), found in zip(points, seconds, strict=True):
-            at.setdefault(name, {})[threshold] = found / total
+        at: dict[str, dict[Thresholds, float]] = {}
+        for (name, thresholds, _), found in zip(points, seconds, strict=True):
+            at.setdefault(name, {})[thresholds] = found / total
         times = Times(
             engine=", ".join(dict.fromkeys(engines)),
             compute=str(self.compute),
@@ -157,8 +159,8 @@ class Clock:
 
     def calls(
         self, result: Result, opened: Opened, run: Executor, batches: Batches, images: int
-    ) -> Iterator[tuple[float, Callable[[int], object]]]:
-        """By threshold a pass over the batch of a number, programs compiled: the result's, and all of its curve.
+    ) -> Iterator[tuple[Thresholds, Callable[[int], object]]]:
+        """By thresholds a pass over the batch of a number, programs compiled: the result's, and all of its curve.
 
         Args:
             images: size of the test set.
@@ -171,21 +173,27 @@ class Clock:
             given = [policy[rows] for rows, _ in batches]
             for one in given:
                 run.warm(one, pixels, self.batch_size)
-            yield result.evaluation.threshold, lambda number: run(batches[number][1], policy=given[number])
+            yield own_thresholds(result.evaluation), lambda number: run(batches[number][1], policy=given[number])
             return
-        keep_probs = [run.keep_probs(batch) for _, batch in batches]
+        glances = [run.glance(batch) for _, batch in batches]
         found = result.evaluation
-        for threshold in dict.fromkeys([found.threshold, *(row.threshold for row in found.curve)]):
-            for probs in keep_probs:
-                run.warm(map_policy(probs, threshold), pixels, self.batch_size)
-            yield threshold, functools.partial(_pass, run, batches, threshold)
+        for thresholds in dict.fromkeys([own_thresholds(found), *map(own_thresholds, found.curve)]):
+            for glance in glances:
+                rest = ~is_sure(glance.answer, thresholds.answer, glance.keep_probs)
+                run.warm(map_policy(glance.keep_probs, thresholds.keep)[rest], pixels, self.batch_size)
+            yield thresholds, functools.partial(_pass, run, batches, thresholds)
 
 
-def times_of(result: Result, at: Mapping[float, float]) -> NetworkTimes:
-    """A result's seconds, from seconds by threshold."""
-    own, curve = result.evaluation.threshold, result.evaluation.curve
-    return NetworkTimes(result.digest, at[own], [at[row.threshold] for row in curve])
+def own_thresholds(found: Evaluation | CurveRow) -> Thresholds:
+    """Those of an evaluation, or of a point of its curve."""
+    return Thresholds(found.threshold, NEVER if found.answer_threshold is None else found.answer_threshold)
 
 
-def _pass(run: Executor, batches: Batches, threshold: float, number: int) -> object:
-    return run(batches[number][1], threshold=threshold)
+def times_of(result: Result, at: Mapping[Thresholds, float]) -> NetworkTimes:
+    """A result's seconds, from seconds by thresholds."""
+    own, curve = own_thresholds(result.evaluation), result.evaluation.curve
+    return NetworkTimes(result.digest, at[own], [at[own_thresholds(row)] for row in curve])
+
+
+def _pass(run: Executor, batches: Batches, thresholds: Thresholds, number: int) -> object:
+    return run.run(batches[number][1], threshold=thresholds.keep, answer_threshold=thresholds.answer)

@@ -2,7 +2,8 @@
 
 First it is taught by the logits of the full network (Hinton et al. 2015, arXiv:1503.02531). Then, on training
 images that it never saw, its answers are calibrated by a temperature (Guo et al. 2017, arXiv:1706.04599), the
-weight of its answers beside the ResNet's logits is fitted, and the answer threshold is chosen.
+answer threshold is chosen. The weight of answers beside the ResNet's logits can be fitted there, too; but the
+ResNet has mostly been trained on these images before, and then looks better than it is.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ class AnswerTraining:
         return take_rows(images, own.nonzero().squeeze(1)), labels[stays], decision
 
     def choose(self, point: OperatingPoint, flops: FlopTable) -> None:
-        """Fits the answers' weight beside the ResNet's logits, and chooses the answer threshold: that of the
+        """Sets the answers' weight beside the ResNet's logits, and chooses the answer threshold: that of the
         highest accuracy within `--target_flops` or, without one, of the highest accuracy there is; on held-out
         images, under the policies of tests."""
         if not self.answers or self.held_out is None:
@@ -209,7 +210,9 @@ class AnswerTraining:
         logits = run_under(dynamic, policy, self.held_out, compute)
         rest = found.confidence < point.answer_threshold
         rest = rest if int(rest.sum()) > 1 else torch.ones_like(rest)
-        weight = fit_weight(logits[rest], found.answer[rest], found.labels[rest])
+        weight = self.session.config.answer_weight
+        if weight is None:
+            weight = fit_weight(logits[rest], found.answer[rest], found.labels[rest])
         with torch.no_grad():
             network.answer_weight.fill_(weight)
         right = with_answers(logits, found.answer, None, weight).argmax(1) == found.labels

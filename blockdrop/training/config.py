@@ -321,7 +321,7 @@ class AnswerConfig(PolicyTrainingConfig):
     """Flags of a command that teaches a policy network to answer; see `blockdrop.training.answers`."""
 
     GROUPS: ClassVar[Groups] = {
-        "answers": ("answer_epochs", "answer_lr", "hold_out", "rest_flops", "answered_weight")
+        "answers": ("answer_epochs", "answer_lr", "hold_out", "rest_flops", "answer_weight", "answered_weight")
     }
 
     answer_epochs: CountOrNone = 0
@@ -336,6 +336,10 @@ class AnswerConfig(PolicyTrainingConfig):
     """Mean cost of the ResNet for an image that isn't answered, as a fraction of the full network's FLOPs, policy
     network not included. A price on computation meets it, and the share of answered images then meets
     --target_flops. Default: what is left of --target_flops if no image is answered."""
+    answer_weight: Annotated[float, Range(least=0, most=2)] | None = None
+    """Weight of the answer's log-probabilities beside the ResNet's logits, for images that aren't answered.
+    Default: that which fits the images of --hold_out best, which is too low if the network that was brought was
+    trained on them."""
     answered_weight: Annotated[float, Range(least=0, most=1)] = 1.0
     """Weight in the ResNet's training of an image that is surely answered. One that surely isn't has weight 1; the
     chance to be answered lies between. Below 1 such images are left out at random."""
@@ -343,7 +347,8 @@ class AnswerConfig(PolicyTrainingConfig):
     def check(self) -> None:
         super().check()
         answers = self.answer_epochs > 0
-        self.check_meaning("answer_lr", answers, "--answer_epochs")
+        for flag in ("answer_lr", "answer_weight"):
+            self.check_meaning(flag, answers, "--answer_epochs")
         require(
             not answers or self.hold_out > 0,
             f"--answer_epochs {self.answer_epochs}: answers are calibrated on images that weren't trained on; "
