@@ -15,20 +15,21 @@ from blockdrop.models.specs import parse_model_name
 from blockdrop.pretrain import PretrainConfig
 from blockdrop.training.config import TrainingConfig
 
-Kind = Literal["full", "dynamic", "static policy", "plain", "distilled", "shift", "reduced", "variant"]
+Kind = Literal["full", "dynamic", "cascade", "static policy", "plain", "distilled", "shift", "reduced", "variant"]
 """What a method is among the others. full: all blocks of the network that a policy network decides on. dynamic: a
-policy network decides. static policy: the same blocks for all images, or drawn at random. plain: no shortcuts.
-distilled: it learned from another network. shift: shifts in place of 3 × 3 convolutions. reduced: a smaller
-ResNet. variant: the fast recipe with one thing exchanged, to see what that thing does."""
+policy network decides. cascade: a small static network answers what it is sure of, a big one the rest (its
+checkpoints are made by `experiments.cascade`). static policy: the same blocks for all images, or drawn at random.
+plain: no shortcuts. distilled: it learned from another network. shift: shifts in place of 3 × 3 convolutions.
+reduced: a smaller ResNet. variant: the fast recipe with one thing exchanged, to see what that thing does."""
 RIVALS: tuple[Kind, ...] = ("plain", "distilled", "shift", "reduced")
 """Kinds of static networks."""
 Start = Literal["full", "scratch", "weights", "r20", "resnet32"]
 """What a method's first command starts from. full: the full network. weights: those that the study's --init names,
 or scratch. r20: the run of that method. resnet32: the ResNet-32 of --teacher32."""
 Command = Literal["pretrain", "cl_train", "finetune", "distill"]
-Stage = Literal["curriculum", "finetune", "fast", "rival"]
-"""What a study's flags give numbers of epochs for: cl_train, fine-tuning by the reference's recipe and by the fast
-one, and the commands of static networks."""
+Stage = Literal["curriculum", "finetune", "fast", "glance", "rival"]
+"""What a study's flags give numbers of epochs for: cl_train, fine-tuning by the reference's recipe, by the fast
+one and by glance (always the recipe's own number), and the commands of static networks."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def distilled(**flags: Any) -> tuple[Step, ...]:
 
 STAGEWISE = distilled(method="stagewise", stage_epochs=2, finetune_lr=0.05)
 JOINTRD = distilled(method="jointrd", student="plain20", side_epochs=5, schedule="one_cycle")
+GLANCE = (Step("finetune", "glance", "glance"),)
 KD = distilled(method="kd", student="R8", temperature=4.0)
 SHIFT = pretrained(arch="shiftresnet20", expansion=3.0)
 BLOCK = pretrained(arch="resnet20", reduction=2.8, reduction_mode="block")
@@ -91,10 +93,21 @@ METHODS = (
     Method("fast", "dynamic, 59 %", "dynamic", fast()),
     Method("fast-45", "dynamic, 45 %", "dynamic", fast(target_flops=0.45)),
     Method("fast-75", "dynamic, 75 %", "dynamic", fast(target_flops=0.75)),
+    Method("glance", "answers, 45 %", "dynamic", GLANCE),
+    *(Method(f"cascade-{cost}", f"cascade, {cost} %", "cascade") for cost in (60, 45, 30)),
     Method("reference-p1", "curriculum, penalty -1", "dynamic", reference(penalty=-1.0)),
     Method("reference-p5", "curriculum, penalty -5", "dynamic", reference(penalty=-5.0), also="reference"),
     # By the means and with the work of fast: of the policy network only the bias is left.
     Method("fixed", "one learned policy", "static policy", fast(policy_net="constant")),
+    *(
+        Method(
+            f"fixed-{cost}",
+            f"one learned policy, {cost} %",
+            "static policy",
+            fast(policy_net="constant", target_flops=cost / 100),
+        )
+        for cost in (45, 30)
+    ),
     Method("first_k", "first {k} blocks", "static policy", fast(), policy="first_k:{k}"),
     Method("random_k", "random {k} blocks", "static policy", fast(), policy="random_k:{k}"),
     Method(
@@ -182,7 +195,7 @@ def plan(method: Method, folders: Sequence[str], conditions: Conditions, **flags
         own = {**(conditions.fast_flags if step.recipe == "fast" else {}), **step.flags}
         if method.start == "weights" and start is not None:
             own["lr"] = TUNING_LR
-        count = conditions.epochs[step.stage]
+        count = conditions.epochs.get(step.stage)
         if count is not None:
             own["max_epochs"] = count
         if step.command == "cl_train":

@@ -276,9 +276,14 @@ def plan_method(config: TradeoffConfig, method: Method, seed: int) -> Plan:
     """All commands of a method for a seed, whether they have been run or not.
 
     Raises:
-        BlockdropError: a flag is missing.
+        BlockdropError: a flag is missing; no command of the list makes it.
     """
     assert config.load is not None
+    require(
+        method.kind != "cascade",
+        f"{method.name}: experiments.cascade makes its checkpoints; evaluate them with --json "
+        f"{config.results_folder}/{method.name}.json",
+    )
     flags: dict[str, Any] = {"seed": seed}
     if method.policy is not None:
         flags["policy"] = method.policy.format(k=config.kept_blocks, results=config.results_folder, seed=seed)

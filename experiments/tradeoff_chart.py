@@ -24,6 +24,7 @@ Boxes = NDArray[np.float64]
 LOOKS: dict[Kind, tuple[str, str]] = {
     "full": ("#000000", "*"),
     "dynamic": ("#0072B2", "o"),
+    "cascade": ("#882255", "X"),
     "static policy": ("#E69F00", "s"),
     "plain": ("#009E73", "^"),
     "distilled": ("#D55E00", "D"),

@@ -65,6 +65,10 @@ def names(jobs: list[Job]) -> list[str]:
 def test_every_method_of_the_list_has_commands_that_make_sense(config: TradeoffConfig) -> None:
     big = dataclasses.replace(config, model="R32_C10", load="cv/r32", seeds=(3,))
     for method in METHODS:
+        if method.kind == "cascade":
+            with pytest.raises(BlockdropError, match=r"experiments\.cascade makes its checkpoints"):
+                plan_method(big, method, 3)
+            continue
         plan = plan_method(big, method, 3)
         for training in plan.trainings:
             training.check()
@@ -77,7 +81,7 @@ def test_every_method_of_the_list_has_commands_that_make_sense(config: TradeoffC
 
 def test_static_policies_are_fine_tuned_at_the_cost_of_fast(config: TradeoffConfig) -> None:
     big = dataclasses.replace(config, model="R32_C10", load="cv/r32", batch_size=None)
-    plans = {method.name: plan_method(big, method, 0) for method in METHODS}
+    plans = {method.name: plan_method(big, method, 0) for method in METHODS if method.kind != "cascade"}
     (fast,) = plans["fast"].trainings
     for name, policy in (
         ("first_k", "first_k:9"),
