@@ -52,6 +52,18 @@ def is_sure(answer: Tensor | None, threshold: float | Tensor, like: Tensor) -> T
     return confidence(answer) >= threshold
 
 
+def split_decisions(decisions: Tensor) -> tuple[Tensor, Tensor]:
+    """Decisions on K blocks and, last, on the answer: bool (…, K + 1) to the policy, bool (…, K), all False where
+    the answer is given, and to whether it is, bool (…).
+
+    >>> split_decisions(torch.tensor([[True, False, False], [True, False, True]]))
+    (tensor([[ True, False],
+            [False, False]]), tensor([False,  True]))
+    """
+    answered = decisions[..., -1]
+    return decisions[..., :-1] & ~answered.unsqueeze(-1), answered
+
+
 def with_answers(
     logits: Tensor, answer: Tensor | None, answered: Tensor | None, weight: float | Tensor | None
 ) -> Tensor:

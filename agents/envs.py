@@ -14,13 +14,16 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from agents.answers import split_decisions
 from agents.curriculum import keep_undecided
 from agents.rewards import Reward
 
 Classifier = Callable[[Tensor, Tensor], Tensor]
 """(images (N, C, H, W), policy bool (N, K)) to logits (N, classes)."""
-FlopCounter = Callable[[Tensor], Tensor]
-"""policy bool (N, K) to FLOPs int64 (N,)."""
+FlopCounter = Callable[..., Tensor]
+"""policy bool (N, K) to FLOPs int64 (N,); with answers (policy, answered bool (N,))."""
+Answers = Callable[[Tensor], Tensor]
+"""images (N, C, H, W) to the answers' logits (N, classes)."""
 
 
 class _Images:
@@ -36,6 +39,7 @@ class _Images:
         reward: Reward,
         flops: FlopCounter | None,
         decided_blocks: int | None,
+        answers: Answers | None,
     ):
         images, labels = torch.as_tensor(images), torch.as_tensor(labels)
         if images.dim() != 4 or images.dtype != torch.float32 or len(images) == 0:
@@ -51,24 +55,34 @@ class _Images:
         if decided_blocks is not None and not 1 <= decided_blocks <= num_blocks:
             raise ValueError(f"decided_blocks: got {decided_blocks}; expected 1 to {num_blocks}")
         self.classifier, self.images, self.labels = classifier, images, labels.to(images.device)
-        self.num_blocks, self.reward, self.flops = num_blocks, reward, flops
+        self.num_blocks, self.reward, self.flops, self.answers = num_blocks, reward, flops, answers
         self.decided_blocks = num_blocks if decided_blocks is None else decided_blocks
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, tuple(images.shape[1:]), np.float32)
-        self.action_space = gymnasium.spaces.MultiBinary(num_blocks)
+        self.num_decisions = num_blocks + (answers is not None)
+        self.action_space = gymnasium.spaces.MultiBinary(self.num_decisions)
 
     def draw(self, generator: np.random.Generator, count: int) -> Tensor:
         """Indices int64 (count,) of images drawn with replacement."""
         return torch.from_numpy(generator.integers(0, len(self.images), count)).to(self.images.device)
 
     def play(self, chosen: Tensor, actions: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Rewards float32 (N,) and infos (N,) of running images `chosen` (N,) under the actions (N, K)."""
-        policy = torch.as_tensor(actions, device=self.images.device).bool()
-        if policy.shape != (len(chosen), self.num_blocks):
-            raise ValueError(f"action: got shape {tuple(policy.shape)}; expected {(len(chosen), self.num_blocks)}")
-        policy = keep_undecided(policy, self.decided_blocks)
-        labels = self.labels[chosen]
+        """Rewards float32 (N,) and infos (N,) of running images `chosen` (N,) under the actions (N, K), or, with
+        answers, (N, K + 1)."""
+        decisions = torch.as_tensor(actions, device=self.images.device).bool()
+        if decisions.shape != (len(chosen), self.num_decisions):
+            raise ValueError(
+                f"action: got shape {tuple(decisions.shape)}; expected {(len(chosen), self.num_decisions)}"
+            )
+        images, labels = self.images[chosen], self.labels[chosen]
+        policy, answered = keep_undecided(decisions[:, : self.num_blocks], self.decided_blocks), None
         with torch.no_grad():
-            logits = self.classifier(self.images[chosen], policy)
+            if self.answers is None:
+                logits = self.classifier(images, policy)
+            else:
+                policy, answered = split_decisions(torch.cat([policy, decisions[:, -1:]], 1))
+                logits = self.answers(images).log_softmax(-1)
+                if not bool(answered.all()):
+                    logits[~answered] = self.classifier(images[~answered], policy[~answered]).to(logits.dtype)
         prediction = logits.argmax(-1)
         info = {
             "correct": prediction == labels,
@@ -76,8 +90,10 @@ class _Images:
             "label": labels,
             "blocks_used": policy.sum(-1),
         }
+        if answered is not None:
+            info["answered"] = answered
         if self.flops is not None:
-            info["flops"] = self.flops(policy)
+            info["flops"] = self.flops(policy) if answered is None else self.flops(policy, answered)
         return self.reward(logits, labels, policy), info
 
 
@@ -89,17 +105,19 @@ class BlockDropEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     and the reward weighs a right prediction against the blocks it took (arXiv:1711.08393).
 
     ## Action Space
-    `MultiBinary(K)`: 1 runs block k, 0 drops it.
+    `MultiBinary(K)`: 1 runs block k, 0 drops it. With `answers` `MultiBinary(K + 1)`: where the last entry is 1
+    the image is answered, the classifier doesn't run, and the other entries don't matter.
 
     ## Observation Space
     `Box(0, 1, (C, H, W), float32)`: the image, not normalised.
 
     ## Rewards
-    1 - (blocks used / K)² if the prediction is right, `penalty` if it is wrong; or what `reward` pays.
+    1 - (blocks used / K)² if the prediction is right, `penalty` if it is wrong; or what `reward` pays. A right
+    answer earns 1, as it uses no blocks.
 
     ## Info
-    After `step`: `correct` (bool), `prediction`, `label`, `blocks_used` (int) and, where `flops` was given,
-    `flops` (int). After `reset`: `index`, the image's row.
+    After `step`: `correct` (bool), `prediction`, `label`, `blocks_used` (int), with `answers` `answered` (bool)
+    and, where `flops` was given, `flops` (int). After `reset`: `index`, the image's row.
 
     ## Starting State
     An image drawn at random (seeded by `reset(seed=…)`), or the one of `options={"index": i}`.
@@ -113,7 +131,9 @@ class BlockDropEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     - `num_blocks`: K.
     - `penalty`: reward of a wrong prediction.
     - `reward`: an `agents.rewards.Reward` in its place, such as `Reward("flops", penalty=-5.0, costs=costs)`.
-    - `flops`: optional callable, policy bool (N, K) to int64 (N,).
+    - `flops`: optional callable, policy bool (N, K) to int64 (N,); with `answers` (policy, answered bool (N,)), as
+      `DynamicNetwork.flops` takes them.
+    - `answers`: optional callable, images as above to logits (N, classes): makes answering an action.
     - `decided_blocks`: only the last so many blocks follow the action, earlier ones run (curriculum learning).
 
     >>> def classifier(images, policy):  # right if block 0 runs
@@ -142,10 +162,11 @@ class BlockDropEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         decided_blocks: int | None = None,
         *,
         reward: Reward | None = None,
+        answers: Answers | None = None,
     ):
         self._game = _Images(
             classifier, images, labels, num_blocks,
-            reward=reward or Reward(penalty=penalty), flops=flops, decided_blocks=decided_blocks,
+            reward=reward or Reward(penalty=penalty), flops=flops, decided_blocks=decided_blocks, answers=answers,
         )  # fmt: skip
         self.observation_space = self._game.observation_space
         self.action_space = self._game.action_space
@@ -198,12 +219,13 @@ class BlockDropVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         decided_blocks: int | None = None,
         *,
         reward: Reward | None = None,
+        answers: Answers | None = None,
         num_envs: int = 1,
         as_tensors: bool = False,
     ):
         self._game = _Images(
             classifier, images, labels, num_blocks,
-            reward=reward or Reward(penalty=penalty), flops=flops, decided_blocks=decided_blocks,
+            reward=reward or Reward(penalty=penalty), flops=flops, decided_blocks=decided_blocks, answers=answers,
         )  # fmt: skip
         if num_envs < 1:
             raise ValueError(f"num_envs: got {num_envs}; expected at least 1")

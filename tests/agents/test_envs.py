@@ -56,6 +56,59 @@ def test_a_right_and_a_wrong_step() -> None:
     assert (reward, info["correct"], info["blocks_used"]) == (-2.0, False, 2)
 
 
+def always_one(images: Tensor) -> Tensor:
+    """An answer that is class 1."""
+    return torch.tensor([[0.0, 3.0]]).repeat(len(images), 1)
+
+
+def ten_a_block_and_one_for_looking(policy: Tensor, answered: Tensor) -> Tensor:
+    return torch.where(answered, 1, 1 + 10 * policy.sum(-1))
+
+
+ANSWERING = {**ARGUMENTS, "answers": always_one, "flops": ten_a_block_and_one_for_looking}
+
+
+def test_an_answer_is_one_more_action_for_which_no_block_and_no_classifier_runs() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gymnasium.make("BlockDrop-v0", **ANSWERING).unwrapped)
+    seen: list[int] = []
+
+    def classifier(images: Tensor, policy: Tensor) -> Tensor:
+        seen.append(len(images))
+        return first_block_says_one(images, policy)
+
+    env = gymnasium.make("BlockDrop-v0", **{**ANSWERING, "classifier": classifier})
+    assert env.action_space == gymnasium.spaces.MultiBinary(5)
+    env.reset(options={"index": 0})
+    _, reward, _, _, info = env.step(np.array([0, 1, 1, 1, 1], dtype=np.int8))
+    assert reward == 1.0  # a right answer costs no blocks, whatever the other entries say
+    assert info == {
+        "correct": True, "prediction": 1, "label": 1, "blocks_used": 0, "answered": True, "flops": 1
+    }  # fmt: skip
+    env.reset(options={"index": 2})
+    assert env.step(np.array([1, 1, 1, 1, 1], dtype=np.int8))[1] == -2.0  # class 1 is wrong here
+    assert seen == []
+    env.reset(options={"index": 2})
+    _, reward, _, _, info = env.step(np.array([0, 1, 0, 0, 0], dtype=np.int8))
+    assert (reward, info["answered"], info["flops"]) == (1 - 1 / 16, False, 11)
+    assert seen == [1]
+
+
+def test_a_batch_mixes_answers_with_policies_and_pays_what_the_reward_function_says() -> None:
+    env = gymnasium.make_vec("BlockDrop-v0", num_envs=5, vectorization_mode="vector_entry_point", **ANSWERING)
+    env.reset(seed=0)
+    labels = LABELS[env.unwrapped._chosen]  # type: ignore[attr-defined]
+    actions = np.array([[1, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1], [0, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+    _, rewards, _, _, info = env.step(actions)
+    predictions = torch.tensor([1, 1, 1, 0, 1])
+    policy = torch.from_numpy(actions[:, :4] * (1 - actions[:, 4:])).bool()
+    expected = blockdrop_reward(predictions == labels, policy, -2.0)
+    np.testing.assert_allclose(rewards, expected.numpy())
+    assert info["answered"].tolist() == [False, True, True, False, False]
+    assert info["flops"].tolist() == [11, 1, 1, 21, 41]
+
+
 def test_curriculum_runs_undecided_blocks() -> None:
     env = gymnasium.make("BlockDrop-v0", **ARGUMENTS, decided_blocks=1)
     env.reset(options={"index": 0})
