@@ -72,6 +72,13 @@ class BranchingNetwork(nn.Module):
         return self.resnet.head(x)
 
 
+def trace(network: BranchingNetwork | nn.Module, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """What `torch.export` makes of a graph, in strict mode where conditions stand within a condition: without it
+    those of a network of tokens fail on a symbolic shape (torch 2.14)."""
+    nested = isinstance(network, BranchingNetwork) and network.policy_network.answer is not None
+    return torch.export.export(network, example, strict=nested)
+
+
 def _run_or_drop(keep: Tensor, x: Tensor, branch: nn.Module, always: nn.Module | None, net: Droppable) -> Tensor:
     inner, shortcut = net.enter(x, always)
 

@@ -18,7 +18,7 @@ from agents.answers import ANSWER_ALL, NEVER, Thresholds, is_sure, with_answers
 from agents.policy_network import PolicyNetwork
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import require
-from blockdrop.inference.branching import BranchingNetwork
+from blockdrop.inference.branching import BranchingNetwork, trace
 from blockdrop.inference.formats import Format, optional_package
 from blockdrop.models.backbone import Network
 from blockdrop.models.checkpoints.dialects import FORMAT, read_checkpoint
@@ -170,7 +170,7 @@ def _onnx_model(network: nn.Module, example: tuple[Tensor, ...], inputs: list[st
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            network, example, dynamo=True, input_names=inputs, output_names=outputs, verbose=False
+            trace(network, example), dynamo=True, input_names=inputs, output_names=outputs, verbose=False
         )
     assert program is not None, "dynamo=True returns the program"
     return program.model_proto
@@ -220,7 +220,7 @@ def write_aoti(networks: Networks, path: Path) -> None:
     branches).
     """
     with torch.no_grad():
-        program = torch.export.export(*_graph(networks))
+        program = trace(*_graph(networks))
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(path),
