@@ -312,17 +312,22 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def fit_weight(logits: Tensor, answer: Tensor, labels: Tensor) -> float:
-    """The weight, 0 to `MOST_WEIGHT`, of the answers beside the ResNet's logits that fits the labels best.
+    """The weight w, 0 to `MOST_WEIGHT`, of the answers beside the ResNet's logits that fits the labels best, where
+    softmax((logits + w · answer) / T) is fitted for both w and T: a network that is too sure of itself would leave
+    no room for a second opinion otherwise.
 
     Args:
         logits: of images that aren't answered, (N, classes).
         answer: log-probabilities (N, classes).
         labels: int64 (N,).
     """
-    weight = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    both = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # w, and log T
     logits, answer = logits.double(), answer.double()
-    found = _minimise(lambda: F.cross_entropy(with_answers(logits, answer, None, weight), labels), weight)
-    return min(max(found.item(), 0.0), MOST_WEIGHT)
+
+    def loss() -> Tensor:
+        return F.cross_entropy(with_answers(logits, answer, None, both[0]) / both[1].exp(), labels)
+
+    return min(max(_minimise(loss, both)[0].item(), 0.0), MOST_WEIGHT)
 
 
 def _minimise(loss: Callable[[], Tensor], variable: Tensor) -> Tensor:
