@@ -51,14 +51,13 @@ FAST: Recipe = {
 GLANCE: Recipe = {
     **FAST,
     "policy_net": "reference",
-    "answer_epochs": 15,
-    "hold_out": 0.1,
+    "answer_epochs": 18,
+    "hold_out": 0.05,
     "target_flops": 0.45,
     "rest_flops": 0.59,
     "answer_weight": 0.3,
-    "answered_weight": 0.3,
-    "max_epochs": 10,
-    "settle": 0.7,
+    "max_epochs": 12,
+    "settle": 0.83,
 }
 """The policy network learns to answer first; see `blockdrop.training.answers`."""
 

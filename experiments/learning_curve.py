@@ -39,7 +39,8 @@ from experiments.methods import Conditions, find, of_kinds
 SAME = 1e-3
 """Less than this, and accuracies measured on two machines may be of the same network."""
 ARMS = {
-    name: find(name) for name in ("reference", "fast", "fixed", *(method.name for method in of_kinds("variant")))
+    name: find(name)
+    for name in ("reference", "fast", "fixed", *(method.name for method in of_kinds("variant")), "glance")
 }
 """What can be compared."""
 MAIN_ARMS = ("reference", "fast", "fixed", "random")
@@ -58,7 +59,7 @@ class LearningCurveConfig:
     pretrain_epochs: int = 10
     """Epochs of that backbone."""
     arms: tuple[str, ...] = MAIN_ARMS
-    """Which to compare: reference, fast, fixed, random, fast_pooled4, fast_pooled, fast_reference."""
+    """Which to compare: reference, fast, fixed, random, fast_pooled4, fast_pooled, fast_reference, glance."""
     seeds: tuple[int, ...] = (0, 1)
     """A run of each arm for each seed."""
     curriculum_epochs: int = 15
@@ -66,9 +67,12 @@ class LearningCurveConfig:
     finetune_epochs: int = 10
     """Epochs of the reference's finetune."""
     fast_epochs: int | None = None
-    """Epochs of the others; default: the fast recipe's."""
+    """Epochs of the others but glance; default: the fast recipe's."""
+    glance_epochs: int | None = None
+    """Epochs of glance after those in which answers are learned; default: the glance recipe's."""
     target_flops: float | None = None
-    """Mean cost that the others aim for, a fraction of the full network's FLOPs; default: the fast recipe's."""
+    """Mean cost that the others but glance aim for, a fraction of the full network's FLOPs; default: the fast
+    recipe's."""
     batch_size: int | None = None
     """Images per batch; default: each recipe's."""
     test_every: int = 1
@@ -102,7 +106,8 @@ class LearningCurveConfig:
         for arm in self.arms:
             require(arm in ARMS, f"--arms {arm}: choose {', '.join(ARMS)}")
         for flag in (
-            "pretrain_epochs", "curriculum_epochs", "finetune_epochs", "fast_epochs", "batch_size", "processes",
+            "pretrain_epochs", "curriculum_epochs", "finetune_epochs", "fast_epochs", "glance_epochs",
+            "batch_size", "processes",
         ):  # fmt: skip
             value = getattr(self, flag)
             require(value is None or value >= 1, f"--{flag} {value}: must be at least 1")
@@ -184,6 +189,7 @@ def conditions(config: LearningCurveConfig) -> Conditions:
             "curriculum": config.curriculum_epochs,
             "finetune": config.finetune_epochs,
             "fast": config.fast_epochs,
+            "glance": config.glance_epochs,
         },
         flags={
             "data_dir": config.data_dir,

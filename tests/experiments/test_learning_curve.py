@@ -307,3 +307,13 @@ def test_unknown_arms_are_named(tmp_path: Path) -> None:
         learning_curve.main(LearningCurveConfig(arms=("slow",), cv_dir=str(tmp_path)))
     with pytest.raises(BlockdropError, match=r"--figure curve.gif: must end in .png"):
         learning_curve.main(LearningCurveConfig(figure="curve.gif", cv_dir=str(tmp_path)))
+
+
+def test_the_arm_glance_has_epochs_of_its_own_and_its_recipes_target() -> None:
+    flags = LearningCurveConfig(load="cv/full", fast_epochs=3, glance_epochs=4, target_flops=0.7)
+    (step,) = plan(flags, "glance", seed=0)
+    (own,) = plan(LearningCurveConfig(load="cv/full"), "glance", seed=0)
+    recipe = finetune.FinetuneConfig.RECIPES["glance"]
+    assert isinstance(step, finetune.FinetuneConfig)
+    assert (step.max_epochs, step.target_flops, step.recipe) == (4, recipe["target_flops"], "glance")
+    assert own.max_epochs == recipe["max_epochs"]

@@ -27,7 +27,7 @@ def test_every_name_means_one_method() -> None:
 
 def test_each_study_takes_its_own() -> None:
     assert list(learning_curve.ARMS) == [
-        "reference", "fast", "fixed", "random", "fast_pooled4", "fast_pooled", "fast_reference"
+        "reference", "fast", "fixed", "random", "fast_pooled4", "fast_pooled", "fast_reference", "glance"
     ]  # fmt: skip
     assert [method.name for method in static_rivals.METHODS] == [
         "r20", "plain20", "stagewise", "jointrd", "r8", "kd", "shift", "block",
