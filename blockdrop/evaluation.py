@@ -13,6 +13,11 @@ from blockdrop.ranges import Count, CountOrNone, NotNegative, Positive, Probabil
 from blockdrop.typed_json import check_field, read_json, typed
 
 Share = Annotated[float, Range(least=0, most=1)]
+ABOUT_ANSWERS = (
+    "answer_threshold", "answered", "answered_accuracy", "rest_accuracy", "answered_correlation",
+    "flops_by_difficulty",
+)  # fmt: skip
+"""Fields of an evaluation, its statistics and the points of its curve."""
 
 
 # ---- statistics of policies
@@ -189,8 +194,13 @@ class Evaluation:
     """The flags of evaluate."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, its keys in the order of the fields."""
-        return asdict(self)
+        """Plain data, its keys in the order of the fields; nothing about answers where none can be given."""
+        content = asdict(self)
+        if self.answered is None:
+            for part in (content, *content["curve"], content["statistics"] or {}):
+                for name in ABOUT_ANSWERS:
+                    part.pop(name, None)
+        return content
 
     @classmethod
     def from_json(cls, content: object, where: str = "") -> Self:

@@ -345,7 +345,7 @@ def test_safetensors_hold_and_bring_back_both(tmp_path: Path, policy_net: str) -
         preprocessing=Preprocessing.usual(32, NORMALISATIONS["cifar"]),
         policy_net=policy_net,
     )
-    write_safetensors(Networks(dynamic, 0.5), tmp_path / "net.safetensors")
+    write_safetensors(Networks(dynamic, dynamic.thresholds), tmp_path / "net.safetensors")
     found, found_policy = make_pair(policy_net=policy_net)
     load_checkpoint(tmp_path / "net.safetensors", resnet=found, policy_network=found_policy)
     assert_same_state(found, resnet.state_dict())
