@@ -31,12 +31,12 @@ class Thresholds(NamedTuple):
 
 
 def confidence(answer: Tensor) -> Tensor:
-    """The largest probability of each image: log-probabilities (…, classes) to (…), float32.
+    """The largest probability of each image: log-probabilities (…, classes) to (…).
 
     >>> confidence(torch.tensor([[0.25, 0.75]]).log())
     tensor([0.7500])
     """
-    return answer.float().amax(-1).exp()
+    return answer.amax(-1).exp()
 
 
 def is_sure(answer: Tensor | None, threshold: float | Tensor, like: Tensor) -> Tensor:
@@ -50,6 +50,18 @@ def is_sure(answer: Tensor | None, threshold: float | Tensor, like: Tensor) -> T
     if answer is None:
         return torch.zeros(len(like), dtype=torch.bool, device=like.device)
     return confidence(answer) >= threshold
+
+
+def with_answer_chance(keep_probs: Tensor, answer: Tensor) -> Tensor:
+    """The chances of all decisions, (N, K + 1): keep probabilities (N, K), and, last, that of the answer.
+
+    Its chance is its confidence, so REINFORCE makes the policy network surer where answering pays and less sure
+    where it doesn't.
+
+    Args:
+        answer: log-probabilities (N, classes), with gradient.
+    """
+    return torch.cat([keep_probs, confidence(answer).unsqueeze(-1)], -1)
 
 
 def split_decisions(decisions: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,10 +77,12 @@ def train(dynamic: DynamicNetwork, data: Data, session: Session[CurriculumConfig
     """The training loop: teaches the policy network, the network stays; returns the last test's metrics."""
     import torch
 
+    from agents.answers import NEVER, confidence, split_decisions, with_answers
     from agents.budget import BudgetPrice
     from agents.curriculum import decide_last, num_decided
     from agents.deciders import LastDecided, Learned
     from agents.estimators import make_estimator, values_for
+    from agents.names import DEFAULT_THRESHOLD
     from agents.policies import bound_keep_probs, entropy
     from blockdrop.data import derived_seed
     from blockdrop.measure import executor, look_through
@@ -90,6 +92,9 @@ def train(dynamic: DynamicNetwork, data: Data, session: Session[CurriculumConfig
 
     config, compute, processes = session.config, session.compute, session.processes
     assert dynamic.policy_network is not None
+    if config.reinforce_answers and dynamic.policy_network.answer is None:
+        dynamic.policy_network.add_answer(dynamic.num_classes)
+    answer_threshold = DEFAULT_THRESHOLD if config.reinforce_answers else NEVER
     compute.place(dynamic.network)
     classifier = executor(dynamic.network, None, compute, engine="torch")  # the same sums whatever ran before
     policy_network = compute.place(dynamic.policy_network)
@@ -121,15 +126,26 @@ def train(dynamic: DynamicNetwork, data: Data, session: Session[CurriculumConfig
                 decision = decide(images, len(labels))
             bounded = bound_keep_probs(decision.keep_probs, config.alpha)
             chances = decide_last(bounded, decided)
-            policies = estimator.draw(chances.detach(), draws)  # (S, N, K)
+            answer, answered = decision.answer if config.reinforce_answers else None, None
+            if answer is not None:
+                chances = torch.cat(
+                    [chances, bound_keep_probs(confidence(answer).unsqueeze(-1), config.alpha)], -1
+                )
+            decisions = estimator.draw(chances.detach(), draws)  # (S, N, K), or (S, N, K + 1)
+            policies = decisions
+            if answer is not None:
+                policies, answered = split_decisions(decisions)
             logits, _ = classifier(images, policy=policies[:, processes.rows(len(images))])
             logits = processes.gather(logits, dim=1)  # (S, N, classes)
+            logits = with_answers(logits, answer, answered, 0.0).detach()
             rewards = reward(logits, labels, policies, None if budget is None else budget.value)  # (S, N)
             bonus = entropy(bounded)
             values = values_for(estimator, decision)
-            loss = estimator.loss(chances, policies, rewards, *values) - config.beta * bonus
+            loss = estimator.loss(chances, decisions, rewards, *values) - config.beta * bonus
             update(loss / processes.size, epoch, batch)
             means = {"loss": loss, "entropy": bonus}
+            if answered is not None:
+                means["answers"] = answered[0].double().mean()
             if len(rewards) > 1:
                 means["advantage"] = (rewards[0] - rewards[1:].mean(0)).mean()
             if budget is not None:
@@ -142,8 +158,10 @@ def train(dynamic: DynamicNetwork, data: Data, session: Session[CurriculumConfig
         test = None
         if config.tests_after(epoch):
             run = executor(dynamic.network, policy_network, compute.in_float32())
-            tested = LastDecided(Learned(look_through(run, processes), dynamic.num_blocks), decided)
-            test = Test(run, tested, OperatingPoint(), {"decided": decided})
+            look = look_through(run, processes)
+            learner = Learned(look, dynamic.num_blocks, answer_threshold=answer_threshold)
+            point = OperatingPoint(answer_threshold=answer_threshold)
+            test = Test(run, LastDecided(learner, decided), point, {"decided": decided})
         finish_epoch(
             session, dynamic, data, epoch, sampled_epoch.metrics(reward, config.step_lr(epoch)),
             reward=reward, test=test, stage=f", {decided} of {dynamic.num_blocks} blocks decided",

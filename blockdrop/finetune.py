@@ -151,7 +151,12 @@ class FinetuneConfig(AnswerConfig):
         if self.estimator not in PATHWISE:
             check_estimator(self.estimator, self.samples)
         pathwise, target = self.estimator in PATHWISE, self.target_flops is not None
-        self.check_meaning("reward", not pathwise, "estimators from rewards")
+        for flag in ("reward", "reinforce_answers"):
+            self.check_meaning(flag, not pathwise, "estimators from rewards")
+        require(
+            not self.reinforce_answers or (self.policy is None and self.distill == 0),
+            "--reinforce_answers: goes with neither --policy nor --distill",
+        )
         self.check_meaning("temperature", self.estimator == "gumbel", "--estimator gumbel")
         self.check_meaning("distill_temperature", self.distills, "--distill")
         for flag in ("resnet_lr", "resnet_wd"):
@@ -293,13 +298,13 @@ def train(
         answers.teach()
     resnet = compute.place(dynamic.network)
     assert isinstance(resnet, Droppable), "checked with the flags"
-    policies = JointPolicies(dynamic, compute, static, config.shuffle_policies)
+    policies = JointPolicies(dynamic, compute, static, config.shuffle_policies, config.reinforce_answers)
     flops = dynamic.flop_table()
     reward = make_reward(config, flops)
     blocks = BlockRunner(resnet, compute, config.execution, config.keep_full)
     learn = make_learner(
         blocks, config.estimator, reward, samples=config.samples, alpha=config.alpha,
-        temperature=config.temperature, information=config.information,
+        temperature=config.temperature, information=config.information, answers=config.reinforce_answers,
     )  # fmt: skip
     settled = SettledLearner(blocks)
     teacher = executor(copy.deepcopy(resnet), None, compute, engine="torch") if config.distills else None

@@ -78,6 +78,13 @@ def main(config: VisualizeConfig) -> Findings:
     print(f"checkpoints: {', '.join(opened.origins)}")
     if note := undecided_note(dynamic):
         print(note)
+    network = dynamic.policy_network
+    if network is not None and network.answer is not None:
+        network.remove_answer()
+        print(
+            "note: figures and page are about blocks alone, as if no image were answered; evaluate --curve and "
+            "--stats tell of the answers"
+        )
     findings = look(opened, images, config.compute(), config.batch_size, config.engine, config.threshold)
     statistics = policy_statistics(findings.outcomes, findings.full, data.classes, dynamic.network.stage_sizes)
     print(findings.outcomes.four_lines())

@@ -82,9 +82,10 @@ class AnswerTraining:
         network = dynamic.policy_network
         if network is None:
             return
-        if session.config.answer_epochs and network.answer is None:
+        learn = session.config.reinforce_answers
+        if (session.config.answer_epochs or learn) and network.answer is None:
             network.add_answer(dynamic.num_classes)
-        if network.answer is not None:
+        if network.answer is not None and not learn:
             theirs = {id(parameter) for module in network.borrowed for parameter in module.parameters()}
             parts = (*network.features.parameters(), *network.answer.parameters())
             self.frozen = [parameter for parameter in parts if id(parameter) not in theirs]

@@ -224,7 +224,7 @@ class PolicyTrainingConfig(TrainingConfig):
         "lr", "resume",
     )  # fmt: skip
     GROUPS: ClassVar[Groups] = {
-        "policy learning": ("estimator", "samples", "reward", "penalty", "alpha"),
+        "policy learning": ("estimator", "samples", "reward", "penalty", "alpha", "reinforce_answers"),
         "budget": ("anneal", "price_rate"),
     }
 
@@ -232,6 +232,10 @@ class PolicyTrainingConfig(TrainingConfig):
     """Set of defaults for the other flags. Together with --help it shows them."""
     penalty: Annotated[float, Range()] = -1.0
     """Reward of a wrong prediction. It sets the trade-off of accuracy and blocks."""
+    reinforce_answers: bool = False
+    """Let whether to answer be one more decision that estimators from rewards learn, with the policy network's
+    largest probability as its chance. A right answer earns what a right prediction without any block earns. A
+    policy network without an answer head gets one."""
     alpha: Annotated[float, Range(above=0.5, most=1)] = 0.8
     """Bound of the keep probabilities: they are limited to [1 - alpha, alpha] before policies are sampled."""
     estimator: str = "self_critical"

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agents.answers import split_decisions, with_answer_chance, with_answers
 from agents.deciders import Decision
 from agents.estimators import Estimator, draw_gates, make_estimator, values_for
 from agents.names import PATHWISE, EstimatorName, PathwiseName
@@ -112,24 +113,36 @@ class RewardLearner:
     """Keep probabilities are bounded to [1 - alpha, alpha] before sampling."""
     information: float = 0.0
     """Weight of a bonus for policies that tell images apart."""
+    answers: bool = False
+    """Whether to answer is one more decision."""
 
     def __call__(self, batch: JointBatch) -> JointStep:
         blocks, estimator, keep_probs = self.blocks, self.estimator, batch.decision.keep_probs
-        bounded = bound_keep_probs(keep_probs, self.alpha)
-        policies = estimator.draw(bounded.detach(), batch.draws)  # (S, N, K)
+        answer, answered = batch.decision.answer if self.answers else None, None
+        chances = keep_probs if answer is None else with_answer_chance(keep_probs, answer)
+        bounded = bound_keep_probs(chances, self.alpha)
+        decisions = estimator.draw(bounded.detach(), batch.draws)  # (S, N, K), or (S, N, K + 1)
         whole = blocks.kept_whole(keep_probs)
-        policies[:, :whole] = True
+        decisions[:, :whole] = True
+        policies = decisions
+        if answer is not None:
+            decisions[:, :whole, -1] = False
+            policies, answered = split_decisions(decisions)
         sampled, others = policies[: estimator.samples], policies[estimator.samples :]
         found = []
         if len(others):
             with torch.no_grad():
                 found.append(blocks.logits(batch.images, others))
         logits = blocks.logits(batch.images, sampled)  # (samples, N, classes)
-        rewards = self.reward(torch.cat([logits.detach(), *found]), batch.labels, policies, batch.price)  # (S, N)
-        cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), batch.labels.repeat(len(sampled)))
+        outcomes = with_answers(torch.cat([logits.detach(), *found]), answer, answered, 0.0)
+        rewards = self.reward(outcomes.detach(), batch.labels, policies, batch.price)  # (S, N)
+        runs = torch.ones_like(policies[..., 0]) if answered is None else ~answered
+        runs = runs[: estimator.samples].flatten()  # the ResNet learns from what isn't answered
+        losses = F.cross_entropy(logits.float().flatten(0, 1), batch.labels.repeat(len(sampled)), reduction="none")
+        cross_entropy = losses.mean() if answered is None else (losses * runs).sum() / runs.sum().clamp_min(1)
         deciding = slice(whole, None)
         values = values_for(estimator, batch.decision, deciding)
-        loss = estimator.loss(bounded[deciding], policies[:, deciding], rewards[:, deciding], *values)
+        loss = estimator.loss(bounded[deciding], decisions[:, deciding], rewards[:, deciding], *values)
         loss = loss + cross_entropy
         parts = {"cross_entropy": cross_entropy, "entropy": entropy(bounded.detach())}
         if self.information:
@@ -137,9 +150,12 @@ class RewardLearner:
             loss = loss - self.information * parts["information"]
         if len(rewards) > 1:
             parts["advantage"] = (rewards[0] - rewards[1:].mean(0)).mean()
+        if answered is not None:
+            parts["answers"] = answered[0].double().mean()
         passes = 3 if logits.requires_grad else 1
         executions = passes * blocks.executions(sampled) + blocks.executions(others)
-        return JointStep(loss, sampled[0], logits[0], parts, executions)
+        shown = with_answers(logits[0], answer, None if answered is None else answered[0], 0.0)
+        return JointStep(loss, sampled[0], shown, parts, executions)
 
 
 @dataclass(frozen=True)
@@ -205,16 +221,17 @@ def make_learner(
     alpha: float,
     temperature: float,
     information: float,
+    answers: bool = False,
 ) -> Learner:
     """The way of learning policies by the name of an estimator.
 
     Args:
         reward: with each block's costs; of pathwise estimators its penalty and the costs alone matter.
         samples: of estimators from rewards; see `make_estimator`.
-        alpha, temperature, information: see `RewardLearner` and `PathwiseLearner`.
+        alpha, temperature, information, answers: see `RewardLearner` and `PathwiseLearner`.
     """
     if name not in PATHWISE:
-        return RewardLearner(blocks, make_estimator(name, samples), reward, alpha, information)
+        return RewardLearner(blocks, make_estimator(name, samples), reward, alpha, information, answers)
     assert reward.costs is not None
     costs = reward.costs.to(blocks.compute.device)
     return PathwiseLearner(blocks, name, costs, alpha, reward.penalty, temperature, information)

@@ -9,6 +9,7 @@ from torch import nn
 
 from agents.answers import NEVER
 from agents.deciders import Decider, Learned, Look, Shuffled, Static
+from agents.names import DEFAULT_THRESHOLD
 from agents.static_policies import StaticPolicy
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.measure import executor, look_through
@@ -24,6 +25,7 @@ class JointPolicies:
         dynamic: its policy network is the one that learns.
         static: takes the policy network's place.
         shuffled: each image gets the policy of another one.
+        answers_learn: the trunk that answers come from learns with the policies; otherwise it stays as it is.
 
     Attributes:
         point: threshold of the policy network's MAP policies.
@@ -36,9 +38,11 @@ class JointPolicies:
         compute: Compute,
         static: StaticPolicy | None = None,
         shuffled: bool = False,
+        answers_learn: bool = False,
     ):
         self.dynamic, self.compute, self.static, self.shuffled = dynamic, compute, static, shuffled
-        self.point = OperatingPoint()
+        self.answers_learn = answers_learn
+        self.point = OperatingPoint(answer_threshold=DEFAULT_THRESHOLD if answers_learn else NEVER)
         self.borrowed: tuple[nn.Module, ...] = ()
         if dynamic.policy_network is not None:
             self.compute.place(dynamic.policy_network)
@@ -55,7 +59,7 @@ class JointPolicies:
         network = self.dynamic.policy_network
         if network is not None:
             network.train(learns)
-            if network.answer is not None:
+            if network.answer is not None and not self.answers_learn:
                 network.features.eval()
 
     def in_training(self, draws: torch.Generator, static_draws: torch.Generator) -> Decider:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.answers import split_decisions, with_answer_chance, with_answers
 from agents.estimators import (
     Estimator,
     block_credit_loss,
@@ -23,6 +24,7 @@ from agents.estimators import (
     value_baseline_loss,
 )
 from agents.names import ESTIMATORS, PATHWISE, EstimatorName, PathwiseName
+from agents.rewards import Reward
 
 LOGITS = torch.tensor([0.3, -1.2, 2.0, -0.4], dtype=torch.float64)
 REWARDS = {
@@ -165,6 +167,61 @@ def test_each_policy_counted_as_a_plain_draw_is_one(
 
 def test_every_estimator_is_held_against_the_exact_gradient() -> None:
     assert {name for name, _, _ in CASES} == set(ESTIMATORS)
+
+
+# ---- with the answer as one more decision
+
+CLASSES = LOGITS[3].sigmoid() * torch.tensor([0.0, 1.0, 0.0]).double() + (1 - LOGITS[3].sigmoid()) * torch.tensor(
+    [0.55, 0.0, 0.45]
+)
+"""Probabilities of an answer that is class 1, with as much confidence as the fourth decision has chance."""
+RIGHT = torch.tensor([False, True, False, True, True, True, False, True])
+"""Whether the network is right under each policy of three blocks, the first counting most."""
+
+
+def reward_with_answers(decisions: Tensor, label: int, penalty: float = -0.7) -> Tensor:
+    """By the package's own functions: rewards float64 (…,) of decisions bool (…, 4), of an image of a class."""
+    policies, answered = split_decisions(decisions)
+    right = reward_of(policies, RIGHT.double()).bool()
+    logits = torch.nn.functional.one_hot(torch.where(right, label, 2), 3).double()
+    answer = CLASSES.log().expand(decisions.shape[-2], 3) if decisions.dim() > 1 else CLASSES.log()
+    labels = torch.full(decisions.shape[-2:-1], label)
+    found = Reward("blockdrop", penalty)(with_answers(logits, answer, answered, 0.0), labels, policies)
+    return found.double()
+
+
+def gradient_of_decisions(keep_logits: Tensor, class_logits: Tensor) -> Tensor:
+    """The chances of all four decisions, (…, 4), with gradient."""
+    return with_answer_chance(keep_logits.sigmoid(), class_logits.log_softmax(-1))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize(("name", "samples", "num_blocks"), [case for case in CASES if case[2] == 4])
+def test_with_an_answer_the_mean_gradient_over_all_draws_is_the_exact_gradient(
+    every_draw: Enumerate, name: EstimatorName, samples: int, num_blocks: int, label: int
+) -> None:
+    estimator, decisions, weights = every_draw(name, samples, num_blocks)  # three blocks, and the answer
+    count = decisions.shape[1]
+
+    def leaves(rows: int) -> list[Tensor]:
+        return [part.expand(rows, -1).clone().requires_grad_() for part in (LOGITS[:3], CLASSES.log())]
+
+    keep_logits, class_logits = leaves(1)
+    every = torch.tensor(list(itertools.product([False, True], repeat=4)))
+    chances = gradient_of_decisions(keep_logits, class_logits)
+    torch.testing.assert_close(chances[0], LOGITS.sigmoid())
+    chance = torch.where(every, chances, 1 - chances).prod(-1)
+    rewards = reward_with_answers(every, label)
+    assert rewards[1::2].unique().tolist() == [1.0 if label == 1 else pytest.approx(-0.7)]  # answered
+    exact = torch.autograd.grad(-(chance * rewards).sum(), (keep_logits, class_logits))
+
+    keep_logits, class_logits = leaves(count)
+    values = (torch.full((count,), VALUE, dtype=torch.float64),) if estimator.wants_values else ()
+    rewards = reward_with_answers(decisions, label)
+    loss = estimator.loss(gradient_of_decisions(keep_logits, class_logits), decisions, rewards, *values)
+    found = torch.autograd.grad(loss * count, (keep_logits, class_logits))
+    for gradient, expected in zip(found, exact, strict=True):
+        torch.testing.assert_close(weights @ gradient, expected[0], rtol=1e-6, atol=1e-7)
 
 
 # ---- variance, exact

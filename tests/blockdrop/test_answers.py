@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import blockdrop
 from agents.answers import ANSWER_ALL, NEVER, confidence, with_answers
 from agents.deciders import Learned, Shuffled
-from blockdrop import evaluate, finetune, pretrain
+from blockdrop import cl_train, evaluate, finetune, pretrain
 from blockdrop.data import DataSource
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import BlockdropError, CheckpointError
@@ -365,3 +365,33 @@ def test_flags_that_make_no_sense_are_named(
     )  # fmt: skip
     assert code == 2
     assert message in error
+
+
+def test_answering_is_learned_by_reinforce_in_both_commands(
+    tmp_path: Path, image_tree: Path, backbone: Path, command: Command
+) -> None:
+    common = ("--model", "R8_Folder", "--data_dir", image_tree, "--batch_size", 6, "--max_epochs", 1)
+    flags = ("--reinforce_answers", "--estimator", "leave_one_out", "--samples", 3)
+    code, _, error = command(
+        cl_train, *common, *flags, "--load", backbone, "--cl_step", 3, "--cv_dir", tmp_path / "c"
+    )
+    assert code == 0, error
+    code, _, error = command(finetune, *common, *flags, "--pretrained", tmp_path / "c", "--cv_dir", tmp_path / "f")
+    assert code == 0, error
+    before, after = (read_checkpoint(tmp_path / run) for run in ("c", "f"))
+    assert (before.answer_threshold, after.answer_threshold) == (0.5, 0.5)
+    for run in ("c", "f"):
+        lines = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        assert 0 <= next(line for line in lines if line["phase"] == "train")["answers"] <= 1
+        assert 0 <= next(line for line in lines if line["phase"] == "test")["answered"] <= 1
+    assert before.policy_network is not None
+    assert after.policy_network is not None
+    for key in ("answer.weight", "features.conv1.weight"):
+        assert not before.policy_network[key].equal(after.policy_network[key]), key
+
+
+def test_reinforce_of_answers_wants_rewards(tmp_path: Path, command: Command) -> None:
+    flags = ("--pretrained", tmp_path, "--initial_keep", 0.9, "--estimator", "kept_straight_through")
+    code, _, error = command(finetune, *flags, "--reinforce_answers")
+    assert code == 2
+    assert "--reinforce_answers True: means nothing here; it goes with estimators from rewards" in error

@@ -163,3 +163,19 @@ def test_images_are_chosen_evenly() -> None:
     assert evenly_by_class(images, 50).labels.bincount().tolist() == [20, 20, 10]
     assert evenly_by_class(images, 100) is images
     assert len(evenly_by_class(images, 1)) == 1
+
+
+def test_a_network_that_answers_is_shown_as_if_it_answered_nothing_and_that_is_said(
+    folder: Path, tmp_path: Path, command: Command, flags: tuple
+) -> None:
+    resnet, policy_network = build("R14_Folder", num_classes=2, policy_net="pooled")
+    policy_network.add_answer(2)
+    save_checkpoint(
+        tmp_path / "answers.t7", model="R14_Folder", resnet=resnet, policy_network=policy_network,
+        policy_net="pooled", normalisation=NORMALISATIONS["half"], classes=["<b>dog<b>", "cat"],
+        operating_point={"threshold": 0.5, "answer_threshold": 0.1},
+    )  # fmt: skip
+    code, out, error = command(visualize, *flags, "--load", tmp_path / "answers.t7")
+    assert code == 0, error
+    assert "note: figures and page are about blocks alone, as if no image were answered" in out
+    assert "Block Usage: 0.000" not in out
