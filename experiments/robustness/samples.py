@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import pickle
 import re
 import struct
@@ -200,7 +201,17 @@ def save_safetensors(content: Content) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "c.safetensors")
         write_safetensors_file(path, tensors, metadata)
-        return path.read_bytes()
+        return with_sorted_metadata(path.read_bytes())
+
+
+def with_sorted_metadata(file: bytes) -> bytes:
+    """A safetensors file with its metadata by name: the library writes them in any order."""
+    (length,) = struct.unpack("<Q", file[:8])
+    header = json.loads(file[8 : 8 + length])
+    if metadata := header.pop("__metadata__", None):
+        header = {"__metadata__": dict(sorted(metadata.items()))} | header
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + file[8 + length :]
 
 
 def unzip(file: bytes) -> dict[str, bytes]:
