@@ -153,7 +153,7 @@ def train(dynamic: DynamicNetwork, data: Data, session: Session[CurriculumConfig
                 spent = flops.per_image(decision.policy).double().mean() / flops.full
                 means |= {"spent": spent, "price": torch.tensor(budget.update(spent.item()))}
             state.counts["block_executions"] += int(processes.sum(classifier.block_executions - executed)[0])
-            sampled_epoch.add(policies[0], logits[0], labels, **means)
+            sampled_epoch.add(policies[0], logits[0], labels, None if answered is None else answered[0], **means)
         sampled_epoch.block_executions = state.counts["block_executions"]
         test = None
         if config.tests_after(epoch):

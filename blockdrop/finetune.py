@@ -370,7 +370,7 @@ def train(
                 spent = flops.per_image(decision.policy).double().mean() / flops.full
                 step.parts |= {"spent": spent, "price": torch.tensor(budget.update(spent.item()))}
             state.counts["block_executions"] += step.executions
-            sampled_epoch.add(step.policy, step.logits.detach(), labels, loss=loss, **step.parts)
+            sampled_epoch.add(step.policy, step.logits.detach(), labels, step.answered, loss=loss, **step.parts)
         if target is not None and epoch + 1 >= config.settled_from:
             policies.point.choose(target, dynamic, train_images, compute, flops)
         test = None

@@ -59,6 +59,8 @@ class JointStep:
     """Scalars worth logging, means over the batch."""
     executions: int
     """How many times a block ran for a row; a backward pass counts twice."""
+    answered: Tensor | None = None
+    """bool (N,), images whose logits are the answer's; None: there are none."""
 
 
 class Learner(Protocol):
@@ -154,8 +156,9 @@ class RewardLearner:
             parts["answers"] = answered[0].double().mean()
         passes = 3 if logits.requires_grad else 1
         executions = passes * blocks.executions(sampled) + blocks.executions(others)
-        shown = with_answers(logits[0], answer, None if answered is None else answered[0], 0.0)
-        return JointStep(loss, sampled[0], shown, parts, executions)
+        first = None if answered is None else answered[0]
+        shown = with_answers(logits[0], answer, first, 0.0)
+        return JointStep(loss, sampled[0], shown, parts, executions, first)
 
 
 @dataclass(frozen=True)

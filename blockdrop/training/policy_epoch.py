@@ -54,16 +54,21 @@ class SampledEpoch:
         self.block_executions = 0
         """How many times a block has run for a row since the run began; a backward pass counts twice."""
 
-    def add(self, policy: Tensor, logits: Tensor, labels: Tensor, **means: Tensor) -> None:
-        """One batch: bool (N, K), (N, classes), (N,), and scalars that are means over the batch."""
+    def add(
+        self, policy: Tensor, logits: Tensor, labels: Tensor, answered: Tensor | None = None, **means: Tensor
+    ) -> None:
+        """One batch: bool (N, K), (N, classes), (N,), bool (N,) or None, and scalars that are means over the
+        batch."""
         losses, _ = losses_and_margins(logits, labels)
-        self.rows.append((policy.cpu(), logits.argmax(-1).cpu(), labels.cpu(), losses.cpu()))
+        flops = self.flops.per_image(policy, answered)
+        rows = (policy, logits.argmax(-1), labels, losses, flops)
+        self.rows.append(tuple(part.cpu() for part in rows))
         self.means.add(len(labels), **{name: value.item() for name, value in means.items()})
 
     def metrics(self, reward: Reward, lr: float) -> dict[str, float]:
         """Accuracy, reward, blocks, … of the sampled policies, means, learning rate, images/s."""
-        policy, predictions, labels, losses = self._joined()
-        outcomes = Outcomes(policy, predictions, labels, self.flops.per_image(policy), losses=losses)
+        policy, predictions, labels, losses, flops = self._joined()
+        outcomes = Outcomes(policy, predictions, labels, flops, losses=losses)
         return {
             **outcomes.metrics(reward),
             **self.means.means(),
@@ -79,7 +84,7 @@ class SampledEpoch:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on from where `state_dict` was called."""
         rows = tuple(state_dict["rows"])
-        if len(rows) not in (0, 4):
+        if len(rows) not in (0, 5):
             raise ValueError("rows of another version")
         self.rows = [rows] if rows else []
         self.means.load_state_dict(state_dict["means"])
