@@ -138,10 +138,11 @@ class RewardLearner:
         logits = blocks.logits(batch.images, sampled)  # (samples, N, classes)
         outcomes = with_answers(torch.cat([logits.detach(), *found]), answer, answered, 0.0)
         rewards = self.reward(outcomes.detach(), batch.labels, policies, batch.price)  # (S, N)
-        runs = torch.ones_like(policies[..., 0]) if answered is None else ~answered
-        runs = runs[: estimator.samples].flatten()  # the ResNet learns from what isn't answered
-        losses = F.cross_entropy(logits.float().flatten(0, 1), batch.labels.repeat(len(sampled)), reduction="none")
-        cross_entropy = losses.mean() if answered is None else (losses * runs).sum() / runs.sum().clamp_min(1)
+        learned = logits.float().flatten(0, 1), batch.labels.repeat(len(sampled))
+        if answered is not None:  # the ResNet learns from what isn't answered
+            rest = ~answered[: estimator.samples].flatten()
+            learned = learned[0][rest], learned[1][rest]
+        cross_entropy = F.cross_entropy(*learned) if len(learned[1]) else logits.sum() * 0
         deciding = slice(whole, None)
         values = values_for(estimator, batch.decision, deciding)
         loss = estimator.loss(bounded[deciding], decisions[:, deciding], rewards[:, deciding], *values)
