@@ -89,6 +89,10 @@ class AnswerTraining:
             theirs = {id(parameter) for module in network.borrowed for parameter in module.parameters()}
             parts = (*network.features.parameters(), *network.answer.parameters())
             self.frozen = [parameter for parameter in parts if id(parameter) not in theirs]
+            if self.held_out is None:
+                print(
+                    "note: no image is answered, as none are held out to choose the threshold on; pass --hold_out"
+                )
 
     @property
     def answers(self) -> bool:

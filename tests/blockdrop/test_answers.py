@@ -296,6 +296,12 @@ def test_the_recipe_teaches_answers_and_its_run_evaluates_as_it_was_tested(
     checkpoint = read_checkpoint(tmp_path / "run")
     assert checkpoint.policy_network is not None
     assert "answer.weight" in checkpoint.policy_network
+    code, out, _ = command(  # of a network that answers, without images to choose on
+        finetune, "--model", "R8_Folder", "--data_dir", image_tree, "--pretrained", tmp_path / "run",
+        "--batch_size", 6, "--max_epochs", 1, "--cv_dir", tmp_path / "again",
+    )  # fmt: skip
+    assert (code, "note: no image is answered, as none are held out" in out) == (0, True)
+    assert read_checkpoint(tmp_path / "again").answer_threshold == NEVER
     report = tmp_path / "e.json"
     flags = ("--load", tmp_path / "run", "--data_dir", image_tree, "--no_speed", "--json", report)
     code, out, error = command(evaluate, *flags, "--model", "R8_Folder")
