@@ -107,13 +107,24 @@ class AnswerTraining:
         assert network is not None
         compute.place(network)
         teacher = compute.place(dynamic.network.folded()).eval().requires_grad_(False)
+        views = config.answer_views if config.answer_views < config.answer_epochs else 0
+        seen: dict[tuple[int, int], Tensor] = {}  # a view's batch to the teacher's logits
+
+        def taught(batch: Tensor, epoch: int) -> Tensor:
+            at = (epoch % views, state.batch) if views else None
+            if at in seen:
+                return seen[at].to(batch.device)
+            with torch.no_grad():
+                wanted: Tensor = teacher(batch)
+            state.counts["block_executions"] += len(batch) * dynamic.num_blocks * compute.processes.size
+            if at is not None:
+                wanted = wanted.half()  # the first time, too: a resumed run sees the same
+                seen[at] = wanted.cpu()
+            return wanted
 
         def objective(batch: Tensor, labels: Tensor, epoch: int) -> Step:
-            with torch.no_grad():
-                wanted = teacher(batch)
-            state.counts["block_executions"] += len(batch) * dynamic.num_blocks * compute.processes.size
             assert network.answer is not None
-            return TEACHING(network.answer(network.look(batch)), wanted, labels)
+            return TEACHING(network.answer(network.look(batch)), taught(batch, epoch), labels)
 
         def end_epoch(epoch: int, last: bool) -> str:
             if self.held_out is None or not (last or epoch % config.test_every == 0):
@@ -124,6 +135,7 @@ class AnswerTraining:
 
         teaching = SupervisedConfig(
             lr=config.answer_lr,
+            wd=config.answer_wd,
             batch_size=config.batch_size,
             max_epochs=config.answer_epochs,
             seed=config.seed,
@@ -141,6 +153,7 @@ class AnswerTraining:
             end_epoch=end_epoch,
             epochs=config.answer_epochs,
             phase="answer",
+            views=views,
         )
 
     def policy_target(self, flops: FlopTable) -> float | None:

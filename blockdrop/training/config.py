@@ -325,14 +325,24 @@ class AnswerConfig(PolicyTrainingConfig):
     """Flags of a command that teaches a policy network to answer; see `blockdrop.training.answers`."""
 
     GROUPS: ClassVar[Groups] = {
-        "answers": ("answer_epochs", "answer_lr", "hold_out", "rest_flops", "answer_weight", "answered_weight")
+        "answers": (
+            *("answer_epochs", "answer_views", "answer_lr", "answer_wd", "hold_out"),
+            *("rest_flops", "answer_weight", "answered_weight"),
+        )
     }
 
     answer_epochs: CountOrNone = 0
     """Number of epochs, before the others, in which the policy network learns to answer images by itself, taught
     by the full network's logits. After them its trunk and its answers stay. Default: it learns no answers."""
+    answer_views: CountOrNone = 0
+    """Number of epochs of --answer_epochs after which the same augmented images come again. The full network's
+    logits of the first time are kept in memory (2 bytes a number) and used again, so that it need not run. 0: the
+    images of each epoch are new."""
     answer_lr: Positive = 0.1
     """Highest learning rate of SGD while the policy network learns to answer."""
+    answer_wd: NotNegative = 1e-4
+    """Weight decay of SGD while the policy network learns to answer. It is low, as so small a network doesn't
+    overfit."""
     hold_out: Annotated[float, Range(least=0, below=1)] = 0.0
     """Share of the training images that isn't trained on. On these, answers are calibrated and thresholds chosen;
     a policy network that answers needs some."""
@@ -351,7 +361,7 @@ class AnswerConfig(PolicyTrainingConfig):
     def check(self) -> None:
         super().check()
         answers = self.answer_epochs > 0
-        for flag in ("answer_lr", "answer_weight"):
+        for flag in ("answer_views", "answer_lr", "answer_wd", "answer_weight"):
             self.check_meaning(flag, answers, "--answer_epochs")
         require(
             not answers or self.hold_out > 0,

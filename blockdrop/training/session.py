@@ -35,16 +35,17 @@ class Session(Generic[Config]):
         return self.compute.processes
 
     def batches(
-        self, images: Images, normalisation: Normalisation, epoch: int, start: int = 0
+        self, images: Images, normalisation: Normalisation, epoch: int, start: int = 0, view: int | None = None
     ) -> Iterable[tuple[Tensor, Tensor]]:
         """The epoch's shuffled, augmented, normalised batches from number `start` on, images (N, 3, H, W) and
-        labels (N,), with a progress bar; of several processes each gets its share."""
+        labels (N,), with a progress bar; of several processes each gets its share. Another epoch of the same
+        `view` gets the same ones; default: no other does."""
         config, compute = self.config, self.compute
         batches = images.batches(
             config.batch_size,
             normalisation,
             compute.device,
-            Augment(config.seed, epoch),
+            Augment(config.seed, epoch if view is None else view),
             compute.channels_last,
             start,
             compute.processes.share,

@@ -62,6 +62,7 @@ def fit(
     lr: float | None = None,
     phase: str = "train",
     adam: bool = False,
+    views: int = 0,
 ) -> None:
     """Minimises the objective for some epochs, logging each: by SGD with Nesterov momentum, or by Adam.
 
@@ -77,6 +78,7 @@ def fit(
         lr: peak or initial learning rate; default: the flag's.
         phase: what the metrics are logged under.
         adam: Adam without weight decay, for losses whose gradients have another scale than a cross-entropy's.
+        views: epochs after which the same augmented batches come again; 0: never.
     Raises:
         NumericalError: the loss is no longer finite.
     """
@@ -108,7 +110,8 @@ def fit(
                 group["lr"] = peak * config.step_factor(epoch - first_epoch)
         means = Means()
         state.track_epoch(means=means)
-        load = functools.partial(session.batches, data.train, normalisation, epoch)
+        view = epoch if views == 0 else epoch % views
+        load = functools.partial(session.batches, data.train, normalisation, epoch, view=view)
         for batch, (images, labels) in state.batches(load):
             with compute.autocast():
                 step = objective(images, labels, epoch - first_epoch)

@@ -22,11 +22,15 @@ from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import BlockdropError, CheckpointError
 from blockdrop.finetune import FinetuneConfig
 from blockdrop.measure import evaluate_images
-from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint
 from blockdrop.models.checkpoints.filling import load_checkpoint
+from blockdrop.pretrain import PretrainConfig
+from blockdrop.training import answers
 from blockdrop.training.answers import answered_share, chances_of_answers, fit_temperature, fit_weight, hold_out
+from blockdrop.training.hinton import HintonLoss
+from blockdrop.training.supervised import Step
 from blockdrop.training.update import Update
-from tests.conftest import dynamic_of, randomise_statistics
+from tests.conftest import dynamic_of, randomise_statistics, write_image_tree
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -315,16 +319,49 @@ def test_the_recipe_teaches_answers_and_its_run_evaluates_as_it_was_tested(
     )
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, dict[str, Any]]:
+    """A whole run's checkpoint, and its flags; the second epoch of answers sees the first one's images again."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    data = {"model": "R8_Folder", "data_dir": str(write_image_tree(root / "tree")), "batch_size": 6}
+    pretrain.main(PretrainConfig(**data, max_epochs=1, cv_dir=str(root / "backbone")))
+    flags: dict[str, Any] = {
+        "recipe": "glance", **data, "answer_epochs": 2, "answer_views": 1, "max_epochs": 2, "hold_out": 0.34,
+        "target_flops": 1.3, "recalibrate": 6, "settle": 0.5, "save_minutes": 1e-6, "precision": "float32",
+        "pretrained": (str(root / "backbone"),),
+    }  # fmt: skip
+    finetune.main(FinetuneConfig(**flags, cv_dir=str(root / "run")))
+    return read_checkpoint(root / "run"), flags
+
+
+def test_the_full_network_teaches_each_view_of_the_images_once(
+    image_tree: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[Tensor] = []
+
+    class Seen(HintonLoss):
+        def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Step:
+            lost.append(teacher)
+            return super().__call__(student, teacher, labels)
+
+    monkeypatch.setattr(answers, "TEACHING", Seen())
+    flags = {"model": "R8_Folder", "data_dir": str(image_tree), "batch_size": 8, "pretrained": (str(backbone),)}
+    finetune.main(
+        FinetuneConfig.of_recipe(
+            "glance", **flags, answer_epochs=3, answer_views=2, max_epochs=2, hold_out=0.34, recalibrate=6,
+            target_flops=1.3, cv_dir=str(tmp_path / "run"),
+        )
+    )  # fmt: skip
+    first, second, again = lost  # eight images, one batch an epoch
+    assert first.equal(again)
+    assert not first.equal(second)
+
+
 @pytest.mark.parametrize("steps", [1, 3, 5])
 def test_a_run_cut_off_while_it_learns_answers_or_policies_goes_on_with_the_same_bits(
-    steps: int, tmp_path: Path, image_tree: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+    steps: int, undisturbed: tuple[Checkpoint, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common: dict[str, Any] = {
-        "recipe": "glance", "model": "R8_Folder", "data_dir": str(image_tree), "batch_size": 6, "answer_epochs": 2,
-        "max_epochs": 2, "hold_out": 0.34, "target_flops": 1.3, "recalibrate": 6, "settle": 0.5,
-        "save_minutes": 1e-6, "precision": "float32", "pretrained": (str(backbone),),
-    }  # fmt: skip
-    finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "undisturbed")))
+    one, common = undisturbed
     step, calls = Update.__call__, []
 
     def cut_off(self: Update, loss: Tensor, epoch: int, batch: int) -> Any:
@@ -338,7 +375,7 @@ def test_a_run_cut_off_while_it_learns_answers_or_policies_goes_on_with_the_same
         with pytest.raises(KeyboardInterrupt):
             finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "cut")))
     finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "cut"), resume=True))
-    one, two = (read_checkpoint(tmp_path / name) for name in ("undisturbed", "cut"))
+    two = read_checkpoint(tmp_path / "cut")
     assert one.operating_point == two.operating_point
     for first, second in ((one.resnet, two.resnet), (one.policy_network, two.policy_network)):
         assert first is not None
