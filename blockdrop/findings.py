@@ -10,20 +10,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.answers import Thresholds, confidence
 from agents.deciders import Learned, keep_all
 from blockdrop import figures
 from blockdrop.data import Images, Normalisation, evenly_spaced
 from blockdrop.errors import BlockdropError
 from blockdrop.flops import FlopTable
+from blockdrop.inference.operating_point import AnswerOutcomes
 from blockdrop.measure import evaluate_images, executor, look_through, predict_under
 from blockdrop.names import EngineName
 from blockdrop.output import write_bytes, write_text
 from blockdrop.policy_curves import (
     Curve,
+    answer_curve,
+    answer_words,
     blind_curves,
     dynamic_curve,
     full_curve,
     nested_policies,
+    rest_at,
 )
 from blockdrop.policy_stats import Outcomes, PolicyStatistics
 from blockdrop.report.page import Report, ReportFigure, report_page
@@ -42,14 +47,14 @@ class Findings:
 
     opened: Opened
     table: FlopTable
-    threshold: float
+    thresholds: Thresholds
     images: Tensor
     """uint8 (N, 3, S, S)."""
     outcomes: Outcomes
-    """Of the dynamic network at the threshold."""
+    """Of the dynamic network at the thresholds."""
     full: Outcomes
     nested_predictions: Tensor
-    """int64 (K + 1, N), see `nested_policies`."""
+    """int64 (K + 1, N), see `nested_policies`; no image is answered."""
     curves: list[Curve]
 
 
@@ -62,34 +67,49 @@ def evenly_by_class(images: Images, count: int) -> Images:
 
 
 def look(
-    opened: Opened, images: Images, compute: Compute, batch_size: int, engine: EngineName, threshold: float | None
+    opened: Opened,
+    images: Images,
+    compute: Compute,
+    batch_size: int,
+    engine: EngineName,
+    threshold: float | None,
+    answer_threshold: float | None = None,
 ) -> Findings:
     """Runs the images under every policy that a threshold can give them, and under policies that don't look.
 
     Args:
-        threshold: default: the checkpoint's.
+        threshold, answer_threshold: default: the checkpoint's.
     """
     dynamic = opened.dynamic
-    threshold = dynamic.threshold if threshold is None else threshold
+    thresholds = Thresholds(
+        dynamic.threshold if threshold is None else threshold,
+        dynamic.answer_threshold if answer_threshold is None else answer_threshold,
+    )
     table = dynamic.flop_table()
     run = executor(dynamic.network, dynamic.policy_network, compute, engine)
-    decider = Learned(look_through(run), dynamic.num_blocks, threshold)
+    decider = Learned(look_through(run), dynamic.num_blocks, *thresholds)
     outcomes = evaluate_images(dynamic, images, compute, decider=decider, run=run, batch_size=batch_size)
     full = evaluate_images(dynamic, images, compute, decider=keep_all(dynamic.num_blocks), batch_size=batch_size)
-    keep_probs, labels = outcomes.keep_probs, outcomes.labels
+    keep_probs, labels, answer = outcomes.keep_probs, outcomes.labels, outcomes.answer
     assert keep_probs is not None
+    assert dynamic.policy_network is not None
+    given = dynamic.policy_network.answer_weight
+    weight = torch.zeros(()) if given is None else given.detach().cpu()
 
-    def predict(policies: Tensor, title: str = "blind policies") -> Tensor:
-        return predict_under(run, policies, images, dynamic.normalisation, compute, batch_size, title)
+    def predict(policies: Tensor, looks: Tensor, title: str = "blind policies") -> Tensor:
+        how = images, dynamic.normalisation, compute, batch_size, title
+        return predict_under(run, policies, *how, answer=answer, answer_weights=weight * looks)
 
-    nested = predict(nested_policies(keep_probs), "every threshold")
-    curves = [
-        dynamic_curve(keep_probs, nested, labels, table, threshold),
-        full_curve(full.correct, table),
-        *blind_curves(keep_probs, labels, table, predict),
-    ]
+    policies = nested_policies(keep_probs)
+    nested = predict(policies, torch.ones(len(policies)), "every threshold")
+    found = keep_probs, nested, labels, table, thresholds.keep
+    answers = None if answer is None else AnswerOutcomes(confidence(answer), answer.argmax(1) == labels)
+    curves = [dynamic_curve(*found, answers, thresholds.answer)]
+    if answers is not None:
+        curves.append(answer_curve(rest_at(*found), answers, table, thresholds.answer))
+    curves += [full_curve(full.correct, table), *blind_curves(keep_probs, labels, table, predict)]
     pixels = small_pixels(images, dynamic.normalisation, batch_size)
-    return Findings(opened, table, threshold, pixels, outcomes, full, nested, curves)
+    return Findings(opened, table, thresholds, pixels, outcomes, full, nested, curves)
 
 
 def small_pixels(images: Images, normalisation: Normalisation, batch_size: int = 256) -> Tensor:
@@ -108,11 +128,15 @@ def draw(findings: Findings, statistics: PolicyStatistics) -> dict[str, ReportFi
     """The figures by file name."""
     outcomes, stages = findings.outcomes, findings.opened.dynamic.network.stage_sizes
     assert outcomes.keep_probs is not None
-    at = f"at threshold {findings.threshold:.4g}"
+    at, answered, curves = f"at threshold {findings.thresholds.keep:.4g}", "", "over thresholds"
+    if outcomes.answered is not None:
+        at += f" and {answer_words(findings.thresholds.answer)}"
+        answered = " An answered image runs no block."
+        curves = f"over thresholds at {answer_words(findings.thresholds.answer)}, and over answer thresholds"
     return {
         "usage_per_block": ReportFigure(
             "Usage per block",
-            f"Share of the images that run each block, {at}. Lines are borders between stages.",
+            f"Share of the images that run each block, {at}.{answered} Lines are borders between stages.",
             figures.usage_per_block(statistics.usage_per_block, stages),
         ),
         "usage_per_class": ReportFigure(
@@ -122,7 +146,7 @@ def draw(findings: Findings, statistics: PolicyStatistics) -> dict[str, ReportFi
         ),
         "blocks_histogram": ReportFigure(
             "Blocks used",
-            f"How many images use how many blocks, {at}, and which of them are predicted right.",
+            f"How many images use how many blocks, {at}, and which of them are predicted right.{answered}",
             figures.blocks_histogram(outcomes.blocks_used, outcomes.correct, sum(stages)),
         ),
         "extremes": ReportFigure(
@@ -143,7 +167,7 @@ def draw(findings: Findings, statistics: PolicyStatistics) -> dict[str, ReportFi
         ),
         "accuracy_against_flops": ReportFigure(
             "Accuracy against FLOPs",
-            "The learned policies over thresholds, beside the full network and policies that don't look at the "
+            f"The learned policies {curves}, beside the full network and policies that don't look at the "
             "image, all with the same weights. Class means are told the class; dealt policies are the learned "
             "ones, each given to another image.",
             figures.accuracy_against_flops(findings.curves, findings.table.full),
@@ -181,10 +205,12 @@ def page_of(findings: Findings, drawn: list[ReportFigure]) -> Report:
     dynamic, data, stage_sizes = opened.dynamic, opened.data, opened.dynamic.network.stage_sizes
     assert outcomes.keep_probs is not None
     assert full.losses is not None
+    answer = outcomes.answer
     shown, all_images = len(outcomes.labels), len(data.test)
     some = f"{shown:,}" if shown == all_images else f"{shown:,} of {all_images:,}, evenly of all classes"
     return Report(
-        title=f"{dynamic.model}: which blocks each image runs",
+        title=f"{dynamic.model}: which blocks each image runs"
+        + ("" if outcomes.answered is None else ", and which it needs none for"),
         facts=[
             ("network", f"{dynamic.model}, {sum(stage_sizes)} blocks, {findings.table.full:,} FLOPs"),
             ("policy network", f"{dynamic.policy_net}, {findings.table.policy_network:,} FLOPs"),
@@ -200,7 +226,10 @@ def page_of(findings: Findings, drawn: list[ReportFigure]) -> Report:
         labels=outcomes.labels,
         losses=full.losses,
         flops=findings.table,
-        threshold=findings.threshold,
+        threshold=findings.thresholds.keep,
+        answers=None if answer is None else answer.argmax(1),
+        confidence=None if answer is None else confidence(answer),
+        answer_threshold=findings.thresholds.answer,
         thumbnails=findings.images,
         curves=findings.curves,
         figures=drawn,

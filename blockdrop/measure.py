@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from agents.answers import Thresholds, is_sure
+from agents.answers import Thresholds, is_sure, with_answers
 from agents.deciders import Decider, Decision, Learned, Look, keep_all
 from agents.policies import map_policy
 from agents.policy_network import Glance, PolicyNetwork
@@ -135,6 +135,9 @@ def predict_under(
     compute: Compute,
     batch_size: int = 256,
     title: str = "testing",
+    *,
+    answer: Tensor | None = None,
+    answer_weights: Tensor | None = None,
 ) -> Tensor:
     """Predictions of all images under several policies, which share their work up to where they first differ, as
     many at a time as fit in about a GiB.
@@ -142,16 +145,23 @@ def predict_under(
     Args:
         policies: bool (S, N, K).
         title: of the progress bar.
+        answer, answer_weights: the policy network's log-probabilities (N, classes), and what they weigh beside the
+            logits of each policy, (S,); default: they don't count. No image is answered.
     Returns:
         int64 (S, N), on the CPU.
     """
+    weights = torch.zeros(len(policies)) if answer_weights is None else answer_weights
+    weights = weights.to(compute.device).view(-1, 1, 1)
     batches = images.batches(batch_size, normalisation, compute.device, channels_last=compute.channels_last)
     found: list[Tensor] = []
     start = 0
     for batch, _ in progress(batches, title, -(-len(images) // batch_size)):
-        own = policies[:, start : start + len(batch)].to(batch.device)
+        rows = slice(start, start + len(batch))
+        own, beside = policies[:, rows].to(batch.device), None if answer is None else answer[rows].to(batch.device)
         together = max(1, TIMED_BYTES // (MAPS_PER_IMAGE * max(1, batch.nbytes)))
-        found.append(torch.cat([run(batch, policy=some)[0].argmax(-1).cpu() for some in own.split(together)]))
+        logits = (run(batch, policy=some)[0] for some in own.split(together))
+        both = zip(logits, weights.split(together), strict=True)
+        found.append(torch.cat([with_answers(one, beside, None, weight).argmax(-1).cpu() for one, weight in both]))
         start += len(batch)
     return torch.cat(found, dim=1)
 

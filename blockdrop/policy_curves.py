@@ -8,11 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agents.answers import ANSWER_ALL, NEVER
 from agents.policies import map_policy
 from agents.static_policies import make_static_policy
 from blockdrop.data import evenly_spaced
 from blockdrop.flops import FlopTable
-from blockdrop.inference.operating_point import DROP_ALL, KEEP_ALL, curve_thresholds
+from blockdrop.inference.operating_point import (
+    DROP_ALL,
+    KEEP_ALL,
+    AnswerOutcomes,
+    RestOutcomes,
+    curve_thresholds,
+    pairs,
+)
 
 POINTS = 9
 """Of a curve, about."""
@@ -69,7 +77,13 @@ def predictions_at(keep_probs: Tensor, nested_predictions: Tensor, threshold: fl
 
 
 def dynamic_curve(
-    keep_probs: Tensor, nested_predictions: Tensor, labels: Tensor, table: FlopTable, threshold: float
+    keep_probs: Tensor,
+    nested_predictions: Tensor,
+    labels: Tensor,
+    table: FlopTable,
+    threshold: float,
+    answers: AnswerOutcomes | None = None,
+    answer_threshold: float = NEVER,
 ) -> Curve:
     """The learned policies at thresholds from all blocks to none, the given one among them.
 
@@ -77,17 +91,54 @@ def dynamic_curve(
         keep_probs: (N, K).
         nested_predictions: int64 (K + 1, N), see `predictions_at`.
         labels: int64 (N,).
+        answers: of the same images; None: none of them can be answered.
+        answer_threshold: the same at all points.
     """
     points = []
     for other in curve_thresholds(keep_probs, table, 2 * POINTS, include=(threshold,)):
-        right = predictions_at(keep_probs, nested_predictions, other) == labels
-        flops = table.per_image(map_policy(keep_probs, other))
+        rest = rest_at(keep_probs, nested_predictions, labels, table, other)
+        right, flops = rest.right, rest.flops
+        if answers is not None:
+            answered = answers.confidence >= answer_threshold
+            right, flops = answers.right.where(answered, right), flops.where(~answered, table.policy_network)
         points.append(_point(flops, right, threshold_words(other)))
     return Curve("dynamic", tuple(reversed(points)))
 
 
+def rest_at(
+    keep_probs: Tensor, nested_predictions: Tensor, labels: Tensor, table: FlopTable, threshold: float
+) -> RestOutcomes:
+    """What images get at a threshold if they aren't answered; for the arguments see `dynamic_curve`."""
+    right = predictions_at(keep_probs, nested_predictions, threshold) == labels
+    return RestOutcomes(threshold, right, table.per_image(map_policy(keep_probs, threshold)))
+
+
+def answer_curve(rest: RestOutcomes, answers: AnswerOutcomes, table: FlopTable, answer_threshold: float) -> Curve:
+    """One threshold with answer thresholds from none answered to all answered, the given one among them.
+
+    Args:
+        rest: of N images.
+        answers: of the same.
+    """
+    count = len(answers.confidence)
+    found = sorted(pairs(rest, answers, table), key=lambda pair: pair.answered)
+    own = int((answers.confidence >= answer_threshold).sum())
+    wanted = {*evenly_spaced(len(found), 2 * POINTS).tolist()}
+    chosen = [pair for row, pair in enumerate(found) if row in wanted or pair.answered == own]
+    points = []
+    for pair in chosen:
+        threshold = answer_threshold if pair.answered == own else pair.answer_threshold
+        points.append(CurvePoint(pair.flops / count, pair.right / count, answer_words(threshold)))
+    return Curve("dynamic, other answer thresholds", tuple(sorted(points, key=lambda point: point.flops)))
+
+
+def answer_words(threshold: float) -> str:
+    """An answer threshold for people."""
+    return {NEVER: "none answered", ANSWER_ALL: "all answered"}.get(threshold, f"answer threshold {threshold:.4g}")
+
+
 def blind_curves(
-    keep_probs: Tensor, labels: Tensor, table: FlopTable, predict: Callable[[Tensor], Tensor]
+    keep_probs: Tensor, labels: Tensor, table: FlopTable, predict: Callable[[Tensor, Tensor], Tensor]
 ) -> list[Curve]:
     """What policies reach that don't look at the image, with the same weights.
 
@@ -99,7 +150,8 @@ def blind_curves(
     Args:
         keep_probs: (N, K).
         labels: int64 (N,).
-        predict: from policies, bool (S, N, K), to predictions, int64 (S, N).
+        predict: from policies, bool (S, N, K), and for which of them the policy network runs, bool (S,), to
+            predictions, int64 (S, N); no image is answered.
     """
     num_images, num_blocks = keep_probs.shape
     generator = torch.Generator().manual_seed(0)
@@ -121,7 +173,8 @@ def blind_curves(
         labels_of = [f"{words} {k} {'block' if k == 1 else 'blocks'}" for k in counts]
         named.append((f"{words} K blocks", alone, labels_of, drawn))
 
-    predictions = predict(torch.stack([policy for *_, policies in named for policy in policies]))
+    looks = torch.tensor([costs is table for _, costs, _, policies in named for _ in policies])
+    predictions = predict(torch.stack([policy for *_, policies in named for policy in policies]), looks)
     right = iter(predictions == labels)
     return [
         Curve(

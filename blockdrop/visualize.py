@@ -14,7 +14,7 @@ from blockdrop.console import run_command
 from blockdrop.errors import require
 from blockdrop.names import EngineName, Precision
 from blockdrop.output import check_folder
-from blockdrop.ranges import CheckpointName, Count, Folder, Probability
+from blockdrop.ranges import CheckpointName, Count, Folder, Positive, Probability
 from blockdrop.training.config import Groups, ModelConfig
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 class VisualizeConfig(ModelConfig):
     """Flags of `python -m blockdrop.visualize`."""
 
-    FIRST: ClassVar[tuple[str, ...]] = ("model", "data_dir", "load", "cv_dir", "images", "threshold", "overwrite")
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("model", "data_dir", "load", "cv_dir", "images"),
+        *("threshold", "answer_threshold", "overwrite"),
+    )
     GROUPS: ClassVar[Groups] = {"device and seed": ("batch_size", "engine")}
 
     load: tuple[CheckpointName, ...] = ()
@@ -37,6 +40,9 @@ class VisualizeConfig(ModelConfig):
     threshold: Probability | None = None
     """Threshold of the policy: a block runs if its keep probability is at least this. Default: the checkpoint's,
     else 0.5."""
+    answer_threshold: Positive | None = None
+    """Answer threshold: an image is answered by the policy network alone if its largest probability is at least
+    this; above 1 no image is. Default: the checkpoint's."""
     precision: Precision = "float32"
     """Number format of the networks: float32, bfloat16, or auto (bfloat16 where the processor has it)."""
     engine: EngineName = "auto"
@@ -79,13 +85,19 @@ def main(config: VisualizeConfig) -> Findings:
     if note := undecided_note(dynamic):
         print(note)
     network = dynamic.policy_network
-    if network is not None and network.answer is not None:
-        network.remove_answer()
-        print(
-            "note: figures and page are about blocks alone, as if no image were answered; evaluate --curve and "
-            "--stats tell of the answers"
-        )
-    findings = look(opened, images, config.compute(), config.batch_size, config.engine, config.threshold)
+    require(
+        config.answer_threshold is None or (network is not None and network.answer is not None),
+        "--answer_threshold: needs a policy network that answers; finetune --recipe glance makes one",
+    )
+    findings = look(
+        opened,
+        images,
+        config.compute(),
+        config.batch_size,
+        config.engine,
+        config.threshold,
+        config.answer_threshold,
+    )
     statistics = policy_statistics(findings.outcomes, findings.full, data.classes, dynamic.network.stage_sizes)
     print(findings.outcomes.four_lines())
     print(statistics_lines(statistics))

@@ -77,7 +77,7 @@ class Chart {
     });
     const ring = svg("circle", { cx: 9, cy: 8, r: 6, class: "here" });
     const sample = svg("svg", { width: 18, height: 16, "aria-hidden": "true" }, ring);
-    byId("legend").replaceChildren(...entries, html("li", {}, sample, "the threshold above"));
+    byId("legend").replaceChildren(...entries, html("li", {}, sample, this.report.answering ? "the thresholds above" : "the threshold above"));
   }
 
   fillTable() {

@@ -1,5 +1,5 @@
 "use strict";
-// The threshold, the numbers that follow from it, and the images.
+// The thresholds, the numbers that follow from them, and the images.
 
 const PAGE_SIZE = 150;
 const TILE_SIDE = 64; // CSS pixels, about
@@ -130,19 +130,21 @@ class Grid {
     if (item.hidden) return;
     const image = this.images[place];
     const used = this.outcome.used[image];
+    const answered = this.outcome.answered[image];
     const wrong = !this.outcome.right[image];
     button.tabIndex = place === this.current ? 0 : -1;
-    const state = `${image} ${used} ${this.outcome.predicted[image]}`;
+    const state = `${image} ${answered} ${used} ${this.outcome.predicted[image]}`;
     if (button.dataset.state === state) return; // most tiles stay as they are when the threshold moves a little
     button.dataset.state = state;
     this.thumbnails.draw(canvas, image);
-    caption.textContent = wrong ? `${used} ✗` : `${used}`;
+    const what = answered ? "answered" : `${used}`;
+    caption.textContent = wrong ? `${what} ✗` : what;
     button.classList.toggle("wrong", wrong);
     button.dataset.image = image;
     const name = this.report.classes[this.report.labels[image]];
     const predicted = this.report.classes[this.outcome.predicted[image]];
     const verdict = wrong ? `wrong: ${predicted}` : "right";
-    button.setAttribute("aria-label", `Image ${image}, ${name}, ${used} blocks, ${verdict}`);
+    button.setAttribute("aria-label", `Image ${image}, ${name}, ${answered ? what : `${used} blocks`}, ${verdict}`);
     button.title = wrong ? `${name}, taken for ${predicted}` : name;
   }
 
@@ -258,16 +260,19 @@ class Detail {
   }
 
   describe(outcome, image) {
-    const { classes, labels, predictions, numBlocks, fullFlops, losses } = this.report;
+    const { classes, labels, predictions, numBlocks, fullFlops, losses, answering, answers, confidence } = this.report;
     const full = predictions[(image + 1) * (numBlocks + 1) - 1];
     const verdict = outcome.right[image] ? "✓ right" : "✗ wrong";
+    const answer = () => `${classes[answers[image]]} (confidence ${threeDigits(confidence[image])})`;
+    const blocks = outcome.answered[image] ? "none: answered" : `${outcome.used[image]} of ${numBlocks}`;
     return [
       ["True class", classes[labels[image]]],
       ["Prediction", `${classes[outcome.predicted[image]]} (${verdict})`],
+      ...(answering ? [["Answer", answer()]] : []),
       ["With all blocks", classes[full]],
-      ["Blocks used", `${outcome.used[image]} of ${numBlocks}`],
+      ["Blocks used", blocks],
       ["FLOPs", `${mflops(outcome.flops[image])} MFLOPs (${coarsePercent(outcome.flops[image] / fullFlops)} of full)`],
-      ["Loss with all blocks", `${threeDigits(losses[image])} nats`],
+      ["Loss with all blocks", `${threeDigits(Math.max(losses[image], 0))} nats`],
       ["Right with", `${rightWith(this.report, image)} of its most probable blocks`],
     ];
   }
@@ -281,7 +286,7 @@ class Detail {
   cell(block) {
     const { threshold } = this.grid.outcome;
     const keepProb = this.report.keepProbs[this.image * this.report.numBlocks + block];
-    const kept = runs(keepProb, threshold);
+    const kept = runs(keepProb, threshold) && !this.grid.outcome.answered[this.image];
     const bar = html("span", { class: "bar" });
     bar.style.width = `${100 * keepProb}%`;
     const line = html("span", { class: "line" });
@@ -298,46 +303,58 @@ class Detail {
   }
 }
 
+/** A threshold: a slider, a number field and a button back to the report's own. */
+class ThresholdControl {
+  constructor(id, resetId, initial, change) {
+    Object.assign(this, { change, slider: byId(id), number: byId(`${id}-number`), printed: byId(`${id}-printed`) });
+    this.slider.addEventListener("input", () => this.set(this.slider.valueAsNumber, this.slider));
+    this.number.addEventListener("input", () => this.set(this.number.valueAsNumber, this.number));
+    this.number.addEventListener("change", () => this.show(this.value));
+    byId(resetId).addEventListener("click", () => this.set(initial));
+    this.show(initial);
+  }
+
+  /** `source` keeps what the person is typing there. */
+  set(value, source) {
+    if (!Number.isFinite(value)) return;
+    this.show(value, source);
+    this.change();
+  }
+
+  show(value, source) {
+    this.value = value;
+    if (source !== this.slider) this.slider.value = value;
+    if (source !== this.number) this.number.value = value;
+    this.slider.setAttribute("aria-valuetext", value);
+    this.printed.textContent = value;
+  }
+}
+
 class Explorer {
   constructor(report) {
     this.report = report;
     const thumbnails = new Thumbnails(report.thumbnails);
-    this.chart = new Chart(report, [evaluate(report, 0), evaluate(report, 1)]);
+    document.querySelectorAll(".answering").forEach((part) => (part.hidden = !report.answering));
+    if (!report.answering) document.querySelector("option.answering").remove(); // a hidden one would still be read
+    const ends = report.answering ? [0, NEVER] : [NEVER];
+    this.chart = new Chart(report, ends.flatMap((end) => [evaluate(report, 0, end), evaluate(report, 1, end)]));
     this.usage = new Usage(report);
     this.grid = new Grid(report, thumbnails, (image) => this.detail.open(image));
     this.detail = new Detail(report, thumbnails, this.grid);
-    this.slider = byId("threshold");
-    this.number = byId("threshold-number");
-    this.listenToThreshold();
+    const change = () => this.scheduleUpdate();
+    this.threshold = new ThresholdControl("threshold", "reset", report.threshold, change);
+    this.answerThreshold = new ThresholdControl("answer-threshold", "answer-reset", report.answerThreshold, change);
+    document.querySelectorAll("form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
     this.prepareFilters();
-    this.showThreshold(report.threshold);
     this.update();
   }
 
-  listenToThreshold() {
-    this.slider.addEventListener("input", () => this.setThreshold(this.slider.valueAsNumber, this.slider));
-    this.number.addEventListener("input", () => this.setThreshold(this.number.valueAsNumber, this.number));
-    this.number.addEventListener("change", () => this.showThreshold(this.threshold));
-    byId("reset").addEventListener("click", () => this.setThreshold(this.report.threshold));
-    document.querySelectorAll("form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
-  }
-
-  /** `source` keeps what the person is typing there. Many changes between two frames cost one update. */
-  setThreshold(threshold, source) {
-    if (!Number.isFinite(threshold)) return;
-    this.showThreshold(threshold, source);
+  /** Many changes between two frames cost one update. */
+  scheduleUpdate() {
     this.scheduled ??= requestAnimationFrame(() => {
       this.scheduled = null;
       this.update();
     });
-  }
-
-  showThreshold(threshold, source) {
-    this.threshold = threshold;
-    if (source !== this.slider) this.slider.value = threshold;
-    if (source !== this.number) this.number.value = threshold;
-    this.slider.setAttribute("aria-valuetext", threshold);
-    byId("threshold-printed").textContent = threshold;
   }
 
   prepareFilters() {
@@ -365,6 +382,7 @@ class Explorer {
     return {
       label: byId("class").value === "" ? null : Number(byId("class").value),
       result: byId("result").value,
+      by: byId("by").value,
       least: bound("least", 0),
       most: bound("most", this.report.numBlocks),
       order: byId("order").value,
@@ -372,7 +390,7 @@ class Explorer {
   }
 
   update() {
-    this.outcome = evaluate(this.report, this.threshold);
+    this.outcome = evaluate(this.report, this.threshold.value, this.answerThreshold.value);
     this.showNumbers();
     this.chart.place(this.outcome);
     this.usage.show(this.outcome);
@@ -387,6 +405,8 @@ class Explorer {
     byId("mflops").textContent = mflops(means.flops);
     byId("share").textContent = `${coarsePercent(means.flops / this.report.fullFlops)} of full`;
     byId("unique").textContent = integer(uniquePolicies);
+    byId("answered").textContent = coarsePercent(means.answered);
+    byId("answered-accuracy").textContent = means.answered ? `${percent(means.answeredAccuracy)} right` : "";
   }
 
   updateImages(restart) {
@@ -409,9 +429,12 @@ class Explorer {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => {
       const { means, uniquePolicies } = this.outcome;
+      const both = this.report.answering ? `, answer threshold ${this.answerThreshold.value}` : "";
+      const answered = this.report.answering ? `, ${coarsePercent(means.answered)} answered` : "";
       byId("announcement").textContent =
-        `Threshold ${this.threshold}: accuracy ${percent(means.accuracy)}, ${twoDigits(means.blocks)} blocks, ` +
-        `${mflops(means.flops)} MFLOPs per image, ${integer(uniquePolicies)} policies. ${byId("matching").textContent}`;
+        `Threshold ${this.threshold.value}${both}: accuracy ${percent(means.accuracy)}, ${twoDigits(means.blocks)} blocks, ` +
+        `${mflops(means.flops)} MFLOPs per image, ${integer(uniquePolicies)} policies${answered}. ` +
+        byId("matching").textContent;
     }, QUIET);
   }
 }

@@ -1,6 +1,7 @@
 "use strict";
-// What the report holds, and what follows from a threshold. Nothing in this file touches the page.
+// What the report holds, and what follows from the thresholds. Nothing in this file touches the page.
 
+const NEVER = 1.001; // an answer threshold that no probability reaches, at the slider's end
 const ARRAY_TYPES = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array };
 
 /** A typed array from its bytes; little-endian, as every machine is that browsers run on. */
@@ -14,7 +15,10 @@ function unpack({ type, base64 }) {
 /** The embedded JSON with its arrays unpacked. Matrices are flat, row after row. */
 function readReport(json) {
   const report = JSON.parse(json);
-  for (const name of ["keepProbs", "predictions", "labels", "losses"]) report[name] = unpack(report[name]);
+  const arrays = ["keepProbs", "predictions", "labels", "losses"];
+  report.answering = report.answers !== null;
+  if (report.answering) arrays.push("answers", "confidence");
+  for (const name of arrays) report[name] = unpack(report[name]);
   report.numImages = report.labels.length;
   report.numBlocks = report.flops.blocks.length;
   report.fullFlops = report.flops.fixed + report.flops.blocks.reduce((sum, cost) => sum + cost, 0);
@@ -27,11 +31,14 @@ function runs(keepProb, threshold) {
   return keepProb >= Math.fround(threshold);
 }
 
-/** Every image's policy, as far as numbers need it: blocks used, FLOPs, prediction; and sums over the images. */
-function evaluate(report, threshold) {
-  const { numImages, numBlocks, keepProbs, predictions, labels, flops } = report;
+/** Every image's policy, as far as numbers need it: blocks used, FLOPs, prediction; and sums over the images. No block
+ * runs for an image that is answered. */
+function evaluate(report, threshold, answerThreshold) {
+  const { numImages, numBlocks, keepProbs, predictions, labels, flops, answering, answers, confidence } = report;
   const outcome = {
     threshold,
+    answerThreshold,
+    answered: new Uint8Array(numImages),
     used: new Uint16Array(numImages),
     flops: new Float64Array(numImages),
     predicted: new Uint32Array(numImages),
@@ -39,13 +46,16 @@ function evaluate(report, threshold) {
     runsOfBlock: new Uint32Array(numBlocks),
   };
   const limit = Math.fround(threshold);
+  const sure = Math.fround(answerThreshold);
   const policies = new Set();
   const policy = new Uint16Array(Math.ceil(numBlocks / 16)); // a bit for each block
   for (let image = 0; image < numImages; image++) {
     let used = 0;
     let cost = flops.fixed + flops.policyNetwork;
     policy.fill(0);
-    for (let block = 0; block < numBlocks; block++) {
+    const answered = answering && confidence[image] >= sure;
+    if (answered) cost = flops.policyNetwork;
+    for (let block = 0; block < numBlocks && !answered; block++) {
       if (keepProbs[image * numBlocks + block] < limit) continue;
       used++;
       cost += flops.blocks[block];
@@ -55,7 +65,8 @@ function evaluate(report, threshold) {
     policies.add(String.fromCharCode(...policy));
     outcome.used[image] = used;
     outcome.flops[image] = cost;
-    outcome.predicted[image] = predictions[image * (numBlocks + 1) + used];
+    outcome.answered[image] = answered ? 1 : 0;
+    outcome.predicted[image] = answered ? answers[image] : predictions[image * (numBlocks + 1) + used];
     outcome.right[image] = outcome.predicted[image] === labels[image] ? 1 : 0;
   }
   outcome.uniquePolicies = policies.size;
@@ -63,26 +74,37 @@ function evaluate(report, threshold) {
   return outcome;
 }
 
-/** Accuracy in [0, 1], blocks used and FLOPs over some images. */
+/** Accuracy in [0, 1], blocks used, FLOPs and the answered share over some images; the answered ones' accuracy. */
 function means(outcome, images) {
   let right = 0;
+  let answered = 0;
+  let rightAnswers = 0;
   let blocks = 0;
   let flops = 0;
   for (const image of images) {
     right += outcome.right[image];
     blocks += outcome.used[image];
     flops += outcome.flops[image];
+    answered += outcome.answered[image];
+    rightAnswers += outcome.answered[image] & outcome.right[image];
   }
   const count = images.length;
-  return { accuracy: right / count, blocks: blocks / count, flops: flops / count };
+  return {
+    accuracy: right / count,
+    blocks: blocks / count,
+    flops: flops / count,
+    answered: answered / count,
+    answeredAccuracy: rightAnswers / answered,
+  };
 }
 
 /** The images that the filters let through, in the order wanted; of equal ones the earlier first. */
-function select(report, outcome, { label, result, least, most, order }) {
+function select(report, outcome, { label, result, by, least, most, order }) {
   return ordered(report, outcome, order).filter(
     (image) =>
       (label === null || report.labels[image] === label) &&
       (result === "" || (outcome.right[image] === 1) === (result === "right")) &&
+      (by === "" || (outcome.answered[image] === 1) === (by === "answer")) &&
       outcome.used[image] >= least &&
       outcome.used[image] <= most,
   );
@@ -92,6 +114,10 @@ function ordered(report, outcome, order) {
   if (order === "given") return report.everyImage;
   if (order === "fewest") return byBlocksUsed(report, outcome).flat();
   if (order === "most") return byBlocksUsed(report, outcome).reverse().flat();
+  if (order === "surest") {
+    report.surest ??= sortedBy(report, (image) => -report.confidence[image]);
+    return report.surest;
+  }
   report.byLoss ??= {
     easiest: sortedBy(report, (image) => report.losses[image]),
     hardest: sortedBy(report, (image) => -report.losses[image]),

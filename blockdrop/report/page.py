@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from agents.answers import NEVER
 from blockdrop.figures import rendered
 from blockdrop.flops import FlopTable
 from blockdrop.policy_curves import Curve
@@ -84,8 +85,16 @@ class Report:
     """uint8 (N, 3, S, S), S at most 64."""
     curves: Sequence[Curve]
     figures: Sequence[ReportFigure]
+    answers: Tensor | None = None
+    """int64 (N,): what the policy network answers; None: it answers nothing."""
+    confidence: Tensor | None = None
+    """float32 (N,): how sure it is, 0 to 1. An image is answered if this is at least the answer threshold."""
+    answer_threshold: float = NEVER
+    """Where the second slider stands first."""
 
 
+ABOVE_ALL = 1.001
+"""An answer threshold that no probability reaches, at the end of the page's slider."""
 LARGEST_SVG = 500_000
 """Bytes; a larger figure holds many images or points, and pixels are the smaller file."""
 SCRIPTS = ("model.js", "elements.js", "chart.js", "explorer.js")
@@ -125,6 +134,9 @@ def check(report: Report) -> None:
         "losses": (torch.float32, (images,)),
         "thumbnails": (torch.uint8, (images, 3, size, size)),
     }
+    _require((report.answers is None) == (report.confidence is None), "answers, confidence: one without the other")
+    if report.answers is not None:
+        expected |= {"answers": (torch.int64, (images,)), "confidence": (torch.float32, (images,))}
     why = f"(by labels and stage_sizes there are {images} images and {blocks} blocks)"
     _require(images > 0, "labels: no images")
     _require(blocks > 0 and min(report.stage_sizes) > 0, f"stage_sizes {report.stage_sizes}: each needs a block")
@@ -134,14 +146,16 @@ def check(report: Report) -> None:
         _require(tensor.dtype == dtype and tensor.shape == shape, f"{found}, not {dtype} {shape} {why}")
     _require(1 <= size <= 64, f"thumbnails are {size} pixels wide, not 1 to 64")
     _require(len(report.flops.blocks) == blocks, f"flops.blocks has {len(report.flops.blocks)} entries {why}")
-    for name in ("labels", "predictions"):
+    for name in ("labels", "predictions", *(["answers"] if report.answers is not None else [])):
         low, high = (int(value) for value in getattr(report, name).aminmax())
         classes = len(report.classes)
         _require(0 <= low <= high < classes, f"{name}: {low} to {high}, with {classes} classes")
-    # NaN fails a comparison, so it is refused, too
-    _require(bool(((report.keep_probs >= 0) & (report.keep_probs <= 1)).all()), "keep_probs: not all in [0, 1]")
+    for name in ("keep_probs", "confidence"):
+        values = getattr(report, name)  # NaN fails a comparison, so it is refused, too
+        _require(values is None or bool(((values >= 0) & (values <= 1)).all()), f"{name}: not all in [0, 1]")
     _require(not bool(report.losses.isnan().any()), "losses: some are NaN")
     _require(math.isfinite(report.threshold), f"threshold: {report.threshold}")
+    _require(not math.isnan(report.answer_threshold), f"answer_threshold: {report.answer_threshold}")
     for curve in report.curves:
         for point in curve.points:
             good = math.isfinite(point.flops) and 0 <= point.accuracy <= 1
@@ -183,6 +197,9 @@ def _data(report: Report) -> dict[str, Any]:
             "blocks": report.flops.blocks,
         },
         "threshold": report.threshold,
+        "answers": None if report.answers is None else packed(report.answers.numpy().astype(labels)),
+        "confidence": None if report.confidence is None else packed(report.confidence.numpy()),
+        "answerThreshold": min(report.answer_threshold, ABOVE_ALL),
         "curves": [asdict(curve) for curve in report.curves],
     }
 

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from agents.answers import ANSWER_ALL
 from agents.policies import map_policy
 from blockdrop import build, save_checkpoint, visualize
 from blockdrop.data import NORMALISATIONS, MemoryImages
 from blockdrop.findings import Findings, evenly_by_class, look, page_of, small_pixels
 from blockdrop.measure import evaluate_images
-from blockdrop.policy_curves import predictions_at
+from blockdrop.policy_curves import answer_words, predictions_at
 from blockdrop.training.opening import open_networks
 from blockdrop.visualize import VisualizeConfig
 from tests.conftest import dynamic_of, randomise_statistics, write_image_tree
@@ -165,17 +167,75 @@ def test_images_are_chosen_evenly() -> None:
     assert len(evenly_by_class(images, 1)) == 1
 
 
-def test_a_network_that_answers_is_shown_as_if_it_answered_nothing_and_that_is_said(
-    folder: Path, tmp_path: Path, command: Command, flags: tuple
-) -> None:
+@pytest.fixture(scope="module")
+def answering(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    """Of a network whose answers differ and weigh beside the ResNet's logits."""
+    torch.manual_seed(3)
     resnet, policy_network = build("R14_Folder", num_classes=2, policy_net="pooled")
+    randomise_statistics(resnet)
+    randomise_statistics(policy_network)
     policy_network.add_answer(2)
+    assert policy_network.answer is not None
+    assert policy_network.answer_weight is not None
+    for head in (policy_network.logit, policy_network.answer):
+        torch.nn.init.normal_(head.weight, std=0.5)
+    torch.nn.init.constant_(policy_network.answer_weight, 1.5)
+    root = tmp_path_factory.mktemp("answering")
     save_checkpoint(
-        tmp_path / "answers.t7", model="R14_Folder", resnet=resnet, policy_network=policy_network,
+        root / "answers.t7", model="R14_Folder", resnet=resnet, policy_network=policy_network,
         policy_net="pooled", normalisation=NORMALISATIONS["half"], classes=["<b>dog<b>", "cat"],
-        operating_point={"threshold": 0.5, "answer_threshold": 0.1},
+        operating_point={"threshold": 0.5, "answer_threshold": 0.6},
     )  # fmt: skip
-    code, out, error = command(visualize, *flags, "--load", tmp_path / "answers.t7")
-    assert code == 0, error
-    assert "note: figures and page are about blocks alone, as if no image were answered" in out
-    assert "Block Usage: 0.000" not in out
+    flags: dict[str, Any] = {
+        "model": "R14_Folder", "data_dir": str(folder / "tree"), "load": (str(root / "answers.t7"),),
+        "batch_size": 5, "cv_dir": str(root),
+    }  # fmt: skip
+    found = visualize.main(VisualizeConfig(**flags))
+    assert found.thresholds == (0.5, 0.6)
+    sure = page_of(found, []).confidence
+    assert sure is not None
+    return visualize.main(VisualizeConfig(**flags, overwrite=True, answer_threshold=sure.median().item()))
+
+
+@pytest.mark.parametrize("pair", [(0.5, None), (0.45, None), (0.7, None), (0.5, 1.001), (0.5, ANSWER_ALL)])
+def test_the_page_of_a_network_that_answers_holds_what_it_does_at_a_pair_of_thresholds(
+    pair: tuple[float, float | None], answering: Findings
+) -> None:
+    dynamic, test = answering.opened.dynamic, answering.opened.data.test
+    threshold, answer_threshold = pair[0], pair[1] or answering.thresholds.answer
+    dynamic.operating_point = {"threshold": threshold, "answer_threshold": answer_threshold}
+    direct = evaluate_images(dynamic, test)
+    assert direct.answered is not None
+    page = page_of(answering, [])
+    assert page.answers is not None
+    assert page.confidence is not None
+    answered = page.confidence >= answer_threshold
+    assert direct.answered.equal(answered)
+    kept = map_policy(page.keep_probs, threshold)
+    rest = page.predictions.gather(1, kept.sum(1, keepdim=True)).squeeze(1)
+    assert direct.predictions.equal(page.answers.where(answered, rest))
+    assert direct.flops.equal(page.flops.per_image(kept, answered))
+    assert direct.policy.equal(kept & ~answered.unsqueeze(1))
+
+
+def test_both_curves_of_a_network_that_answers_go_through_the_reported_point(answering: Findings) -> None:
+    outcomes = answering.outcomes
+    assert outcomes.answered is not None
+    assert 0 < outcomes.answered.sum() < len(outcomes.answered)
+    for name, label in (
+        ("dynamic", "threshold 0.5"),
+        ("dynamic, other answer thresholds", answer_words(answering.thresholds.answer)),
+    ):
+        (curve,) = [curve for curve in answering.curves if curve.name == name]
+        (own,) = [point for point in curve.points if point.label == label]
+        assert own.accuracy == outcomes.accuracy
+        assert own.flops == outcomes.flops_per_image[0]
+    assert curve.points[0].label == "all answered"
+    assert curve.points[0].flops == answering.table.policy_network
+    assert curve.points[-1].label == "none answered"
+
+
+def test_an_answer_threshold_without_answers_is_named(folder: Path, command: Command, flags: tuple) -> None:
+    code, _, error = command(visualize, *flags, "--load", folder / "both.t7", "--answer_threshold", 0.9)
+    assert code == 2
+    assert "--answer_threshold: needs a policy network that answers" in error

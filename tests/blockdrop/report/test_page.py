@@ -21,6 +21,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from torch import Tensor
 
+from agents.answers import NEVER
 from agents.policies import map_policy
 from blockdrop.flops import FlopTable
 from blockdrop.policy_curves import Curve, CurvePoint
@@ -61,17 +62,46 @@ def make_report(images: int = 200, stage_sizes: tuple[int, ...] = (6, 7, 7), cla
     )
 
 
+def answering_report(answer_threshold: float = 0.9) -> Report:
+    """Confidences on a grid, 0 and 1 among them; every third answer is random."""
+    report, generator = make_report(211), torch.Generator().manual_seed(2)
+    random = torch.randint(4, report.labels.shape, generator=generator)
+    return replace(
+        report,
+        answers=torch.where(torch.rand(random.shape, generator=generator) < 0.67, report.labels, random),
+        confidence=torch.randint(11, random.shape, generator=generator) / 10,
+        answer_threshold=answer_threshold,
+    )
+
+
 def policy_of(report: Report, threshold: float) -> tuple[Tensor, Tensor]:
-    """Policies and predictions: bool (N, K), int64 (N,)."""
+    """Policies and predictions where no image is answered: bool (N, K), int64 (N,)."""
     policy = map_policy(report.keep_probs, threshold)
     return policy, report.predictions.gather(1, policy.sum(1, keepdim=True)).squeeze(1)
 
 
-def numbers_of(report: Report, threshold: float) -> dict[str, str]:
+def answered_of(report: Report, threshold: float, answer_threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Policies, predictions and the answered images: bool (N, K), int64 (N,), bool (N,)."""
+    policy, predictions = policy_of(report, threshold)
+    assert report.confidence is not None
+    assert report.answers is not None
+    answered = report.confidence >= answer_threshold
+    return policy & ~answered.unsqueeze(1), report.answers.where(answered, predictions), answered
+
+
+def numbers_of(report: Report, threshold: float, answer_threshold: float = NEVER) -> dict[str, str]:
     """What the page must show, by element."""
     policy, predictions = policy_of(report, threshold)
-    flops = report.flops.per_image(policy).double().mean().item()
-    return {
+    answered, more = torch.zeros(len(policy), dtype=torch.bool), {}
+    if report.answers is not None:
+        policy, predictions, answered = answered_of(report, threshold, answer_threshold)
+        right = (predictions == report.labels)[answered].double().mean().item()
+        more = {
+            "answered": f"{100 * answered.double().mean().item():.1f} %",
+            "answered-accuracy": f"{100 * right:.2f} % right" if answered.any() else "",
+        }
+    flops = report.flops.per_image(policy, answered).double().mean().item()
+    return more | {
         "accuracy": f"{100 * (predictions == report.labels).double().mean().item():.2f} %",
         "blocks": f"{policy.sum(1).double().mean().item():.2f}",
         "mflops": f"{flops / 1e6:.2f}",
@@ -80,8 +110,8 @@ def numbers_of(report: Report, threshold: float) -> dict[str, str]:
     }
 
 
-def expect_numbers(page: Page, report: Report, threshold: float) -> None:
-    for name, text in numbers_of(report, threshold).items():
+def expect_numbers(page: Page, report: Report, threshold: float, answer_threshold: float = NEVER) -> None:
+    for name, text in numbers_of(report, threshold, answer_threshold).items():
         expect(page.locator(f"#{name}")).to_have_text(text)
 
 
@@ -163,6 +193,69 @@ def test_slider_moves_numbers_field_and_marker(open_page: Callable[..., Page]) -
     expect(marker).to_have_attribute("data-accuracy", f"{(predictions == report.labels).double().mean().item()}")
     page.get_by_role("button", name="Reset").click()
     expect_numbers(page, report, 0.5)
+
+
+def test_both_thresholds_give_pythons_numbers(open_page: Callable[..., Page]) -> None:
+    report = answering_report()
+    page = open_page(report)
+    expect_numbers(page, report, 0.5, 0.9)
+    # 0.7 is above the float32 0.7 that confidences are, and equal to it once rounded to float32
+    for threshold, answer_threshold in ((0.7, 0.7), (0.7, 1e-60), (0.05, 1.0), (0.3, 1.001), (1.0, 0.55)):
+        page.locator("#threshold-number").fill(repr(threshold))
+        page.locator("#answer-threshold-number").fill(repr(answer_threshold))
+        expect_numbers(page, report, threshold, answer_threshold)
+        policy, _, answered = answered_of(report, threshold, answer_threshold)
+        marker = page.locator("#chart g.here")
+        mean_flops = report.flops.per_image(policy, answered).double().mean().item()
+        assert float(marker.get_attribute("data-flops") or "") == mean_flops
+        captions = [caption.split()[0] for caption in page.locator("#grid .caption").all_text_contents()]
+        used = [str(count) for count in policy.sum(1).tolist()]
+        wanted = ["answered" if sure else blocks for sure, blocks in zip(answered.tolist(), used, strict=True)]
+        assert captions == wanted[:150]
+    page.locator("#answer-threshold").fill("0.8")
+    expect_numbers(page, report, 1.0, 0.8)
+    page.get_by_role("button", name="Reset the answer threshold").click()
+    expect_numbers(page, report, 1.0, 0.9)
+
+
+def test_an_answer_threshold_of_never_stands_at_the_sliders_end(open_page: Callable[..., Page]) -> None:
+    report = answering_report(NEVER)
+    page = open_page(report)
+    expect_numbers(page, report, 0.5, NEVER)
+    expect(page.locator("#answer-threshold")).to_have_value("1.001")
+
+
+def test_a_report_without_answers_shows_nothing_about_them(open_page: Callable[..., Page]) -> None:
+    page = open_page(make_report())
+    for hidden in ("#answer-threshold", "#answered", "#by"):
+        expect(page.locator(hidden)).to_be_hidden()
+    assert "nswer" not in page.locator("main").inner_text()
+
+
+def test_answered_images_can_be_filtered_ordered_and_opened(open_page: Callable[..., Page]) -> None:
+    report = answering_report(0.5)
+    page = open_page(report)
+    _, predictions, answered = answered_of(report, 0.5, 0.5)
+    page.locator("#by").select_option("answer")
+    page.locator("#result").select_option("wrong")
+    matching = answered & (predictions != report.labels)
+    assert images_shown(page) == matching.nonzero().flatten().tolist()
+    page.locator("#by").select_option("resnet")
+    page.locator("#result").select_option("all")
+    assert images_shown(page) == (~answered).nonzero().flatten().tolist()
+    page.locator("#by").select_option("all")
+    page.locator("#order").select_option("surest")
+    assert report.confidence is not None
+    assert report.answers is not None
+    first = int((-report.confidence).argsort(stable=True)[0])
+    assert images_shown(page)[0] == first
+    page.locator("#grid button").first.click()
+    detail = page.locator("#detail")
+    name = report.classes[int(report.answers[first])]
+    expect(detail).to_contain_text(f"Answer{name} (confidence 1.000)")
+    expect(detail).to_contain_text("Blocks usednone: answered")
+    expect(detail).to_contain_text(f"{report.flops.policy_network / 1e6:.2f} MFLOPs")
+    assert detail.locator("li.kept").count() == 0
 
 
 def test_a_number_being_typed_changes_nothing_until_it_is_one(open_page: Callable[..., Page]) -> None:
@@ -489,6 +582,16 @@ def test_every_address_on_the_page_is_data() -> None:
         ({"stage_sizes": (19,)}, "keep_probs"),
         ({"flops": FlopTable(1, (1,) * 19, 1)}, "flops.blocks has 19 entries"),
         ({"threshold": float("nan")}, "threshold: nan"),
+        ({"answer_threshold": float("nan")}, "answer_threshold: nan"),
+        ({"answers": torch.zeros(5, dtype=torch.int64)}, "answers, confidence: one without the other"),
+        (
+            {"answers": torch.full((5,), 4), "confidence": torch.zeros(5)},
+            "answers: 4 to 4, with 4 classes",
+        ),
+        (
+            {"answers": torch.zeros(5, dtype=torch.int64), "confidence": torch.full((5,), 1.1)},
+            "confidence: not all in",
+        ),
         ({"curves": [Curve("bent", (CurvePoint(1.0, 93.2, "p"),))]}, "curves: bent, p: 1.0 FLOPs, accuracy 93.2"),
     ],
 )
