@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -196,12 +197,19 @@ def load_digits(train: bool, image_size: int = 32) -> tuple[Tensor, Tensor]:
     Returns:
         images uint8 (M, 3, image_size, image_size), labels int64 (M,).
     """
-    from sklearn.datasets import load_digits as load_sklearn_digits
-
-    digits = load_sklearn_digits()
-    images = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)  # (1797, 1, 8, 8) in 0 … 255
+    pixels, labels = _digits()
+    images = pixels.float().unsqueeze(1) * (255 / 16)  # (1797, 1, 8, 8) in 0 … 255
     images = F.interpolate(images, size=(image_size, image_size), mode="bilinear", antialias=True)
     images = images.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
     is_test = torch.arange(len(images)) % 4 == 0
     chosen = ~is_test if train else is_test
-    return images[chosen].contiguous(), torch.from_numpy(digits.target)[chosen].long()
+    return images[chosen].contiguous(), labels[chosen].long()
+
+
+@functools.cache
+def _digits() -> tuple[Tensor, Tensor]:
+    """float64 (1797, 8, 8) in 0 … 16, and their labels; both are to be left as they are."""
+    from sklearn.datasets import load_digits as load_sklearn_digits
+
+    digits = load_sklearn_digits()  # from text, which takes a while
+    return torch.from_numpy(digits.images), torch.from_numpy(digits.target)
