@@ -16,13 +16,13 @@ from blockdrop import figures
 from blockdrop.data import Images, Normalisation, evenly_spaced
 from blockdrop.errors import BlockdropError
 from blockdrop.flops import FlopTable
-from blockdrop.inference.operating_point import AnswerOutcomes
 from blockdrop.measure import evaluate_images, executor, look_through, predict_under
 from blockdrop.names import EngineName
 from blockdrop.output import write_bytes, write_text
 from blockdrop.policy_curves import (
     Curve,
     answer_curve,
+    answer_outcomes,
     answer_words,
     blind_curves,
     dynamic_curve,
@@ -103,7 +103,7 @@ def look(
     policies = nested_policies(keep_probs)
     nested = predict(policies, torch.ones(len(policies)), "every threshold")
     found = keep_probs, nested, labels, table, thresholds.keep
-    answers = None if answer is None else AnswerOutcomes(confidence(answer), answer.argmax(1) == labels)
+    answers = None if answer is None else answer_outcomes(answer, labels)
     curves = [dynamic_curve(*found, answers, thresholds.answer)]
     if answers is not None:
         curves.append(answer_curve(rest_at(*found), answers, table, thresholds.answer))

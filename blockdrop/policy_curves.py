@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.answers import ANSWER_ALL, NEVER
+from agents.answers import ANSWER_ALL, NEVER, confidence
 from agents.policies import map_policy
 from agents.static_policies import make_static_policy
 from blockdrop.data import evenly_spaced
@@ -103,6 +103,11 @@ def dynamic_curve(
             right, flops = answers.right.where(answered, right), flops.where(~answered, table.policy_network)
         points.append(_point(flops, right, threshold_words(other)))
     return Curve("dynamic", tuple(reversed(points)))
+
+
+def answer_outcomes(answer: Tensor, labels: Tensor) -> AnswerOutcomes:
+    """What answers are worth: log-probabilities (N, classes), and labels int64 (N,)."""
+    return AnswerOutcomes(confidence(answer), answer.argmax(1) == labels)
 
 
 def rest_at(

@@ -1,7 +1,8 @@
 """Whether it pays to look again: early exits after each stage, beside a policy network that answers.
 
-An exit is a linear head on the mean-pooled map after a stage, fitted to the frozen network's maps of training images
-by logistic regression (internal classifiers: Kaya et al. 2019, Shallow-Deep Networks, arXiv:1810.07052). An image that the policy network doesn't answer leaves there, if the head's largest probability reaches the exit
+An exit is a linear head on the mean-pooled map after a stage, fitted by logistic regression to what the frozen
+network makes of training images (internal classifiers: Kaya et al. 2019, Shallow-Deep Networks, arXiv:1810.07052).
+An image that the policy network doesn't answer leaves there, if the head's largest probability reaches the exit
 threshold. For each budget the best pair of answer threshold and exit threshold is chosen on one half of the test
 images and reported on the other, beside the best answer threshold without an exit.
 
