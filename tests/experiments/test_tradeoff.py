@@ -185,8 +185,8 @@ def test_from_nothing_to_tables_and_chart_in_two_processes(
     config: TradeoffConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(
-        config, only=("full", "r8"), processes=2, epochs=1, timed_images=32, timed_batch_size=16, resamples=100,
-        figure=str(tmp_path / "chart.png"), json=str(tmp_path / "report.json"),
+        config, only=("full", "r8"), processes=2, epochs=1, engine="torch", timed_images=32,
+        timed_batch_size=16, resamples=100, figure=str(tmp_path / "chart.png"), json=str(tmp_path / "report.json"),
     )  # fmt: skip
     report = tradeoff.main(config)
     out = capsys.readouterr().out
