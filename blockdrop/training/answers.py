@@ -116,7 +116,8 @@ class AnswerTraining:
                 return seen[at].to(batch.device)
             with torch.no_grad():
                 wanted: Tensor = teacher(batch)
-            state.counts["block_executions"] += len(batch) * dynamic.num_blocks * compute.processes.size
+            (rows,) = compute.processes.sum(len(batch))
+            state.counts["block_executions"] += int(rows) * dynamic.num_blocks
             if at is not None:
                 wanted = wanted.half()  # the first time, too: a resumed run sees the same
                 seen[at] = wanted.cpu()

@@ -192,6 +192,13 @@ COMMANDS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "finetune shuffled": (finetune, {"shuffle_policies": True}),
+    "finetune answers": (
+        finetune,
+        {
+            "recipe": "glance", "answer_epochs": 2, "answer_views": 1, "hold_out": 0.34, "target_flops": 1.3,
+            "answered_weight": 0.5, "settle": 0.0, "rewind": False, "settled_distill": None, "recalibrate": 0,
+        },
+    ),
     "pretrain": (pretrain, {}),
 }  # fmt: skip
 
