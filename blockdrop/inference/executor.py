@@ -12,11 +12,12 @@ import contextlib
 import copy
 import functools
 import itertools
-import operator
+import os
 import threading
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -33,10 +34,10 @@ from blockdrop.inference.cache import ProgramCache
 from blockdrop.inference.openvino_engine import OpenVINOEngine, Program, UnsupportedLayerError
 from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, plan_batch
 from blockdrop.inference.torch_engine import TorchEngine, make_engine
+from blockdrop.inference.watch import Watch
 from blockdrop.inference.workers import Workers
 from blockdrop.models.backbone import Backbone, Network, known_image_size
 from blockdrop.models.droppable import take_rows
-from blockdrop.models.parts import DroppableParts
 from blockdrop.models.policy_networks import folded_policy_network
 from blockdrop.names import EngineName
 
@@ -50,7 +51,7 @@ COMPILE_AFTER = 128
 """Rows served without a program before one is compiled; that is about what compiling costs (see ProgramCache)."""
 
 
-BATCHNORM_FOLLOWERS = ("running_var", "num_batches_tracked")
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class Result(NamedTuple):
@@ -144,10 +145,12 @@ def compile(
 class Executor:
     """See `compile`, which makes it.
 
-    Calling it from several threads is safe; the calls then take turns. It follows in-place changes of the
-    networks' weights (an optimiser's step, `load_state_dict`): the next call prepares them anew. A call with a
-    single image looks at the stem, each stage's shortcut and last block, the head and the policy network only;
-    after changing nothing but other layers call `refresh`. After replacing a layer make a new executor.
+    Calling it from several threads is safe; the calls then take turns. It follows changes of the networks'
+    weights: the next call prepares them anew (`watch.Watch` says what shows; values of a single layer that are
+    written through `p.data` may not). After those, or after replacing a layer, call `refresh`.
+
+    It can be copied and pickled, and then prepares itself anew; in a process that was forked it says that it can't
+    run: send it to a process that was spawned, or compile another one.
     """
 
     def __init__(
@@ -180,13 +183,35 @@ class Executor:
         self.threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._workers = Workers(self.threads)
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._cache_settings = (cache_bytes, compile_after)
         self._wanted_engine = engine
-        networks = [resnet] if policy_network is None else [resnet, policy_network]
-        self._watched = [tensor for network in networks for tensor in _what_changes(network)]
-        self._sentinels = [tensor for network in networks for tensor in _sentinels(network)]
+        self._watch: Watch | None = None
         with _plain_tensors():
             self._prepare()
+
+    def __getstate__(self) -> dict[str, Any]:
+        cache_bytes, compile_after = self._cache_settings
+        return {
+            "resnet": self.resnet, "policy_network": self.policy_network, "dtype": self.dtype,
+            "threshold": self.threshold, "answer_threshold": self.answer_threshold, "engine": self._wanted_engine,
+            "device": self.device, "cache_bytes": cache_bytes, "compile_after": compile_after,
+        }  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        built_from = self.resnet.built_from
+        name = type(self.resnet).__name__ if built_from is None else built_from[0]
+        what = [f"{name}, {self.num_blocks} blocks"]
+        if self.policy_network is not None:
+            what.append(f"policy network at threshold {self.threshold:.4g}")
+            if self._answers:
+                what.append(f"answer threshold {self.answer_threshold:.4g}")
+        threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
+        what.append(f"{str(self.dtype).removeprefix('torch.')} by {self.engine_name} on {self.device}{threads}")
+        return f"Executor({', '.join(what)})"
 
     def __call__(
         self,
@@ -269,14 +294,24 @@ class Executor:
     def _using(self, images: Tensor) -> Iterator[None]:
         """One call at a time, with networks that are up to date."""
         self._check_images(images)
-        with self._lock, _plain_tensors():
+        with self._running():
             self._refresh(single=len(images) == 1)
             yield
 
-    def refresh(self) -> None:
-        """Prepares the networks anew if any of their weights has changed since the last call."""
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        if os.getpid() != self._process:
+            raise BlockdropError(
+                "executor: made in another process, whose threads a forked one lacks; compile another one here, "
+                "or start the process by spawn"
+            )
         with self._lock, _plain_tensors():
-            self._refresh()
+            yield
+
+    def refresh(self) -> None:
+        """Prepares the networks anew, as after a change of their weights or layers."""
+        with self._running():
+            self._prepare()
 
     def warm(self, policy: Tensor, image_size: int | None = None, batch_size: int = 256) -> None:
         """Compiles the programs of the given policies ahead of time, most used ones first.
@@ -290,7 +325,7 @@ class Executor:
         image_size = known_image_size(self.resnet, image_size)
         if self._programs is None:
             return
-        with self._lock, _plain_tensors():
+        with self._running():
             self._refresh()
             in_shape = (image_size, image_size, 3)
             rows: Counter[ProgramKey] = Counter()
@@ -315,12 +350,12 @@ class Executor:
     # ---- preparation
 
     def _prepare(self) -> None:
-        self._versions = sum(map(_version, self._watched))
-        self._sentinel_versions = sum(map(_version, self._sentinels))
-        net = self.resnet.folded().to(self.device)
+        self._watch = None  # whatever ends this before its end, the next call begins it again
+        watch = Watch([self.resnet] if self.policy_network is None else [self.resnet, self.policy_network])
+        net = _in_float32(self.resnet).folded().to(self.device)
         trunk = None
         if self.policy_network is not None:
-            trunk = folded_policy_network(self.policy_network).to(self.device)
+            trunk = folded_policy_network(_in_float32(self.policy_network)).to(self.device)
         self.engine_reason = ""
         self._openvino = self._make_openvino(net, trunk)
         self._programs: ProgramCache[ProgramKey, Program] | None = None
@@ -340,6 +375,7 @@ class Executor:
                 self._answer_weight = trunk.answer_weight.item()
         self._policy_programs: dict[tuple[tuple[int, ...], int, bool], Program] = {}
         self._known_shapes: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
+        self._watch = watch
 
     def _make_openvino(self, net: Network, trunk: PolicyNetwork | None) -> OpenVINOEngine | None:
         wanted = self._wanted_engine
@@ -367,10 +403,7 @@ class Executor:
             return None
 
     def _refresh(self, single: bool = False) -> None:
-        # To look at hundreds of tensors takes a tenth of the time of one image, so a few stand for the others.
-        if single and sum(map(_version, self._sentinels)) == self._sentinel_versions:
-            return
-        if sum(map(_version, self._watched)) != self._versions:
+        if self._watch is None or self._watch.changed(single):
             self._prepare()
 
     # ---- the policy network
@@ -387,9 +420,11 @@ class Executor:
         """Keep probabilities and answers side by side, float32 (N, K + classes)."""
         count = len(images)
         found = torch.empty(count, self.num_blocks + self._answers, device=images.device)
-        if count == 1 and self._openvino is not None:  # the path for one image is short: here microseconds count
-            self._policy_program(images, 1, 1).run(lambda x: x.copy_(images.permute(0, 2, 3, 1)), found)
-            return found
+        if count == 1:  # the path for one image is short: here microseconds count
+            program = self._policy_program(images, 1, 1)
+            if program is not None:
+                program.run(lambda x: x.copy_(images.permute(0, 2, 3, 1)), found)
+                return found
         if self._openvino is None:
             pieces = [_Piece(slice(*rows), None) for rows in self._even_pieces(count)]
         else:
@@ -405,14 +440,13 @@ class Executor:
         self._workers.run(work, pieces)
         return found
 
-    def _policy_program(self, images: Tensor, batch: int, count: int) -> Program:
-        assert self._openvino is not None
+    def _policy_program(self, images: Tensor, batch: int, count: int) -> Program | None:
         key = (_map_shape(images), batch, count == 1)
-        if key not in self._policy_programs:
-            program = self._policy_programs[key] = self._openvino.policy_program(*key)
-            program.copies = 1 if count == 1 else self.threads
-            self._workers.run(Program.compile_copy, [program] * program.copies)
-        return self._policy_programs[key]
+        if key not in self._policy_programs and self._openvino is not None:
+            program = self._openvino.policy_program(*key)
+            if self._compile_copies([program] * (1 if count == 1 else self.threads)):
+                self._policy_programs[key] = program
+        return self._policy_programs.get(key)
 
     # ---- a batch
 
@@ -485,6 +519,8 @@ class Executor:
         for key, (rows, _) in keys.items():
             self._programs.count(key, rows)
         self._compile({key: copies for key, (_, copies) in keys.items()})
+        if self._programs is None:  # given up
+            return [_Piece(slice(*rows), None) for rows in self._even_pieces(len(segment.source))]
         pieces: list[_Piece] = []
         without: list[NDArray[np.intp]] = []
         for start, stop in segment.groups:
@@ -547,16 +583,17 @@ class Executor:
         program = self._programs.programs.get(key)
         if program is None and self._programs.wants(key):
             self._compile({key: 1})
-            program = self._programs.programs.get(key)
+            return None if self._programs is None else self._programs.programs.get(key)
         return program
 
     def _compile(self, copies: dict[ProgramKey, int]) -> None:
         """Compiles the programs that have become worth it, and copies of those that several workers need."""
         assert self._programs is not None
         assert self._openvino is not None
-        jobs = []
+        programs = self._programs.programs
+        jobs, planned = [], {}
         for key in sorted(copies, key=self._programs.rows, reverse=True):
-            program = self._programs.programs.get(key)
+            program = programs.get(key)
             if program is None:
                 if not self._programs.wants(key):
                     continue
@@ -567,10 +604,38 @@ class Executor:
                 continue
             if not self._programs.room_for(key, missing * program.bytes_each):
                 break  # what is used less won't find room either
-            self._programs.programs[key] = program
+            planned[key] = programs[key] = program
             program.copies += missing
             jobs += [program] * missing
-        self._workers.run(Program.compile_copy, jobs)
+        try:
+            self._compile_copies(jobs)
+        finally:  # what is in the books is there, whatever happened
+            for key, program in planned.items():
+                program.copies = program.compiled
+                if not program.copies:
+                    programs.pop(key, None)
+
+    def _compile_copies(self, jobs: Sequence[Program]) -> bool:
+        """Compiles each of the programs once for every time that it is named; False if OpenVINO couldn't, which is
+        given up then.
+
+        Raises:
+            BlockdropError: it couldn't, and was asked for by name.
+        """
+        try:
+            self._workers.run(Program.compile_copy, jobs)
+        except RuntimeError as error:
+            why = " ".join(str(error).split())[:200]
+            if self._wanted_engine == "openvino":
+                raise BlockdropError(f"engine openvino: can't compile a program ({why}); choose torch") from error
+            warnings.warn(
+                f"OpenVINO can't compile a program, so torch runs the network: {why}", RuntimeWarning, stacklevel=2
+            )
+            self._openvino = self._programs = None
+            self._policy_programs = {}
+            self.engine_name, self.engine_reason = "torch", f"OpenVINO can't compile a program: {why}"
+            return False
+        return True
 
     # ---- shapes and checks
 
@@ -625,6 +690,14 @@ class _WholeNetwork(nn.Module):
         return self.engine.run(blocks, x, np.ones((len(x), blocks[1]), dtype=bool))
 
 
+def _in_float32(network: Net) -> Net:
+    """The network itself, or a copy of one in other floating-point numbers: float32 is folded and compiled."""
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    if all(tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point()):
+        return network
+    return copy.deepcopy(network).float()
+
+
 @contextlib.contextmanager
 def _plain_tensors() -> Iterator[None]:
     """No gradients, but no inference mode either: workers may not write to the inference tensors of a caller's."""
@@ -644,30 +717,6 @@ def _segments(resnet: Network) -> list[Range]:
 def _map_shape(x: Tensor) -> tuple[int, ...]:
     """(H, W, C) of maps (m, C, H, W), or (outputs,) of (m, outputs)."""
     return tuple(x.shape[1:] if x.dim() == 2 else (*x.shape[2:], x.shape[1]))
-
-
-_version = operator.attrgetter("_version")  # a tensor's count of in-place changes
-
-
-def _what_changes(network: nn.Module) -> list[Tensor]:
-    """The tensors by whose versions a change shows. A BatchNorm's three buffers change together, so one does."""
-    buffers = [buffer for name, buffer in network.named_buffers() if not name.endswith(BATCHNORM_FOLLOWERS)]
-    return [tensor for tensor in (*network.parameters(), *buffers) if not tensor.is_inference()]
-
-
-def _sentinels(network: nn.Module) -> list[Tensor]:
-    """Tensors of which one changes when a whole network, a whole stage, or all layers of a kind are trained."""
-    parts: list[nn.Module] = [network]
-    if isinstance(network, Backbone):
-        parts = [network.conv1, network.bn1, network.fc, *network.ds]
-        parts += [cast(nn.ModuleList, stage)[-1] for stage in network.blocks]
-    elif isinstance(network, DroppableParts):
-        parts = [network.stem_part, network.head_part, *network.transitions]
-        parts += [cast(nn.ModuleList, stage)[-1] for stage in network.blocks]
-    elif isinstance(network, PolicyNetwork) and isinstance(network.features, Backbone):
-        heads = [head for head in (network.logit, network.answer) if head is not None]
-        return [*(tensor for head in heads for tensor in _what_changes(head)), *_sentinels(network.features)]
-    return [tensor for part in parts for tensor in _what_changes(part)]
 
 
 def _split(rows: int) -> dict[int, int]:

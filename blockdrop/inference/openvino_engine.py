@@ -74,11 +74,18 @@ class Program:
         self._make, self._dtype, self.bytes_each = make, dtype, bytes_each
         self._idle: queue.SimpleQueue[_Copy] = queue.SimpleQueue()
         self.copies = 0
+        """That are there, or that are planned."""
+        self._compiled: list[_Copy] = []
 
     @property
     def num_bytes(self) -> int:
         """Memory of all copies."""
         return self.bytes_each * self.copies
+
+    @property
+    def compiled(self) -> int:
+        """How many copies are there."""
+        return len(self._compiled)
 
     def compile_copy(self) -> None:
         """Compiles the graph (once more)."""
@@ -89,7 +96,9 @@ class Program:
         outputs = torch.empty(tuple(compiled.output(0).shape), dtype=output_type)
         request.set_input_tensor(0, _shared(inputs))
         request.set_output_tensor(0, _shared(outputs))
-        self._idle.put(_Copy(functools.partial(request.infer, share_outputs=True), inputs, outputs))
+        made = _Copy(functools.partial(request.infer, share_outputs=True), inputs, outputs)
+        self._compiled.append(made)
+        self._idle.put(made)
 
     def run(self, fill: Callable[[Tensor], object], out: Tensor) -> None:
         """Runs as many rows as `out` has, which may be fewer than the batch size.

@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -40,9 +40,16 @@ class Workers:
                 while (task := _next(shares, own)) is not None:
                     work(task)
 
-        futures = [self._threads().submit(work_off, i) for i in range(count)]
-        for future in futures:
-            future.result()
+        pool = self._threads()
+        futures = [pool.submit(work_off, i) for i in range(count)]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            for share in shares:  # nobody goes on with what nobody waits for
+                share.clear()
+            wait(futures)
+            raise
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
@@ -54,11 +61,18 @@ class Workers:
                 started.wait()
 
             threads = torch.get_num_threads()
-            self._pool = ThreadPoolExecutor(self.count, "blockdrop", begin)
-            for _ in range(self.count):
-                self._pool.submit(int)
-            started.wait()
-            torch.set_num_threads(threads)  # parts of the setting belong to the process
+            pool = ThreadPoolExecutor(self.count, "blockdrop", begin)
+            try:
+                for _ in range(self.count):
+                    pool.submit(int)
+                started.wait()
+            except BaseException:
+                started.abort()
+                pool.shutdown(wait=False)
+                raise
+            finally:
+                torch.set_num_threads(threads)  # parts of the setting belong to the process
+            self._pool = pool
         return self._pool
 
 
