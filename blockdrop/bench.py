@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.answers import NEVER, Thresholds, confidence
+from agents.answers import NEVER, Thresholds, confidence, with_answers
 from agents.deciders import Decider, Learned, Static, keep_all
 from agents.names import DEFAULT_THRESHOLD
 from agents.policies import map_policy
@@ -21,6 +21,7 @@ from blockdrop.inference.operating_point import (
     DROP_ALL,
     KEEP_ALL,
     AnswerOutcomes,
+    Pair,
     RestOutcomes,
     curve_thresholds,
     front_of_pairs,
@@ -35,7 +36,7 @@ from blockdrop.models.checkpoints.operating_points import (
 )
 from blockdrop.names import EngineName
 from blockdrop.policy_stats import Outcomes
-from blockdrop.training.answers import fit_weight, look_at, run_under
+from blockdrop.training.answers import FEW, fit_weight, look_at, run_under
 from blockdrop.training.compute import Compute
 from blockdrop.training.opening import Opened
 
@@ -170,10 +171,22 @@ def choose_operating_point(budget: float, bench: Bench, choosing: Images) -> dic
 
 
 def _choose_pair(budget: float, bench: Bench, choosing: Images) -> dict[str, Any]:
-    weight = fit_answer_weight(bench, choosing)
-    print(f"weight of answers beside the ResNet's logits: {weight:.3f}, which fits these images best")
     rests = outcomes_of_the_rest(bench, choosing)
-    pair = pair_for_budget(rests_of(rests), answers_of(rests), bench.table, budget)
+    answers = answers_of(rests)
+    pair = pair_for_budget(rests_of(rests), answers, bench.table, budget)
+    weight, right = fit_answer_weight(bench, choosing, pair)
+    same_threshold = RestOutcomes(pair.threshold, right, rests[pair.threshold].flops)
+    fitted = pair_for_budget([same_threshold], answers, bench.table, budget)
+    network = bench.dynamic.policy_network
+    assert network is not None
+    assert network.answer_weight is not None
+    if fitted.right > pair.right:
+        pair, why = fitted, "which fits these images best"
+        with torch.no_grad():
+            network.answer_weight.fill_(weight)
+    else:
+        why = f"the checkpoint's: with {weight:.3f}, which fits these images best, no more of them are right"
+    print(f"weight of answers beside the ResNet's logits: {network.answer_weight.item():.3f}, {why}")
     print(
         f"threshold {pair.threshold:.9g} and answer threshold {pair.answer_threshold:.9g}: the best pair within "
         f"the budget, with {pair.answered / len(choosing):.1%} of these images answered"
@@ -188,19 +201,15 @@ def _choose_pair(budget: float, bench: Bench, choosing: Images) -> dict[str, Any
     )
 
 
-def fit_answer_weight(bench: Bench, images: Images) -> float:
-    """Gives the policy network the weight of answers beside the ResNet's logits that fits these images best, under
-    its own policies; returns it."""
-    dynamic = bench.dynamic
-    network = dynamic.policy_network
-    assert network is not None
-    assert network.answer_weight is not None
-    found = look_at(dynamic, images, bench.compute)
-    logits = run_under(dynamic, found.keep_probs >= dynamic.threshold, images, bench.compute)
-    weight = fit_weight(logits, found.answer, found.labels)
-    with torch.no_grad():
-        network.answer_weight.fill_(weight)
-    return weight
+def fit_answer_weight(bench: Bench, images: Images, pair: Pair) -> tuple[float, Tensor]:
+    """The weight of answers beside the ResNet's logits that fits those images best that a pair of thresholds gives
+    to the ResNet (all images, if these are few); and which images the ResNet gets right with it, bool (N,)."""
+    found = look_at(bench.dynamic, images, bench.compute)
+    logits = run_under(bench.dynamic, found.keep_probs >= pair.threshold, images, bench.compute)
+    rest = found.confidence < pair.answer_threshold
+    rest = rest if int(rest.sum()) >= FEW else torch.ones_like(rest)
+    weight = fit_weight(logits[rest], found.answer[rest], found.labels[rest])
+    return weight, with_answers(logits, found.answer, None, weight).argmax(1) == found.labels
 
 
 def outcomes_of_the_rest(bench: Bench, images: Images, include: Sequence[float] = ()) -> dict[float, Outcomes]:

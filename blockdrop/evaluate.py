@@ -242,7 +242,7 @@ def _check_inputs(config: EvaluateConfig, opened: Opened) -> None:
     network = opened.dynamic.policy_network
     require(
         config.answer_threshold is None or (network is not None and network.answer is not None),
-        "--answer_threshold: needs a policy network that answers; finetune --recipe glance makes one",
+        "--answer_threshold: needs a policy network that answers; finetune --recipe answers makes one",
     )
     require(
         config.budget is None or len(opened.data.test) > 1,

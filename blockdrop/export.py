@@ -138,7 +138,7 @@ def open_networks(config: ExportConfig) -> Networks:
     require(
         config.answer_threshold is None or (network is not None and network.answer is not None),
         f"--answer_threshold: --load {' '.join(config.load)} holds no policy network that answers; "
-        "finetune --recipe glance makes one",
+        "finetune --recipe answers makes one",
     )
     own = dynamic.thresholds
     given = Thresholds(config.threshold or own.keep, config.answer_threshold or own.answer)

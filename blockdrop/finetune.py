@@ -48,25 +48,29 @@ FAST: Recipe = {
     "recalibrate": 5000,
     "test_every": 5,
 }
-GLANCE: Recipe = {
-    **FAST,
+ANSWERS: Recipe = {
     "policy_net": "reference",
-    "answer_epochs": 18,
+    "initial_keep": 0.9,
+    "answer_epochs": 40,
+    "answer_views": 8,
     "hold_out": 0.05,
-    "target_flops": 0.45,
-    "rest_flops": 0.59,
+    "target_flops": 0.5,
     "answer_weight": 0.3,
-    "max_epochs": 12,
-    "settle": 0.83,
+    "batch_size": 128,
+    "max_epochs": 0,
 }
-"""The policy network learns to answer first; see `blockdrop.training.answers`."""
+"""The policy network learns to answer, and the ResNet stays as it is; see `blockdrop.training.answers`."""
+GLANCE: Recipe = {**FAST, **ANSWERS, "max_epochs": 15, "target_flops": 0.35, "rest_flops": 0.45}
+"""The policy network learns to answer, then the ResNet is fine-tuned under policies for what isn't answered."""
 
 
 @dataclass(kw_only=True)
 class FinetuneConfig(AnswerConfig):
     """Flags of `python -m blockdrop.finetune`."""
 
-    RECIPES: ClassVar[dict[str, Recipe]] = {"reference": {}, "fast": FAST, "glance": GLANCE}
+    RECIPES: ClassVar[dict[str, Recipe]] = {
+        "reference": {}, "fast": FAST, "answers": ANSWERS, "glance": GLANCE,
+    }  # fmt: skip
 
     GROUPS: ClassVar[Groups] = {
         "policy learning": ("temperature", "information", "initial_keep", "policy"),
@@ -86,7 +90,9 @@ class FinetuneConfig(AnswerConfig):
     bias_lr: Positive | None = None
     """Learning rate of the bias of the policy network's logits, by which the policies of all images move together.
     Default: --lr."""
-    max_epochs: Count = 2000
+    max_epochs: CountOrNone = 2000
+    """Number of epochs, without those of --answer_epochs. 0: the policy network learns to answer and nothing else;
+    the ResNet and the policies stay as they were loaded."""
     epoch_step: Count = 1600
     penalty: Annotated[float, Range()] = -5.0
     execution: Execution = "sparse"
@@ -151,6 +157,10 @@ class FinetuneConfig(AnswerConfig):
         if self.estimator not in PATHWISE:
             check_estimator(self.estimator, self.samples)
         pathwise, target = self.estimator in PATHWISE, self.target_flops is not None
+        require(
+            self.max_epochs > 0 or self.answer_epochs > 0,
+            "--max_epochs 0: nothing would be learned; pass --answer_epochs, or --recipe answers",
+        )
         for flag in ("reward", "reinforce_answers"):
             self.check_meaning(flag, not pathwise, "estimators from rewards")
         require(
@@ -284,13 +294,15 @@ def train(
     from blockdrop.training.joint import BlockRunner, JointBatch, SettledLearner, make_learner, make_optimizers
     from blockdrop.training.joint_policies import JointPolicies
     from blockdrop.training.policies import OperatingPoint
-    from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch, make_reward
+    from blockdrop.training.policy_epoch import SampledEpoch, finish_epoch, make_reward, test_policies
     from blockdrop.training.update import Update
 
     config, compute, processes = session.config, session.compute, session.processes
     answers = AnswerTraining(dynamic, data, session)
     train_images = answers.train_images
-    if static is None and config.settle:
+    if config.max_epochs == 0:
+        print("policies and ResNet: as they were loaded")
+    elif static is None and config.settle:
         rewound = ", the ResNet from the weights as loaded" if config.rewinds else ""
         learned, rest = config.settled_from, config.max_epochs - config.settled_from
         print(f"policies: learned for {learned} epochs, then settled for {rest}{rewound}")
@@ -322,9 +334,11 @@ def train(
     networks = {"ResNet": resnet, **policies.modules}
     update = Update(config, session.run, batches, optimizers.values(), networks, processes)
     state = session.run.state
-    if config.settled_from == 0 and static is None:  # the policies that were loaded are those to learn under
+    if (
+        config.settled_from == 0 or config.max_epochs == 0
+    ) and static is None:  # the policies that were loaded are those to learn under
         policies.point = OperatingPoint(dynamic.threshold)
-        if target is not None:
+        if target is not None and config.max_epochs:
             policies.point.choose(target, dynamic, train_images, compute, flops)
     state.track(
         resnet=resnet, budget=budget, point=policies.point, policy_network=dynamic.policy_network, **optimizers
@@ -396,6 +410,10 @@ def train(
             resnet.load_state_dict(loaded)
             for optimizer in optimizers.values():
                 optimizer.state.clear()
+    if config.max_epochs == 0:
+        answers.begin(policies.point, flops)
+        answers.choose(policies.point, flops)
+        test_policies(session, dynamic, data, 0, reward, policies.test())
     for parameter in (*learning, *answers.frozen):
         parameter.requires_grad_(True)
     if static is None:

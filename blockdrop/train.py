@@ -1,7 +1,7 @@
 """Make a trained network dynamic: train its policy network and the network itself, and compare it with the one
 brought.
 
---recipe fast and --recipe glance run `finetune` with that recipe, --recipe reference runs `cl_train` and then
+--recipe fast, answers and glance run `finetune` with that recipe, --recipe reference runs `cl_train` and then
 `finetune`. In Python `blockdrop.train(dynamic, train_data, test_data, ...)` does the same with a network and data
 of the program's own.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from blockdrop.dynamic import DynamicNetwork
     from blockdrop.report.table import Report
 
-Recipe = Literal["fast", "glance", "reference"]
+Recipe = Literal["fast", "answers", "glance", "reference"]
 DECIDED = {
     "recipe", "model", "arch", "shortcut", "expansion", "reduction", "reduction_mode", "image_size",
     "normalisation", "policy_net", "initial_keep", "policy", "policy_init", "data_dir", "download",
@@ -55,9 +55,9 @@ class TrainConfig(RunConfig):
     """Checkpoints of the trained network, of any dialect, or run directories. For R18_ImgNet to R152_ImgNet also
     the word torchvision, which fetches its weights."""
     recipe: Recipe = "fast"
-    """Recipe: fast (toward a budget, from a trained network), glance (the same, and the policy network answers
-    easy images by itself) or reference (curriculum learning and then joint fine-tuning, as BlockDrop was
-    published)."""
+    """Recipe: fast (toward a budget, from a trained network), answers (the policy network answers easy images by
+    itself, and the network stays as it is), glance (both) or reference (curriculum learning and then joint
+    fine-tuning, as BlockDrop was published)."""
     budget: Annotated[float, Range(above=0, most=1, meaning="a fraction of the full network's FLOPs")] | None = (
         None
     )
@@ -121,7 +121,7 @@ def train(
 ) -> tuple[DynamicNetwork, Report]:
     """Teaches the policy network which blocks each image needs, and the network to do without the others.
 
-    What `python -m blockdrop.finetune` does (`recipe="fast"`, `recipe="glance"`), or `cl_train`, in
+    What `python -m blockdrop.finetune` does (`recipe="fast"`, "answers", "glance"), or `cl_train`, in
     `run_dir/curriculum`, and then `finetune` (`recipe="reference"`): with a progress bar, TensorBoard's curves,
     checkpoints, and several processes under torchrun.
 
@@ -131,13 +131,14 @@ def train(
             (3, H, W), as `dynamic.transform` makes them, or a `DataLoader` of one; or a
             `blockdrop.data.DataSource`, which holds test images, too.
         test_data: the same, to test and report on.
-        recipe: "fast": from a trained network, toward a budget; "glance": the same, and the policy network answers
-            easy images by itself, for which a policy network that sees much of an image is needed, as
-            `make_dynamic(…, policy_net="reference")` makes; "reference": curriculum learning and joint
-            fine-tuning, as BlockDrop was published.
+        recipe: "fast": from a trained network, toward a budget; "answers": the policy network learns to answer
+            easy images by itself, and the network stays as it is; "glance": both. To answer, a policy network has
+            to see much of an image, as `make_dynamic(…, policy_net="reference")` makes. "reference": curriculum
+            learning and joint fine-tuning, as BlockDrop was published.
         budget: mean cost to aim for, a fraction of the full network's FLOPs, policy network included; default: the
             recipe's.
-        epochs: of each command, those in which answers are learned not counted; default: the recipe's.
+        epochs: of each command, those in which answers are learned not counted; of "answers" just those; default:
+            the recipe's.
         run_dir: folder of the run: checkpoints, curves, `report.json`; `blockdrop.load` takes it, too.
         resume: go on with the run in `run_dir`, if there is one, as if it had never stopped.
         overwrite: delete the run in `run_dir`.
@@ -238,6 +239,8 @@ def plan(
     configs = []
     for folder, cls in classes.items():
         own = {flag: value for flag, value in flags.items() if flag in {field.name for field in fields(cls)}}
+        if recipe == "answers" and "max_epochs" in own:
+            own["answer_epochs"] = own.pop("max_epochs")
         if cls is cl_train.CurriculumConfig and "max_epochs" in own:
             # so that the curriculum comes to decide all blocks
             own.setdefault("cl_step", -(-dynamic.num_blocks // own["max_epochs"]))
@@ -248,7 +251,7 @@ def plan(
 
 def usual_net(recipe: Recipe) -> PolicyNet:
     """The policy network of a network that has none."""
-    return "reference" if recipe == "glance" else DEFAULT_POLICY_NET
+    return "reference" if recipe in ("answers", "glance") else DEFAULT_POLICY_NET
 
 
 def copy_to_train(dynamic: DynamicNetwork, data: Data, seed: int, recipe: Recipe = "fast") -> DynamicNetwork:

@@ -87,7 +87,7 @@ def main(config: VisualizeConfig) -> Findings:
     network = dynamic.policy_network
     require(
         config.answer_threshold is None or (network is not None and network.answer is not None),
-        "--answer_threshold: needs a policy network that answers; finetune --recipe glance makes one",
+        "--answer_threshold: needs a policy network that answers; finetune --recipe answers makes one",
     )
     findings = look(
         opened,

@@ -42,7 +42,7 @@ class CascadeConfig:
     """Flags of `python -m experiments.cascade`."""
 
     small: str
-    """Checkpoint or run directory of a ResNet-8."""
+    """Checkpoint or run directory of a ResNet-8, or of a dynamic network, whose policy network then answers."""
     big: str
     """That of the big network: all its blocks run, or those of the one policy that it was fine-tuned under
     (--policy_net constant)."""
@@ -94,11 +94,28 @@ def make_cascade(small: DynamicNetwork, big: DynamicNetwork) -> DynamicNetwork:
     """Both as one dynamic network, which answers by the small one and decides as the big one's only policy does.
 
     Args:
-        small: a static ResNet-8 with the normalisation of the big one.
+        small: a static ResNet-8, or a dynamic network whose policy network answers, for the same images as `big`.
         big: without a policy network, or with one that gives all images the same policy; left as it is.
     Raises:
         BlockdropError: other networks.
     """
+    policy_network = _answering(small, big)
+    nn.init.zeros_(policy_network.logit.weight)
+    policy_network.logit.bias.data = torch.where(only_policy(big), SURE, -SURE)
+    cascade = copy.deepcopy(big.with_network(big.network))
+    cascade.set_policy_network(policy_network)
+    return cascade.eval()
+
+
+def _answering(small: DynamicNetwork, big: DynamicNetwork) -> PolicyNetwork:
+    """The small network as a policy network that answers, for the blocks of the big one."""
+    require(small.preprocessing == big.preprocessing, f"--small {small.model}: made for other images than --big")
+    require(small.num_classes == big.num_classes, f"--small {small.model}: made for other classes than --big")
+    if small.policy_network is not None:
+        own_trunk = small.policy_network.answer is not None and not small.policy_network.borrowed
+        require(own_trunk, f"--small {small.model}: its policy network answers nothing, or not without its ResNet")
+        require(small.num_blocks == big.num_blocks, f"--small {small.model}: made for other blocks than --big")
+        return copy.deepcopy(small.policy_network)
     network = small.network
     policy_network = build_policy_network(big.num_blocks)
     own = policy_network.features
@@ -111,19 +128,13 @@ def make_cascade(small: DynamicNetwork, big: DynamicNetwork) -> DynamicNetwork:
         f"--small {small.model}: a ResNet-8 with {own.shortcut} shortcuts is needed, which has the policy "
         "network's shape",
     )
-    require(small.preprocessing == big.preprocessing, f"--small {small.model}: made for other images than --big")
-    require(small.num_classes == big.num_classes, f"--small {small.model}: made for other classes than --big")
     assert isinstance(network, Backbone)
     assert isinstance(network.fc, nn.Linear)
     own.load_state_dict(state)
     policy_network.add_answer(big.num_classes)
     assert policy_network.answer is not None
     policy_network.answer.load_state_dict(network.fc.state_dict())
-    nn.init.zeros_(policy_network.logit.weight)
-    policy_network.logit.bias.data = torch.where(only_policy(big), SURE, -SURE)
-    cascade = copy.deepcopy(big.with_network(big.network))
-    cascade.set_policy_network(policy_network)
-    return cascade.eval()
+    return policy_network
 
 
 def only_policy(dynamic: DynamicNetwork) -> torch.Tensor:

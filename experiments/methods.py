@@ -29,7 +29,7 @@ or scratch. r20: the run of that method. resnet32: the ResNet-32 of --teacher32.
 Command = Literal["pretrain", "cl_train", "finetune", "distill"]
 Stage = Literal["curriculum", "finetune", "fast", "glance", "rival"]
 """What a study's flags give numbers of epochs for: cl_train, fine-tuning by the reference's recipe, by the fast
-one and by glance (always the recipe's own number), and the commands of static networks."""
+one, by answers and glance (always the recipe's own number), and the commands of static networks."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def distilled(**flags: Any) -> tuple[Step, ...]:
 
 STAGEWISE = distilled(method="stagewise", stage_epochs=2, finetune_lr=0.05)
 JOINTRD = distilled(method="jointrd", student="plain20", side_epochs=5, schedule="one_cycle")
+ANSWERS = (Step("finetune", "glance", "answers"),)
 GLANCE = (Step("finetune", "glance", "glance"),)
 KD = distilled(method="kd", student="R8", temperature=4.0)
 SHIFT = pretrained(arch="shiftresnet20", expansion=3.0)
@@ -93,7 +94,8 @@ METHODS = (
     Method("fast", "dynamic, 59 %", "dynamic", fast()),
     Method("fast-45", "dynamic, 45 %", "dynamic", fast(target_flops=0.45)),
     Method("fast-75", "dynamic, 75 %", "dynamic", fast(target_flops=0.75)),
-    Method("glance", "answers, 45 %", "dynamic", GLANCE),
+    Method("answers", "answers, ResNet as brought", "dynamic", ANSWERS),
+    Method("glance", "answers, policies for the rest", "dynamic", GLANCE),
     *(Method(f"cascade-{cost}", f"cascade, {cost} %", "cascade") for cost in (60, 45, 30)),
     Method("reference-p1", "curriculum, penalty -1", "dynamic", reference(penalty=-1.0)),
     Method("reference-p5", "curriculum, penalty -5", "dynamic", reference(penalty=-5.0), also="reference"),

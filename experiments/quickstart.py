@@ -206,20 +206,18 @@ def main(config: QuickstartConfig) -> Evaluated:
             penalty=-1.0,
         )
     )
-    headline("4/5 finetune --recipe glance: a policy network learns to answer easy digits by itself")
+    headline("4/5 finetune --recipe answers: a policy network learns to answer easy digits by itself")
     finetune.main(
         finetune.FinetuneConfig(
-            recipe="glance",
+            recipe="answers",
             model=model,
             seed=seed,
             pretrained=(f"{folder}/pretrain",),
             overwrite=config.overwrite,
-            cv_dir=f"{folder}/glance",
+            cv_dir=f"{folder}/answers",
             policy_net="pooled4",
             batch_size=config.batch_size,
             answer_epochs=config.answer_epochs,
-            max_epochs=max(2, config.answer_epochs // 2),
-            recalibrate=1000,
         )
     )
     headline("5/5 evaluate: test images that no network has seen")
@@ -229,7 +227,7 @@ def main(config: QuickstartConfig) -> Evaluated:
                 model=model, seed=seed, load=(f"{folder}/{run}",), json=f"{folder}/{file}", overwrite=True
             )
         )
-        for run, file in (("finetune", "evaluation.json"), ("glance", "evaluation-glance.json"))
+        for run, file in (("finetune", "evaluation.json"), ("answers", "evaluation-answers.json"))
     )
 
     test = found.opened.data.test

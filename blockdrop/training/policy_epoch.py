@@ -129,8 +129,15 @@ def finish_epoch(
     run.log(epoch, "train", train)
     print(f"epoch {epoch}{stage}: {_line(train)}, {train['images_per_second']:.0f} images/s")
     session.report_bad_images(data)
-    if test is None:
-        return
+    if test is not None:
+        test_policies(session, dynamic, data, epoch, reward, test)
+
+
+def test_policies(
+    session: Session[Any], dynamic: DynamicNetwork, data: Data, epoch: int, reward: Reward, test: Test
+) -> None:
+    """Tests policies, logs and prints what they do, and saves a checkpoint."""
+    run = session.run
     compute = session.compute.in_float32()
     outcomes = evaluate_images(dynamic, data.test, compute, decider=test.decider, run=test.run)
     metrics = {**outcomes.metrics(reward), **test.facts}
@@ -144,6 +151,9 @@ def finish_epoch(
         f"    test: {_line(metrics)}, {metrics['flops']:.3E} FLOPs/img"
         + (f" at threshold {test.point.threshold:.4g}" if test.point.found else "")
     )
+
+
+test_policies.__test__ = False  # type: ignore[attr-defined]  # no test
 
 
 def _line(metrics: dict[str, float]) -> str:

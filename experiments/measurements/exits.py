@@ -97,7 +97,7 @@ def main(config: ExitsConfig) -> dict[str, Any]:
     dynamic, files = opened.dynamic, " ".join(config.load)
     require(opened.has_backbone, f"--load {files}: a policy network without its backbone; name that too")
     answers = dynamic.policy_network is not None and dynamic.policy_network.answer is not None
-    require(answers, f"--load {files}: no policy network that answers; finetune --recipe glance makes one")
+    require(answers, f"--load {files}: no policy network that answers; finetune --recipe answers makes one")
     threshold = dynamic.threshold if config.threshold is None else config.threshold
     keep = 0.0 if config.all_blocks else threshold
     generator = torch.Generator().manual_seed(config.seed)

@@ -334,6 +334,44 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, d
     return read_checkpoint(root / "run"), flags
 
 
+def test_answers_alone_leave_the_resnet_as_it_was_brought(
+    tmp_path: Path, image_tree: Path, backbone: Path, command: Command
+) -> None:
+    flags = ("--recipe", "answers", "--model", "R8_Folder", "--batch_size", 6, "--answer_epochs", 2)
+    more = ("--hold_out", 0.34, "--target_flops", 1.2, "--data_dir", image_tree, "--pretrained", backbone)
+    code, out, error = command(finetune, *flags, *more, "--cv_dir", tmp_path / "run")
+    assert code == 0, error
+    assert "policies and ResNet: as they were loaded" in out
+    before, after = read_checkpoint(backbone), read_checkpoint(tmp_path / "run")
+    assert before.resnet is not None
+    assert after.resnet is not None
+    assert all(value.equal(after.resnet[key]) for key, value in before.resnet.items())
+    dynamic = blockdrop.load(tmp_path / "run")
+    assert dynamic.answer_threshold == after.answer_threshold
+    data = DataSource("Folder", image_tree)
+    outcomes = evaluate_images(dynamic, data.test)
+    assert outcomes.answered is not None
+    assert outcomes.policy[~outcomes.answered].all()
+    assert outcomes.accuracy == pytest.approx(after.metrics["accuracy"])
+    again = command(finetune, *flags, *more, "--cv_dir", tmp_path / "run", "--resume")
+    assert again[0] == 0, again[2]
+
+
+def test_answers_are_a_recipe_of_python_whose_epochs_are_theirs(tmp_path: Path, image_tree: Path) -> None:
+    dynamic = blockdrop.make_dynamic(blockdrop.build("R20_Folder", num_classes=2)[0], policy_net="reference")
+    how: dict[str, Any] = {"epochs": 2, "batch_size": 6, "hold_out": 0.34, "budget": 0.9, "speed": False}
+    trained, report = blockdrop.train(
+        dynamic, DataSource("Folder", image_tree), recipe="answers", run_dir=tmp_path / "run", **how
+    )
+    assert [row.name for row in report.rows] == ["network as brought", "fine-tuned full network", "dynamic"]
+    assert report.rows[0].accuracy == report.rows[1].accuracy
+    assert trained.policy_network is not None
+    assert trained.policy_network.answer is not None
+    phases = [json.loads(line)["phase"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert phases.count("answer") == 2
+    assert "train" not in phases
+
+
 def test_the_full_network_teaches_each_view_of_the_images_once(
     image_tree: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +430,10 @@ def test_a_run_cut_off_while_it_learns_answers_or_policies_goes_on_with_the_same
             "--answer_epochs 2: means nothing under --policy",
         ),
         (("--answer_lr", 0.2), "--answer_lr 0.2: means nothing here; it goes with --answer_epochs"),
+        (
+            ("--max_epochs", 0),
+            "--max_epochs 0: nothing would be learned; pass --answer_epochs, or --recipe answers",
+        ),
         (("--rest_flops", 0.5), "--rest_flops 0.5: means nothing here; it goes with --target_flops"),
         (
             ("--recipe", "glance", "--target_flops", 0.05),
