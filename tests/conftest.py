@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from agents.policy_network import PolicyNetwork
@@ -21,6 +22,7 @@ from blockdrop.dynamic import DynamicNetwork
 from blockdrop.models.backbone import Backbone, Network
 from blockdrop.models.resnet import DroppableResNet
 from blockdrop.models.zoo import build, build_static
+from blockdrop.training import policy_epoch
 
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they share the processors
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
@@ -40,6 +42,20 @@ def _timed_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("SPEED_ROUNDS", "SPEED_BATCHES", "SPEED_IMAGES"):
             patch.setattr(measure, name, 1)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _drawn_small() -> Iterator[None]:
+    """What the figure of each tested epoch looks like is a matter of test_figures.py; in hundreds of small runs it
+    is blank."""
+
+    def blank(usage: list[float], stage_sizes: tuple[int, ...]) -> Figure:
+        assert len(usage) == sum(stage_sizes)
+        return Figure(figsize=(0.1, 0.1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy_epoch, "usage_per_block", blank)
         yield
 
 
