@@ -16,6 +16,7 @@ def test_there_are_examples_and_they_are_short() -> None:
         assert len(path.read_text().splitlines()) < 40, path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

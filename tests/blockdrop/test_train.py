@@ -294,6 +294,7 @@ def test_the_command_trains_what_a_file_holds(tmp_path: Path, command: Command) 
     assert "--load: name a trained network" in error
 
 
+@pytest.mark.long
 def test_two_processes_train_one_network(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from tests.blockdrop.test_train import train_own\n"

@@ -39,6 +39,7 @@ def config(cv_dir: Path, tree: Path, **flags: Any) -> LearningCurveConfig:
     return LearningCurveConfig(**{**common, **flags})
 
 
+@pytest.mark.long
 def test_from_nothing_to_table_chart_and_numbers(
     tmp_path: Path, image_tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +86,7 @@ def test_from_nothing_to_table_chart_and_numbers(
         learning_curve.main(dataclasses.replace(more, fast_epochs=4, seeds=(1,)))
 
 
+@pytest.mark.long
 def test_a_run_in_a_process_of_its_own_is_the_same_run(
     tmp_path: Path, image_tree: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

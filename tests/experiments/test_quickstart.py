@@ -10,6 +10,7 @@ from PIL import Image
 from experiments import quickstart
 
 
+@pytest.mark.long
 def test_quickstart_runs_to_its_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = quickstart.QuickstartConfig(
         model="R8_Digits",

@@ -181,6 +181,7 @@ def test_evaluations_alone_train_nothing(config: TradeoffConfig) -> None:
 # ---- the report
 
 
+@pytest.mark.long
 def test_from_nothing_to_tables_and_chart_in_two_processes(
     config: TradeoffConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +219,7 @@ def test_from_nothing_to_tables_and_chart_in_two_processes(
     assert again["methods"][2]["accuracy"] == pytest.approx(1 - again["methods"][0]["accuracy"])
 
 
+@pytest.mark.long
 def test_dynamic_networks_and_static_policies_are_timed_from_what_their_files_say(
     config: TradeoffConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
