@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.answers import NEVER, Thresholds, confidence, with_answers
+from agents.answers import NEVER, Thresholds, is_sure, with_answers
 from agents.deciders import Decider, Learned, Static, keep_all
 from agents.names import DEFAULT_THRESHOLD
 from agents.policies import map_policy
@@ -36,7 +36,7 @@ from blockdrop.models.checkpoints.operating_points import (
 )
 from blockdrop.names import EngineName
 from blockdrop.policy_stats import Outcomes
-from blockdrop.training.answers import FEW, fit_weight, look_at, run_under
+from blockdrop.training.answers import FEW, fit_weight, run_under
 from blockdrop.training.compute import Compute
 from blockdrop.training.opening import Opened
 
@@ -174,8 +174,9 @@ def _choose_pair(budget: float, bench: Bench, choosing: Images) -> dict[str, Any
     rests = outcomes_of_the_rest(bench, choosing)
     answers = answers_of(rests)
     pair = pair_for_budget(rests_of(rests), answers, bench.table, budget)
-    weight, right = fit_answer_weight(bench, choosing, pair)
-    same_threshold = RestOutcomes(pair.threshold, right, rests[pair.threshold].flops)
+    rest = rests[pair.threshold]
+    weight, right = fit_answer_weight(bench, choosing, pair, rest)
+    same_threshold = RestOutcomes(pair.threshold, right, rest.flops)
     fitted = pair_for_budget([same_threshold], answers, bench.table, budget)
     network = bench.dynamic.policy_network
     assert network is not None
@@ -201,15 +202,19 @@ def _choose_pair(budget: float, bench: Bench, choosing: Images) -> dict[str, Any
     )
 
 
-def fit_answer_weight(bench: Bench, images: Images, pair: Pair) -> tuple[float, Tensor]:
+def fit_answer_weight(bench: Bench, images: Images, pair: Pair, rest: Outcomes) -> tuple[float, Tensor]:
     """The weight of answers beside the ResNet's logits that fits those images best that a pair of thresholds gives
-    to the ResNet (all images, if these are few); and which images the ResNet gets right with it, bool (N,)."""
-    found = look_at(bench.dynamic, images, bench.compute)
-    logits = run_under(bench.dynamic, found.keep_probs >= pair.threshold, images, bench.compute)
-    rest = found.confidence < pair.answer_threshold
-    rest = rest if int(rest.sum()) >= FEW else torch.ones_like(rest)
-    weight = fit_weight(logits[rest], found.answer[rest], found.labels[rest])
-    return weight, with_answers(logits, found.answer, None, weight).argmax(1) == found.labels
+    to the ResNet (all images, if these are few); and which images the ResNet gets right with it, bool (N,).
+
+    Args:
+        rest: of the images at the pair's threshold, none of them answered.
+    """
+    assert rest.answer is not None
+    logits = run_under(bench.dynamic, rest.policy, images, bench.compute)
+    left = ~is_sure(rest.answer, pair.answer_threshold, rest.policy)
+    left = left if int(left.sum()) >= FEW else torch.ones_like(left)
+    weight = fit_weight(logits[left], rest.answer[left], rest.labels[left])
+    return weight, with_answers(logits, rest.answer, None, weight).argmax(1) == rest.labels
 
 
 def outcomes_of_the_rest(bench: Bench, images: Images, include: Sequence[float] = ()) -> dict[float, Outcomes]:
@@ -230,7 +235,7 @@ def answers_of(rests: Mapping[float, Outcomes]) -> AnswerOutcomes:
     """As `pair_for_budget` takes them."""
     found = next(iter(rests.values()))
     assert found.answer is not None
-    return AnswerOutcomes(confidence(found.answer), found.answer.argmax(1) == found.labels)
+    return AnswerOutcomes.of(found.answer, found.labels)
 
 
 def print_report(

@@ -410,7 +410,7 @@ def train(
             resnet.load_state_dict(loaded)
             for optimizer in optimizers.values():
                 optimizer.state.clear()
-    if config.max_epochs == 0:
+    if config.max_epochs == 0 and not state.finished:
         answers.begin(policies.point, flops)
         answers.choose(policies.point, flops)
         test_policies(session, dynamic, data, 0, reward, policies.test())

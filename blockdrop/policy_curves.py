@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.answers import ANSWER_ALL, NEVER, confidence
+from agents.answers import ANSWER_ALL, NEVER
 from agents.policies import map_policy
 from agents.static_policies import make_static_policy
 from blockdrop.data import evenly_spaced
@@ -107,7 +107,7 @@ def dynamic_curve(
 
 def answer_outcomes(answer: Tensor, labels: Tensor) -> AnswerOutcomes:
     """What answers are worth: log-probabilities (N, classes), and labels int64 (N,)."""
-    return AnswerOutcomes(confidence(answer), answer.argmax(1) == labels)
+    return AnswerOutcomes.of(answer, labels)
 
 
 def rest_at(

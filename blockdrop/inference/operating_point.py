@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agents.answers import ANSWER_ALL, NEVER
+from agents.answers import ANSWER_ALL, NEVER, confidence
 from blockdrop.errors import BlockdropError
 from blockdrop.flops import FlopTable
 
@@ -132,6 +132,11 @@ class AnswerOutcomes(NamedTuple):
     """float32 (N,), the largest probability."""
     right: Tensor
     """bool (N,), of the answers."""
+
+    @classmethod
+    def of(cls, answer: Tensor, labels: Tensor) -> AnswerOutcomes:
+        """From log-probabilities (N, classes) and labels int64 (N,)."""
+        return cls(confidence(answer), answer.argmax(1) == labels)
 
 
 class RestOutcomes(NamedTuple):

@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from agents.answers import NEVER, confidence, with_answers
+from agents.answers import NEVER, with_answers
 from agents.policies import map_policy
 from blockdrop.console import run_command
 from blockdrop.data import Images, evenly_spaced
@@ -200,7 +200,7 @@ def _row(
 ) -> dict[str, Any]:
     """Chosen on one half, reported on the other. sure: (N,), confidence of the exit's head."""
     choosing, reported = held_out_halves(seen.labels)
-    answers = AnswerOutcomes(confidence(seen.answer), seen.answer.argmax(1) == seen.labels)
+    answers = AnswerOutcomes.of(seen.answer, seen.labels)
     some = [RestOutcomes(rest.threshold, rest.right[choosing], rest.flops[choosing]) for rest in rests]
     pair = pair_for_budget(some, AnswerOutcomes(*(part[choosing] for part in answers)), flops, budget)
     (rest,) = (one for one in rests if one.threshold == pair.threshold)

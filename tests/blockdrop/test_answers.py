@@ -353,8 +353,10 @@ def test_answers_alone_leave_the_resnet_as_it_was_brought(
     assert outcomes.answered is not None
     assert outcomes.policy[~outcomes.answered].all()
     assert outcomes.accuracy == pytest.approx(after.metrics["accuracy"])
+    files = {file.name: file.read_bytes() for file in (tmp_path / "run").glob("[cm]*")}
     again = command(finetune, *flags, *more, "--cv_dir", tmp_path / "run", "--resume")
     assert again[0] == 0, again[2]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").glob("[cm]*")} == files
 
 
 def test_answers_are_a_recipe_of_python_whose_epochs_are_theirs(tmp_path: Path, image_tree: Path) -> None:

@@ -176,16 +176,22 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException, int], N
     return fail
 
 
+def with_two_workers(make_resnet: Make) -> tuple[DroppableResNet, Executor]:
+    """A network with a policy network; each program is compiled at its first use."""
+    network, (_, policy_network) = make_resnet("R8_C10"), blockdrop.build("R8_C10")
+    run = blockdrop.compile(network, policy_network.eval(), compile_after=1)
+    run.threads = run._workers.count = 2
+    return network, run
+
+
 @needs_openvino
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [1, 16])
 def test_an_interrupted_compilation_leaves_an_executor_that_goes_on(
     count: int, at: int, failing: Callable[[BaseException, int], None], make_resnet: Make
 ) -> None:
-    network, images = make_resnet("R8_C10"), torch.randn(count, 3, 32, 32)
-    _, policy_network = blockdrop.build("R8_C10")
-    run = blockdrop.compile(network, policy_network.eval(), compile_after=1)
-    run.threads = run._workers.count = 2
+    network, run = with_two_workers(make_resnet)
+    images = torch.randn(count, 3, 32, 32)
     failing(KeyboardInterrupt(), at)
     for _ in range(3):
         try:
@@ -204,10 +210,8 @@ def test_an_interrupted_compilation_leaves_an_executor_that_goes_on(
 def test_where_openvino_cannot_compile_torch_goes_on_with_one_warning(
     count: int, at: int, failing: Callable[[BaseException, int], None], make_resnet: Make
 ) -> None:
-    network, images = make_resnet("R8_C10"), torch.randn(count, 3, 32, 32)
-    _, policy_network = blockdrop.build("R8_C10")
-    run = blockdrop.compile(network, policy_network.eval(), compile_after=1)
-    run.threads = run._workers.count = 2
+    network, run = with_two_workers(make_resnet)
+    images = torch.randn(count, 3, 32, 32)
     failing(RuntimeError("Exception from src/inference:\nno such primitive\n"), at)
 
     def run_and_compare() -> None:
