@@ -113,7 +113,8 @@ def compile(
             knows every layer of the network.
         device: where to run (default: where the network's weights are).
         cache_bytes: memory that programs may take, estimated.
-        compile_after: rows of a sub-policy that run without a program before one is compiled.
+        compile_after: rows of a sub-policy, or images of the policy network, that run without a program before one
+            is compiled.
     Raises:
         BlockdropError: engine not installed, or unable to run this network on this device; a policy network for a
             plain net.
@@ -184,18 +185,17 @@ class Executor:
         self._workers = Workers(self.threads)
         self._lock = threading.Lock()
         self._process = os.getpid()
-        self._cache_settings = (cache_bytes, compile_after)
+        self._cache_bytes, self._compile_after = cache_bytes, compile_after
         self._wanted_engine = engine
         self._watch: Watch | None = None
         with _plain_tensors():
             self._prepare()
 
     def __getstate__(self) -> dict[str, Any]:
-        cache_bytes, compile_after = self._cache_settings
         return {
             "resnet": self.resnet, "policy_network": self.policy_network, "dtype": self.dtype,
             "threshold": self.threshold, "answer_threshold": self.answer_threshold, "engine": self._wanted_engine,
-            "device": self.device, "cache_bytes": cache_bytes, "compile_after": compile_after,
+            "device": self.device, "cache_bytes": self._cache_bytes, "compile_after": self._compile_after,
         }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -314,7 +314,7 @@ class Executor:
             self._prepare()
 
     def warm(self, policy: Tensor, image_size: int | None = None, batch_size: int = 256) -> None:
-        """Compiles the programs of the given policies ahead of time, most used ones first.
+        """Compiles the policy network's programs and those of the given policies ahead of time, most used first.
 
         Args:
             policy: bool (N, K), each as often as it is expected (a validation set's policies, say).
@@ -328,6 +328,9 @@ class Executor:
         with self._running():
             self._refresh()
             in_shape = (image_size, image_size, 3)
+            if self._policy_trunk is not None:
+                for batch in _split(batch_size):
+                    self._policy_program(in_shape, batch, self._compile_after, alone=batch_size == 1)
             rows: Counter[ProgramKey] = Counter()
             copies: dict[ProgramKey, int] = {}
             for bits in np.array_split(policy.cpu().numpy(), range(batch_size, len(policy), batch_size)):
@@ -339,7 +342,7 @@ class Executor:
                         rows[key] += count
                         copies[key] = max(wanted, copies.get(key, 1))
             for key, count in rows.items():
-                self._programs.count(key, max(count, self._programs.compile_after))
+                self._programs.count(key, max(count, self._compile_after))
             self._compile({key: copies.get(key, 1) for key, _ in rows.most_common()})
 
     @property
@@ -360,7 +363,7 @@ class Executor:
         self._openvino = self._make_openvino(net, trunk)
         self._programs: ProgramCache[ProgramKey, Program] | None = None
         if self._openvino is not None:
-            self._programs = ProgramCache(*self._cache_settings)
+            self._programs = ProgramCache(self._cache_bytes, self._compile_after)
         self.engine_name = "torch" if self._openvino is None else "openvino"
         channels_last = torch.channels_last
         packed = copy.deepcopy(net).to(self.dtype).to(memory_format=channels_last)
@@ -374,6 +377,7 @@ class Executor:
                 self._answers = trunk.answer.out_features
                 self._answer_weight = trunk.answer_weight.item()
         self._policy_programs: dict[tuple[tuple[int, ...], int, bool], Program] = {}
+        self._policy_rows: Counter[tuple[tuple[int, ...], int, bool]] = Counter()
         self._known_shapes: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
         self._watch = watch
 
@@ -421,14 +425,14 @@ class Executor:
         count = len(images)
         found = torch.empty(count, self.num_blocks + self._answers, device=images.device)
         if count == 1:  # the path for one image is short: here microseconds count
-            program = self._policy_program(images, 1, 1)
+            program = self._policy_program(_map_shape(images), 1, 1, alone=True)
             if program is not None:
                 program.run(lambda x: x.copy_(images.permute(0, 2, 3, 1)), found)
                 return found
         if self._openvino is None:
             pieces = [_Piece(slice(*rows), None) for rows in self._even_pieces(count)]
         else:
-            pieces = self._in_programs(0, count, lambda batch: self._policy_program(images, batch, count))
+            pieces = self._in_programs(0, count, functools.partial(self._policy_program, _map_shape(images)))
 
         def work(piece: _Piece) -> None:
             x, out = images[piece.rows], found[piece.rows]
@@ -440,12 +444,17 @@ class Executor:
         self._workers.run(work, pieces)
         return found
 
-    def _policy_program(self, images: Tensor, batch: int, count: int) -> Program | None:
-        key = (_map_shape(images), batch, count == 1)
+    def _policy_program(
+        self, image_shape: tuple[int, ...], batch: int, rows: int, alone: bool = False
+    ) -> Program | None:
+        """The policy network's program for so many of `rows` images at once, once it is worth compiling."""
+        key = (image_shape, batch, alone)
         if key not in self._policy_programs and self._openvino is not None:
-            program = self._openvino.policy_program(*key)
-            if self._compile_copies([program] * (1 if count == 1 else self.threads)):
-                self._policy_programs[key] = program
+            self._policy_rows[key] += rows
+            if self._policy_rows[key] >= self._compile_after:
+                program = self._openvino.policy_program(*key)
+                if self._compile_copies([program] * (1 if alone else self.threads)):
+                    self._policy_programs[key] = program
         return self._policy_programs.get(key)
 
     # ---- a batch
@@ -533,11 +542,12 @@ class Executor:
             pieces = mixed + pieces  # long ones first, so that workers end together
         return pieces
 
-    def _in_programs(self, start: int, stop: int, find: Callable[[int], Program | None]) -> list[_Piece]:
-        """Rows in pieces of a program's batch size, where there is one; the rest without."""
+    def _in_programs(self, start: int, stop: int, find: Callable[[int, int], Program | None]) -> list[_Piece]:
+        """Rows in pieces of a program's batch size, where `find` knows one for it and so many rows; the rest
+        without."""
         pieces = []
         for batch, rows in _split(stop - start).items():
-            program = find(batch)
+            program = find(batch, rows)
             step = batch if program is not None else rows
             ends = range(start + step, start + rows + step, step)
             pieces += [_Piece(slice(end - step, min(end, start + rows)), program) for end in ends]
@@ -568,7 +578,9 @@ class Executor:
         shape = self._shapes(image_shape)[segment.blocks[0]]
         return ProgramKey(segment.blocks, segment.bits[row].tobytes(), shape, batch)
 
-    def _find(self, segment: SegmentPlan, row: int, image_shape: tuple[int, ...], batch: int) -> Program | None:
+    def _find(
+        self, segment: SegmentPlan, row: int, image_shape: tuple[int, ...], batch: int, _rows: int
+    ) -> Program | None:
         assert self._programs is not None
         return self._programs.programs.get(self._key(segment, row, image_shape, batch))
 

@@ -25,7 +25,8 @@ SIDE = 32
 
 
 def of_torchvision() -> nn.Module:
-    return torchvision.models.resnext50_32x4d(num_classes=3)
+    block = torchvision.models.resnet.Bottleneck
+    return torchvision.models.ResNet(block, [1, 1, 2, 1], num_classes=3, groups=2, width_per_group=8)
 
 
 def of_timm() -> nn.Module:

@@ -135,28 +135,39 @@ def browser() -> Iterator[Browser]:
         yield playwright.chromium.launch(executable_path=path, args=["--no-first-run", *arguments])
 
 
+@pytest.fixture(scope="module")
+def tab(browser: Browser) -> Page:
+    """One for all tests: a process of the browser's for each would take most of their time."""
+    page = browser.new_page()
+    page.set_default_timeout(10_000)
+    return page
+
+
 @pytest.fixture
-def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
+def open_page(tab: Page, tmp_path: Path) -> Iterator[Callable[..., Page]]:
     """Opens a report from disk. At the end of the test: no page complained or asked for anything but itself."""
     complaints: list[str] = []
     requests: list[str] = []
+    listeners: dict[Any, Callable[[Any], None]] = {
+        "console": lambda message: complaints.append(message.text) if message.type == "error" else None,
+        "pageerror": lambda error: complaints.append(str(error)),
+        "request": lambda request: requests.append(request.url),
+    }
     file = tmp_path / "report.html"
-    context = browser.new_context()
-    context.set_default_timeout(10_000)
+    for event, listener in listeners.items():
+        tab.on(event, listener)
 
     def open_report(report: Report, width: int = 1280, height: int = 800) -> Page:
         file.write_text(report_page(report), encoding="utf-8")
-        page = context.new_page()
-        page.set_viewport_size({"width": width, "height": height})
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(file.as_uri())
-        expect(page.locator("#accuracy")).not_to_be_empty()
-        return page
+        tab.set_viewport_size({"width": width, "height": height})
+        tab.goto(file.as_uri())
+        expect(tab.locator("#accuracy")).not_to_be_empty()
+        return tab
 
     yield open_report
-    context.close()
+    for event, listener in listeners.items():
+        tab.remove_listener(event, listener)
+    tab.emulate_media(media="screen")
     assert complaints == []
     assert {url for url in requests if not url.startswith("data:")} <= {file.as_uri()}
 
