@@ -14,9 +14,11 @@ import functools
 import itertools
 import os
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -30,8 +32,9 @@ from agents.names import DEFAULT_THRESHOLD
 from agents.policy_network import Glance, PolicyNetwork
 from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
+from blockdrop.inference.bank import GrowingBank
 from blockdrop.inference.cache import ProgramCache
-from blockdrop.inference.openvino_engine import OpenVINOEngine, Program, UnsupportedLayerError
+from blockdrop.inference.openvino_engine import Bank, OpenVINOEngine, Program, UnsupportedLayerError
 from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, plan_batch
 from blockdrop.inference.torch_engine import TorchEngine, make_engine
 from blockdrop.inference.watch import Watch
@@ -47,9 +50,14 @@ a group goes row by row, through a program for one."""
 MIXED_ROWS_AT_ONCE = 32
 """Rows that the torch engine takes at once; more of them share a call."""
 CACHE_BYTES = 512 << 20
+BANK_POLICIES = 64
+"""Policies, at most, that have programs of their own for single images; more take long to compile."""
 COMPILE_AFTER = 128
 """Rows served without a program before one is compiled; that is about what compiling costs (see ProgramCache)."""
 
+
+WAYS = ("answered", "by a program of their policy", "by all blocks, masked", "by the torch engine")
+PARTS = ("looking for changes", "policy network", "blocks")
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -76,8 +84,36 @@ class ProgramKey(NamedTuple):
     kept: bytes
     in_shape: tuple[int, ...]
     batch: int
-    alone: bool = False
-    """On all threads, for a single image; otherwise on one thread of several."""
+
+
+@dataclass
+class Account:
+    """What ran how, and where the time went, since an executor was made or `clear` was called."""
+
+    images: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAYS, 0.0))
+    """How many images (times policies) went which way; a fraction where the stages of an image went several."""
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+
+    def __str__(self) -> str:
+        """One line."""
+        count, seconds = sum(self.images.values()), sum(self.seconds.values())
+        ways = [f"{value / count:.0%} {way}" for way, value in self.images.items() if value]
+        parts = [f"{part} {value / seconds:.0%}" for part, value in self.seconds.items() if value]
+        return f"{count:,.0f} images: {', '.join(ways) or 'none'}; {seconds:.3g} s: {', '.join(parts) or 'none'}"
+
+    def clear(self) -> None:
+        """Begins again at 0."""
+        self.images.update(dict.fromkeys(WAYS, 0.0))
+        self.seconds.update(dict.fromkeys(PARTS, 0.0))
+
+    @contextlib.contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Books the time of the block."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - begun
 
 
 class _Piece(NamedTuple):
@@ -188,6 +224,8 @@ class Executor:
         self._cache_bytes, self._compile_after = cache_bytes, compile_after
         self._wanted_engine = engine
         self._watch: Watch | None = None
+        self.account = Account()
+        """What ran how, and where the time went; `explain` says it in a line."""
         with _plain_tensors():
             self._prepare()
 
@@ -295,7 +333,8 @@ class Executor:
         """One call at a time, with networks that are up to date."""
         self._check_images(images)
         with self._running():
-            self._refresh(single=len(images) == 1)
+            with self.account.timing("looking for changes"):
+                self._refresh(single=len(images) == 1)
             yield
 
     @contextlib.contextmanager
@@ -331,12 +370,12 @@ class Executor:
             if self._policy_trunk is not None:
                 for batch in _split(batch_size):
                     self._policy_program(in_shape, batch, self._compile_after, alone=batch_size == 1)
+            if batch_size == 1:
+                self._warm_bank(policy, in_shape)
+                return
             rows: Counter[ProgramKey] = Counter()
             copies: dict[ProgramKey, int] = {}
             for bits in np.array_split(policy.cpu().numpy(), range(batch_size, len(policy), batch_size)):
-                if batch_size == 1:
-                    rows[self._key_alone(bits[0], in_shape)] += 1
-                    continue
                 for segment in self._plan(bits[None]).segments:
                     for key, (count, wanted) in self._keys(segment, in_shape).items():
                         rows[key] += count
@@ -344,6 +383,10 @@ class Executor:
             for key, count in rows.items():
                 self._programs.count(key, max(count, self._compile_after))
             self._compile({key: copies.get(key, 1) for key, _ in rows.most_common()})
+
+    def explain(self) -> str:
+        """One line: what ran how, and where the time went, since it was made or its `account` was cleared."""
+        return f"{self!r}: {self.account}"
 
     @property
     def engine(self) -> str:
@@ -378,6 +421,8 @@ class Executor:
                 self._answer_weight = trunk.answer_weight.item()
         self._policy_programs: dict[tuple[tuple[int, ...], int, bool], Program] = {}
         self._policy_rows: Counter[tuple[tuple[int, ...], int, bool]] = Counter()
+        self._banks: dict[tuple[int, ...], GrowingBank[Bank]] = {}
+        self._last_bank: Bank | None = None
         self._known_shapes: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
         self._watch = watch
 
@@ -415,7 +460,8 @@ class Executor:
     def _glance(self, images: Tensor) -> Glance:
         if self._policy_trunk is None:
             return Glance(torch.ones(len(images), self.num_blocks, device=images.device))
-        found = self._run_policy_network(images)
+        with self.account.timing("policy network"):
+            found = self._run_policy_network(images)
         if not self._answers:
             return Glance(found)
         return Glance(found[:, : self.num_blocks], None, found[:, self.num_blocks :])
@@ -462,6 +508,7 @@ class Executor:
     def _carry_out(self, images: Tensor, policy: Tensor, answered: Tensor | None, answer: Tensor | None) -> Tensor:
         """Runs the ResNet for what isn't answered."""
         rest = None if answered is None or not bool(answered.any()) else (~answered).nonzero().squeeze(1)
+        self.account.images["answered"] += 0 if rest is None else len(images) - len(rest)
         if answer is None or rest is None:
             return with_answers(self._run(images, policy), answer, None, self._answer_weight)
         logits = answer.float().clone()
@@ -471,13 +518,20 @@ class Executor:
         return logits
 
     def _run(self, images: Tensor, policy: Tensor) -> Tensor:
+        with self.account.timing("blocks"):
+            return self._run_blocks(images, policy)
+
+    def _run_blocks(self, images: Tensor, policy: Tensor) -> Tensor:
         bits = policy.cpu().numpy()
         if len(images) == 1 and bits.size == self.num_blocks:
-            program = self._program_alone(bits.reshape(-1), _map_shape(images))
-            if program is not None:
+            bank = self._bank(bits.reshape(-1), _map_shape(images))
+            if bank is not None:
                 logits = torch.empty(*policy.shape[:-1], *self._shapes(_map_shape(images))[self.num_blocks])
-                program.run(lambda inputs: inputs.copy_(images.permute(0, 2, 3, 1)), logits.view(1, -1))
-                self.block_executions += int(bits.sum())
+                own = bank.run(
+                    lambda inputs: inputs.copy_(images.permute(0, 2, 3, 1)), bits.reshape(-1), logits.view(1, -1)
+                )
+                self.block_executions += int(bits.sum()) if own else self.num_blocks
+                self.account.images[WAYS[1] if own else WAYS[2]] += 1
                 return logits
         plan = self._plan(bits if policy.dim() == 3 else bits[None])
         logits = self._run_plan(images, plan)
@@ -493,6 +547,7 @@ class Executor:
         for segment in plan.segments:
             self.block_executions += int(segment.bits.sum())
             pieces = self._pieces(segment, _map_shape(images))
+            self._book(segment, pieces, plan.rows.size)
             is_last = segment.blocks[1] == self.num_blocks
             dtype = torch.float32 if is_last else self.dtype  # logits at the end, maps before
             out = torch.empty(len(segment.source), *shapes[segment.blocks[1]], dtype=dtype, device=images.device)
@@ -501,6 +556,14 @@ class Executor:
             self._workers.run(work, pieces)
             maps = out
         return maps
+
+    def _book(self, segment: SegmentPlan, pieces: Sequence[_Piece], images: int) -> None:
+        """Each of the segment's rows stands for as many of the images (times policies) as any other."""
+        each = images * (segment.blocks[1] - segment.blocks[0]) / self.num_blocks / max(1, len(segment.source))
+        for piece in pieces:
+            rows = piece.rows
+            count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+            self.account.images[WAYS[3] if piece.program is None else WAYS[1]] += each * count
 
     def _run_piece(self, piece: _Piece, segment: SegmentPlan, source: Tensor, maps: Tensor, out: Tensor) -> None:
         """Takes the piece's rows from `maps`, the images (N, 3, H, W) or the last segment's maps (rows, H, W, C),
@@ -584,19 +647,42 @@ class Executor:
         assert self._programs is not None
         return self._programs.programs.get(self._key(segment, row, image_shape, batch))
 
-    def _key_alone(self, bits: NDArray[np.bool_], in_shape: tuple[int, ...]) -> ProgramKey:
-        return ProgramKey((0, self.num_blocks), bits.tobytes(), in_shape, 1, alone=True)
+    def _bank(self, bits: NDArray[np.bool_], in_shape: tuple[int, ...]) -> Bank | None:
+        """What serves single images of this shape, if it is there."""
+        growing = self._growing_bank(in_shape)
+        if growing is not None:
+            with self._openvino_may_fail():
+                self._leave_room(bank := growing.find(bits.tobytes()))
+                return bank
+        return None
 
-    def _program_alone(self, bits: NDArray[np.bool_], in_shape: tuple[int, ...]) -> Program | None:
-        if self._programs is None:
+    def _warm_bank(self, policy: Tensor, in_shape: tuple[int, ...]) -> None:
+        growing = self._growing_bank(in_shape)
+        if growing is not None:
+            with self._openvino_may_fail():
+                growing.warm(Counter(bits.tobytes() for bits in policy.cpu().numpy()))
+                self._leave_room(growing.bank)
+
+    def _growing_bank(self, in_shape: tuple[int, ...]) -> GrowingBank[Bank] | None:
+        if self._openvino is None:
             return None
-        key = self._key_alone(bits, in_shape)
-        self._programs.count(key, 1)
-        program = self._programs.programs.get(key)
-        if program is None and self._programs.wants(key):
-            self._compile({key: 1})
-            return None if self._programs is None else self._programs.programs.get(key)
-        return program
+        if in_shape not in self._banks:
+            held = sum(self._openvino.bank_bytes(max(other.most, 0)) for other in self._banks.values())
+            policies = BANK_POLICIES
+            while policies >= 0 and held + self._openvino.bank_bytes(policies) > self._cache_bytes:
+                policies -= 1
+            make = functools.partial(self._openvino.bank, in_shape=in_shape)
+            self._banks[in_shape] = GrowingBank(make, self._compile_after, policies)
+        growing = self._banks[in_shape]
+        return growing if growing.most >= 0 else None
+
+    def _leave_room(self, bank: Bank | None) -> None:
+        """Leaves to the programs of batches the memory that banks don't take."""
+        if bank is not None and bank is not self._last_bank and self._programs is not None:
+            self._last_bank = bank
+            banks = [growing.bank for growing in self._banks.values()]
+            held = sum(bank.num_bytes for bank in banks if bank is not None)
+            self._programs.max_bytes = max(0, self._cache_bytes - held)
 
     def _compile(self, copies: dict[ProgramKey, int]) -> None:
         """Compiles the programs that have become worth it, and copies of those that several workers need."""
@@ -610,7 +696,7 @@ class Executor:
                 if not self._programs.wants(key):
                     continue
                 kept = np.frombuffer(key.kept, dtype=bool).tolist()
-                program = self._openvino.block_program(key.blocks, kept, key.in_shape, key.batch, key.alone)
+                program = self._openvino.block_program(key.blocks, kept, key.in_shape, key.batch)
             missing = copies[key] - program.copies
             if missing <= 0:
                 continue
@@ -628,14 +714,21 @@ class Executor:
                     programs.pop(key, None)
 
     def _compile_copies(self, jobs: Sequence[Program]) -> bool:
-        """Compiles each of the programs once for every time that it is named; False if OpenVINO couldn't, which is
-        given up then.
+        """Compiles each of the programs once for every time that it is named; False if OpenVINO couldn't."""
+        with self._openvino_may_fail():
+            self._workers.run(Program.compile_copy, jobs)
+            return True
+        return False
+
+    @contextlib.contextmanager
+    def _openvino_may_fail(self) -> Iterator[None]:
+        """Goes on behind the block if OpenVINO couldn't compile a program, and gives it up then.
 
         Raises:
             BlockdropError: it couldn't, and was asked for by name.
         """
         try:
-            self._workers.run(Program.compile_copy, jobs)
+            yield
         except RuntimeError as error:
             why = " ".join(str(error).split())[:200]
             if self._wanted_engine == "openvino":
@@ -644,10 +737,8 @@ class Executor:
                 f"OpenVINO can't compile a program, so torch runs the network: {why}", RuntimeWarning, stacklevel=2
             )
             self._openvino = self._programs = None
-            self._policy_programs = {}
+            self._policy_programs, self._banks = {}, {}
             self.engine_name, self.engine_reason = "torch", f"OpenVINO can't compile a program: {why}"
-            return False
-        return True
 
     # ---- shapes and checks
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import itertools
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
@@ -32,14 +33,16 @@ from blockdrop.models.shift import Shift, ShiftBranch
 
 try:
     import openvino as ov
+    from openvino import opset8
     from openvino import opset13 as op
 except ImportError:
-    ov = op = None
+    ov = op = opset8 = None
 
 PROGRAM_BYTES = (
     500_000  # what a compiled program holds beside weights and maps (resident set, measured, rounded up)
 )
 MAPS_HELD = 3  # of the first block's size, at a time
+BODY_BYTES = 2_500_000  # what each program of a bank holds beside the weights (resident set, measured, rounded up)
 
 
 class UnsupportedLayerError(Exception):
@@ -116,8 +119,62 @@ class Program:
             self._idle.put(copy)
 
 
+class Bank:
+    """Programs of several policies for one image, in one compiled model, which holds packed weights once.
+
+    A policy without a program of its own goes through one that runs all blocks and masks those that it drops, in
+    about the time of the full network.
+
+    Args:
+        compiled: of `OpenVINOEngine.bank`.
+        policies: bytes of bool (K,) each, in the order of their programs.
+        dtype: number format of the input.
+        num_bytes: memory, estimated.
+    """
+
+    def __init__(self, compiled: Any, policies: Sequence[bytes], dtype: torch.dtype, num_bytes: int):
+        self._numbers = {policy: number for number, policy in enumerate(policies, start=1)}
+        self.num_bytes = num_bytes
+        names = {name: port for port in compiled.inputs for name in port.names}
+        self._images = torch.empty(tuple(names["images"].shape), dtype=dtype)
+        self._number = np.zeros((), dtype=np.int32)
+        self._kept = torch.ones(tuple(names["kept"].shape)) if "kept" in names else None
+        self._outputs = torch.empty(tuple(compiled.output(0).shape))
+        request = compiled.create_infer_request()
+        request.set_tensor(names["images"], _shared(self._images))
+        if "number" in names:
+            request.set_tensor(names["number"], ov.Tensor(self._number, shared_memory=True))
+        if self._kept is not None:
+            request.set_tensor(names["kept"], _shared(self._kept))
+        request.set_output_tensor(0, _shared(self._outputs))
+        self._infer = functools.partial(request.infer, share_outputs=True)
+
+    def __contains__(self, policy: bytes) -> bool:
+        """Whether it holds a program of the policy."""
+        return policy in self._numbers
+
+    def run(self, fill: Callable[[Tensor], object], policy: NDArray[np.bool_], out: Tensor) -> bool:
+        """Runs one image.
+
+        Args:
+            fill: writes the input (1, H, W, C).
+            policy: bool (K,).
+            out: gets the logits, float32 (1, classes).
+        Returns:
+            Whether the policy has a program of its own, so that no other block ran.
+        """
+        number = self._numbers.get(policy.tobytes(), 0)
+        self._number[...] = number
+        if not number and self._kept is not None:
+            self._kept.copy_(torch.from_numpy(policy))
+        fill(self._images)
+        self._infer()
+        out.copy_(self._outputs)
+        return number > 0
+
+
 class OpenVINOEngine:
-    """Makes programs of segments and of policy networks.
+    """Makes programs of segments and of policy networks, and banks of programs.
 
     Args:
         net: a `Backbone.folded()` copy, float32, on the CPU.
@@ -166,12 +223,60 @@ class OpenVINOEngine:
         num_bytes = PROGRAM_BYTES + weights * (4 + itemsize) + maps * itemsize  # weights as given, and packed
         return self._program(lambda: self._block_graph(blocks, kept, in_shape, batch), num_bytes, alone)
 
+    def bank(self, policies: Sequence[bytes], in_shape: tuple[int, ...]) -> Bank:
+        """Compiles one model of the programs of these policies, bool (K,) each, for one image on all threads.
+
+        The programs hang on a balanced tree of conditions over their number: the bodies of conditions share the
+        packed copies of equal constants.
+
+        Args:
+            in_shape: (H, W, C) of the image.
+        """
+        everything = (0, self.net.num_blocks)
+        bodies = [self._masking_graph(in_shape)]
+        for policy in policies:
+            kept = np.frombuffer(policy, dtype=bool).tolist()
+            bodies.append(self._block_graph(everything, kept, in_shape, 1))
+        compiled = self._compile(lambda: self._tree(bodies, in_shape), alone=True)
+        return Bank(compiled, policies, self.dtype, self.bank_bytes(len(policies)))
+
+    def bank_bytes(self, policies: int) -> int:
+        """Memory of a bank of so many policies, estimated."""
+        weights = sum(p.numel() for p in self.net.parameters())
+        return weights * self.dtype.itemsize + (1 + policies) * BODY_BYTES
+
+    def _tree(self, bodies: list[Any], in_shape: tuple[int, ...], first: int = 0) -> Any:
+        """The model that runs body number `number` - `first` of these."""
+        if len(bodies) == 1:
+            return bodies[0]
+        half = len(bodies) // 2
+        below = self._tree(bodies[:half], in_shape, first)
+        above = self._tree(bodies[half:], in_shape, first + half)
+        inputs = [
+            self._images_input(in_shape, 1),
+            self._kept_input(1),
+            _named(op.parameter([], ov.Type.i32), "number"),
+        ]
+        condition = opset8.if_op(op.less(inputs[2], _constant(np.int32(first + half))).output(0))
+        condition.set_then_body(below)
+        condition.set_else_body(above)
+        for value in inputs:
+            (name,) = value.output(0).names
+            ports = [_input_of(body, name) for body in (below, above)]
+            if any(port is not None for port in ports):
+                condition.set_input(value.output(0), *ports)
+        result = condition.set_output(below.get_results()[0], above.get_results()[0])
+        return ov.Model([result], inputs, "bank")
+
     def policy_program(self, in_shape: tuple[int, ...], batch: int, alone: bool = False) -> Program:
         """The policy network: (batch, H, W, C) to keep probabilities and, of one that answers, the answer's
         log-probabilities side by side, float32 (batch, K + classes); not yet compiled."""
         return self._program(lambda: self._policy_graph(in_shape, batch), PROGRAM_BYTES, alone)
 
     def _program(self, graph: Callable[[], Any], num_bytes: int, alone: bool) -> Program:
+        return Program(lambda: self._compile(graph, alone), self.dtype, num_bytes)
+
+    def _compile(self, graph: Callable[[], Any], alone: bool) -> Any:
         config = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.dtype == torch.bfloat16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
@@ -180,17 +285,18 @@ class OpenVINOEngine:
         }
         if not alone:  # pinned, the programs of all workers would sit on the same core
             config["ENABLE_CPU_PINNING"] = "NO"
-        core, dtype = self.core, self.dtype
+        with kept_signal_stack():
+            return self.core.compile_model(graph(), "CPU", config)
 
-        def compile_program() -> Any:
-            with kept_signal_stack():
-                return core.compile_model(graph(), "CPU", config)
+    def _images_input(self, in_shape: tuple[int, ...], batch: int) -> Any:
+        return _named(op.parameter([batch, *in_shape], self._type), "images")
 
-        return Program(compile_program, dtype, num_bytes)
+    def _kept_input(self, batch: int) -> Any:
+        return _named(op.parameter([batch, self.net.num_blocks], ov.Type.f32), "kept")
 
     def _block_graph(self, blocks: Range, kept: list[bool], in_shape: tuple[int, ...], batch: int) -> Any:
         first, last = blocks
-        inputs = op.parameter([batch, *in_shape], self._type)
+        inputs = self._images_input(in_shape, batch)
         x = _to_nchw(inputs)
         if first == 0:
             x = _stem(self.net, x)
@@ -204,6 +310,19 @@ class OpenVINOEngine:
         else:
             x = op.convert(op.transpose(x, _constant([0, 2, 3, 1])), self._type)
         return ov.Model([x], [inputs], "blocks")
+
+    def _masking_graph(self, in_shape: tuple[int, ...]) -> Any:
+        """All blocks for one image, with a second input, float32 (1, K): 0 where a block is dropped; of a
+        network that drops none, all blocks alone."""
+        if not self.net.droppable:
+            return self._block_graph((0, self.net.num_blocks), [True] * self.net.num_blocks, in_shape, 1)
+        inputs, kept = self._images_input(in_shape, 1), self._kept_input(1)
+        x = _stem(self.net, _to_nchw(inputs))
+        masks = op.split(kept, _constant(1), self.net.num_blocks).outputs()
+        for (branch, ds), mask in zip(self.net.branches(), masks, strict=True):
+            keep = op.greater(op.reshape(mask, _constant([1, 1, 1, 1]), False), _constant(np.float32(0)))
+            x = op.select(keep, _block(self.net, branch, ds, x), x if ds is None else _layer(ds, x))
+        return ov.Model([_head(self.net, x)], [inputs, kept], "blocks, masked")
 
     def _policy_graph(self, in_shape: tuple[int, ...], batch: int) -> Any:
         network = self.policy_network
@@ -239,6 +358,15 @@ def _shared(tensor: Tensor) -> Any:
 
 def _constant(value: Any) -> Any:
     return op.constant(np.asarray(value))
+
+
+def _named(parameter: Any, name: str) -> Any:
+    parameter.output(0).set_names({name})
+    return parameter
+
+
+def _input_of(model: Any, name: str) -> Any:
+    return next((one for one in model.get_parameters() if name in one.output(0).names), None)
 
 
 def _weights(tensor: Tensor, *shape: int) -> Any:

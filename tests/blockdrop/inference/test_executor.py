@@ -475,19 +475,16 @@ def test_programs_stay_within_their_memory(make_resnet: Callable[..., DroppableR
 
 
 @needs_openvino
-@pytest.mark.parametrize("one_by_one", [False, True])
-def test_warming_compiles_before_the_first_batch(
-    make_resnet: Callable[..., DroppableResNet], one_by_one: bool
-) -> None:
+@pytest.mark.parametrize("batch", [1, 9])
+def test_warming_compiles_before_the_first_batch(make_resnet: Callable[..., DroppableResNet], batch: int) -> None:
     resnet = make_resnet("R14_C10")
-    run = blockdrop.compile(resnet, engine="openvino", compile_after=1000)
-    policy = some_policies(1 if one_by_one else 9, resnet.num_blocks)
-    run.warm(policy, batch_size=1 if one_by_one else 256)
-    assert run._programs is not None
-    ready = dict(run._programs.programs)
-    run(torch.randn(len(policy), 3, 32, 32), policy=policy)
-    assert ready
-    assert run._programs.programs.keys() == ready.keys()
+    run = blockdrop.compile(resnet, make_policy_network(resnet.num_blocks), engine="openvino", compile_after=1000)
+    policy = some_policies(9, resnet.num_blocks)
+    run.warm(policy, batch_size=batch)
+    for images, own in zip(torch.randn(9, 3, 32, 32).split(batch), policy.split(batch), strict=True):
+        run(images, policy=lambda _, own=own: own)  # type: ignore[misc]
+    assert run.account.images["by a program of their policy"] == pytest.approx(9)
+    assert run._policy_programs
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -230,7 +230,7 @@ def test_where_openvino_cannot_compile_torch_goes_on_with_one_warning(
 def test_an_engine_that_was_asked_for_by_name_is_not_replaced(
     failing: Callable[[BaseException, int], None], make_resnet: Make
 ) -> None:
-    network, images = make_resnet("R8_C10"), torch.randn(1, 3, 32, 32)
+    network, images = make_resnet("R8_C10"), torch.randn(2, 3, 32, 32)
     run = blockdrop.compile(network, engine="openvino", compile_after=1)
     failing(RuntimeError("no such primitive"), 1)
     with pytest.raises(

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet
+from torchvision.models.resnet import Bottleneck
+
+import blockdrop
+from agents.answers import confidence
+from blockdrop.errors import BlockdropError
+from blockdrop.inference import openvino_engine
+from blockdrop.inference.bank import AGEING_ROWS, GrowingBank
+from blockdrop.inference.executor import Executor
+from blockdrop.models.backbone import Network
+from blockdrop.models.resnet import DroppableResNet
+from tests.conftest import randomise_statistics
+
+Make = Callable[..., DroppableResNet]
+needs_openvino = pytest.mark.skipif(not openvino_engine.is_installed(), reason="openvino is not installed")
+
+
+# ---- when it grows, with banks that are sets of policies
+
+
+class Maker:
+    """Makes a bank when it is told to."""
+
+    def __init__(self) -> None:
+        self.made: list[list[bytes]] = []
+        self.ready = threading.Event()
+        self.ready.set()
+        self.error: Exception | None = None
+
+    def __call__(self, policies: Sequence[bytes]) -> set[bytes]:
+        self.ready.wait(60)
+        self.made.append(list(policies))
+        if self.error is not None:
+            raise self.error
+        return set(policies)
+
+
+def ask(growing: GrowingBank[set[bytes]], policy: bytes, times: int = 1) -> set[bytes] | None:
+    """What serves the last of so many rows."""
+    for _ in range(times):
+        bank = growing.find(policy)
+    return bank
+
+
+def test_a_bank_is_made_once_enough_rows_went_without_and_nobody_waits_for_it() -> None:
+    make = Maker()
+    make.ready.clear()
+    growing = GrowingBank(make, grow_after=10, most=4)
+    assert ask(growing, b"a", 6) is None
+    assert ask(growing, b"b", 3) is None
+    assert not growing._thread._threads, "nothing has begun"
+    assert ask(growing, b"b", 50) is None, "it is being made"
+    make.ready.set()
+    growing.wait()
+    assert ask(growing, b"a") == {b"a", b"b"}
+    assert make.made == [[b"a", b"b"]]
+
+
+def test_the_old_bank_serves_until_the_new_one_is_ready() -> None:
+    make = Maker()
+    growing = GrowingBank(make, grow_after=2, most=4)
+    growing.warm(Counter({b"a": 5}))
+    make.ready.clear()
+    assert ask(growing, b"b", 9) == {b"a"}
+    make.ready.set()
+    growing.wait()
+    assert ask(growing, b"b") == {b"a", b"b"}
+
+
+def test_the_most_used_policies_stay_and_the_long_forgotten_make_room() -> None:
+    growing = GrowingBank(Maker(), grow_after=1, most=2)
+    growing.warm(Counter({b"a": 5, b"b": 3, b"c": 4}))
+    assert growing.bank == {b"a", b"c"}
+    ask(growing, b"d", 6)
+    growing.wait()
+    assert growing.bank == {b"a", b"d"}
+    for _ in range(12):
+        growing.warm(Counter({b"e": AGEING_ROWS, b"f": AGEING_ROWS}))
+    assert growing.bank == {b"e", b"f"}
+
+
+def test_a_bank_that_would_hold_the_same_is_not_made_again() -> None:
+    make = Maker()
+    growing = GrowingBank(make, grow_after=3, most=1)
+    growing.warm(Counter({b"a": 100}))
+    ask(growing, b"b", 50)
+    growing.wait()
+    assert make.made == [[b"a"]]
+
+
+def test_what_goes_wrong_in_the_background_comes_out_once() -> None:
+    make = Maker()
+    make.error = RuntimeError("no such primitive")
+    growing = GrowingBank(make, grow_after=1, most=4)
+    assert growing.find(b"a") is None
+    with pytest.raises(RuntimeError, match="no such primitive"):
+        growing.wait()
+    make.error = None
+    ask(growing, b"a", 2)
+    growing.wait()
+    assert growing.bank == {b"a"}
+
+
+# ---- compiled ones
+
+
+def executor(network: Network, **options: object) -> Executor:
+    return blockdrop.compile(network, engine="openvino", **options)  # type: ignore[arg-type]
+
+
+def one_by_one(run: Executor, images: Tensor, policy: Tensor) -> Tensor:
+    return torch.cat([run(image[None], policy=row[None])[0] for image, row in zip(images, policy, strict=True)])
+
+
+def bottlenecks() -> Network:
+    """Its shortcuts may be negative, so that nothing may rectify what passes a dropped block."""
+    model = ResNet(Bottleneck, [2, 1, 2, 1], num_classes=5, width_per_group=8)
+    randomise_statistics(model)
+    return blockdrop.from_torchvision(model.eval())
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", ["R14_C10", "shiftresnet14_C10", "bottlenecks"])
+def test_a_bank_gives_the_logits_of_masked_execution_with_and_without_a_program_of_the_policy(
+    name: str, make_resnet: Make
+) -> None:
+    network = bottlenecks() if name == "bottlenecks" else make_resnet(name).eval()
+    images, policy = torch.randn(9, 3, 32, 32), torch.rand(9, network.num_blocks) < 0.5
+    policy[0], policy[1] = False, True
+    with torch.no_grad():
+        expected = network(images, policy)
+    for known in (policy[:1], policy[:4], policy):
+        run = executor(network)
+        run.warm(known, 32, batch_size=1)
+        torch.testing.assert_close(
+            one_by_one(run, images, policy), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item()
+        )
+        own = (policy.unsqueeze(1) == known).all(-1).any(-1).sum()
+        assert run.account.images["by a program of their policy"] == own
+        assert run.account.images["by all blocks, masked"] == 9 - own
+
+
+@needs_openvino
+def test_single_images_from_several_threads_are_right_while_the_bank_grows(make_resnet: Make) -> None:
+    network = make_resnet("R14_C10")
+    images, policy = torch.randn(40, 3, 32, 32), torch.rand(40, network.num_blocks) < 0.5
+    with torch.no_grad():
+        expected = network(images, policy)
+    run = executor(network, compile_after=5)
+    found: dict[int, Tensor] = {}
+
+    def work(own: int) -> None:
+        for _ in range(3):
+            found[own] = one_by_one(run, images[own::3], policy[own::3])
+
+    threads = [threading.Thread(target=work, args=(own,)) for own in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for own in range(3):
+        torch.testing.assert_close(found[own], expected[own::3], rtol=1e-3, atol=1e-3)
+    (growing,) = run._banks.values()
+    growing.wait()
+    assert growing.bank is not None
+
+
+@needs_openvino
+@pytest.mark.parametrize(("engine", "says"), [("auto", "torch engine"), ("openvino", "choose torch")])
+def test_a_bank_that_cannot_be_compiled_leaves_torch_or_an_error(
+    engine: str, says: str, make_resnet: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_more: object) -> None:
+        raise RuntimeError("no such primitive")
+
+    monkeypatch.setattr(openvino_engine.OpenVINOEngine, "bank", fail)
+    network, images = make_resnet("R8_C10"), torch.randn(1, 3, 32, 32)
+    run = blockdrop.compile(network, engine=engine, compile_after=1)  # type: ignore[arg-type]
+    run(images)
+    (growing,) = run._banks.values()
+    assert growing._growing is not None
+    growing._growing[1].exception()  # waits
+    if engine == "auto":
+        with pytest.warns(RuntimeWarning, match="no such primitive"):
+            run(images)
+    else:
+        with pytest.raises(BlockdropError, match=r"no such primitive\); choose torch"):
+            run(images)
+    with torch.no_grad():
+        torch.testing.assert_close(run(images)[0], network(images), atol=1e-3, rtol=1e-3)
+    assert says in f"{run.explain()}; choose torch"
+
+
+@needs_openvino
+def test_memory_too_small_for_a_bank_leaves_the_general_way(make_resnet: Make) -> None:
+    network, images = make_resnet("R8_C10"), torch.randn(1, 3, 32, 32)
+    run = executor(network, cache_bytes=100_000, compile_after=1)
+    policy = torch.tensor([[True, False, True]])
+    run.warm(policy, 32, batch_size=1)
+    with torch.no_grad():
+        torch.testing.assert_close(run(images, policy=policy)[0], network(images, policy), atol=1e-4, rtol=1e-4)
+    assert "100% by the torch engine" in run.explain()
+
+
+def test_the_account_adds_up(make_resnet: Make) -> None:
+    network, (_, policy_network) = make_resnet("R14_C10"), blockdrop.build("R14_C10")
+    policy_network.add_answer(10)
+    assert policy_network.answer is not None
+    nn.init.normal_(policy_network.answer.weight)
+    answer = policy_network.eval().glance(torch.randn(99, 3, 32, 32)).answer
+    assert answer is not None
+    half = confidence(answer).median().item()
+    run = blockdrop.compile(network, policy_network, compile_after=8, answer_threshold=half)
+    answered = 0
+    for count in (1, 33, 1, 12):
+        answered += int(run.run(torch.randn(count, 3, 32, 32)).answered.sum())
+    run(torch.randn(4, 3, 32, 32), policy=torch.rand(3, 4, network.num_blocks) < 0.5)
+    assert 0 < answered < 47
+    assert run.account.images["answered"] == answered
+    assert sum(run.account.images.values()) == pytest.approx(47 + 12)
+    assert run.explain().startswith(f"{run!r}: 59 images: {answered / 59:.0%} answered, ")
+    assert min(run.account.seconds.values()) > 0
+    run.account.clear()
+    assert run.explain() == f"{run!r}: 0 images: none; 0 s: none"
