@@ -20,8 +20,10 @@ import blockdrop
 from agents.policy_network import PolicyNetwork
 from blockdrop.flops import FlopTable
 from blockdrop.inference.executor import Executor
+from blockdrop.inference.openvino_engine import OpenVINOEngine, Program
 from blockdrop.inference.openvino_engine import is_installed as openvino_is_installed
 from blockdrop.inference.signal_stack import kept_signal_stack
+from blockdrop.models.policy_networks import folded_policy_network
 from blockdrop.models.resnet import DroppableResNet
 
 Run = Callable[[], object]
@@ -124,14 +126,29 @@ def onnxruntime_full(onnx: bytes, images: Tensor) -> Run:
     return lambda: session.run(None, feed)
 
 
-def draw_policies(images: int, blocks: int, kept: float, distinct: int, seed: int = 0) -> Tensor:
-    """Random policies bool (N, K), `distinct` of them, each keeping round(kept · K) blocks, equally frequent."""
+def draw_policies(
+    images: int, blocks: int, kept: float, distinct: int, seed: int = 0, always: float = 0.0, zipf: bool = False
+) -> Tensor:
+    """Random policies bool (N, K), `distinct` of them, each keeping round(kept · K) blocks.
+
+    Args:
+        always: share of the kept blocks that all policies keep, as learned ones do.
+        zipf: policy number n is 1 / n times as frequent as the first one (each comes at least once); else all are
+            equally frequent.
+    """
     generator = np.random.default_rng(seed)
     keep = round(kept * blocks)
+    order = generator.permutation(blocks)
+    core, others = order[: round(always * keep)], order[round(always * keep) :]
     pool = np.zeros((min(distinct, images), blocks), dtype=bool)
     for policy in pool:
-        policy[generator.choice(blocks, keep, replace=False)] = True
-    return torch.from_numpy(pool[generator.permutation(np.arange(images) % len(pool))])
+        policy[core] = True
+        policy[generator.choice(others, keep - len(core), replace=False)] = True
+    number = np.arange(images) % len(pool)
+    if zipf:
+        often = 1 / np.arange(1, len(pool) + 1)
+        number[len(pool) :] = generator.choice(len(pool), len(number[len(pool) :]), p=often / often.sum())
+    return torch.from_numpy(pool[generator.permutation(number)])
 
 
 def dynamic(run: Executor, images: Tensor, policies: Tensor) -> Run:
@@ -143,6 +160,54 @@ def dynamic(run: Executor, images: Tensor, policies: Tensor) -> Run:
         return run(images, policy=lambda _: policy)
 
     return call
+
+
+class StraightPrograms:
+    """The limit that OpenVINO sets: programs of some policies' own blocks and nothing else, and of the policy
+    network, on all threads, as if all images of a batch had one policy.
+
+    Args:
+        batch: images per call.
+        policy: bool (M, K); of its most frequent ones as many as `policies` stand for all.
+    """
+
+    SIZES = (1, 4, 16, 64, 256)
+
+    def __init__(
+        self,
+        resnet: DroppableResNet,
+        policy_network: PolicyNetwork,
+        dtype: torch.dtype,
+        image_size: int,
+        batch: int,
+        policy: Tensor,
+        policies: int = 2,
+    ):
+        trunk = folded_policy_network(policy_network)
+        engine = OpenVINOEngine(resnet.folded(), trunk, dtype, torch.get_num_threads())
+        shape, blocks = (image_size, image_size, 3), (0, resnet.num_blocks)
+        distinct, counts = torch.unique(policy, dim=0, return_counts=True)
+        chosen = distinct[counts.argsort(descending=True)[:policies]]
+        self.batch = batch
+        self.sizes = sorted({min(size, batch) for size in self.SIZES})
+        self.runs: dict[str, Run] = {"policy network": self._run(engine.policy_program(shape, batch, alone=True))}
+        self._rows: list[dict[str, int]] = []
+        for number, kept in enumerate(chosen.tolist()):
+            names = {f"policy {number} by {size}": size for size in self.sizes}
+            self._rows.append(names)
+            for name, size in names.items():
+                self.runs[name] = self._run(engine.block_program(blocks, kept, shape, size, alone=True))
+
+    @staticmethod
+    def _run(program: Program) -> Run:
+        program.compile_copy()
+        out = torch.empty_like(program.outputs, dtype=torch.float32)
+        return lambda: program.run(lambda _: None, out)
+
+    def seconds(self, measured: dict[str, float]) -> float:
+        """Of a batch, given those of one call of each of `runs`: at the best size for each policy."""
+        rows = [min(measured[name] / size for name, size in names.items()) for names in self._rows]
+        return measured["policy network"] + self.batch * sum(rows) / len(rows)
 
 
 def flops_ratio(flops: FlopTable, policy: Tensor) -> float:

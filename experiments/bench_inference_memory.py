@@ -25,22 +25,26 @@ from experiments.bench_inference_contenders import (
 )
 
 
-def peak_memory(model: str, image_size: int, batch: int) -> dict[str, float]:
-    """Peak resident memory (MB) of contenders, each in a process of its own, above the process before it runs."""
+def peak_memory(model: str, image_size: int, batch: int, kept: float, distinct: int) -> dict[str, float]:
+    """Peak resident memory (MB) of contenders, each in a process of its own, above the process before it runs.
+
+    Args:
+        kept, distinct: see `draw_policies`.
+    """
     kinds = ["eager", "OpenVINO"] if openvino_is_installed() else ["eager"]
     kinds += [f"blockdrop {engine}" for engine in engines()]
     context = multiprocessing.get_context("spawn")
     found: dict[str, float] = {"batch": batch}
     for kind in kinds:
         with context.Pool(1) as pool:
-            found[kind] = pool.apply(_peak_of, (kind, model, image_size, batch))
+            found[kind] = pool.apply(_peak_of, (kind, model, image_size, batch, kept, distinct))
     return found
 
 
-def _peak_of(kind: str, model: str, image_size: int, batch: int) -> float:
+def _peak_of(kind: str, model: str, image_size: int, batch: int, kept: float, distinct: int) -> float:
     resnet, policy_network = build_networks(model, image_size)
     images = torch.randn(batch, 3, image_size, image_size)
-    policy = draw_policies(batch, resnet.num_blocks, 0.315, 50)
+    policy = draw_policies(max(batch, 4 * distinct * (batch == 1)), resnet.num_blocks, kept, distinct)
     if openvino_is_installed():
         import openvino  # noqa: F401
     gc.collect()
@@ -61,7 +65,7 @@ def _peak_of(kind: str, model: str, image_size: int, batch: int) -> float:
     else:
         engine: Any = kind.removeprefix("blockdrop ")
         executor = blockdrop.compile(resnet, policy_network, engine=engine)
-        executor.warm(policy, image_size)
+        executor.warm(policy, image_size, batch)
         run = dynamic(executor, images, policy)
     watcher = threading.Thread(target=watch)
     watcher.start()

@@ -90,6 +90,11 @@ class Program:
         """How many copies are there."""
         return len(self._compiled)
 
+    @property
+    def outputs(self) -> Tensor:
+        """The maps or logits of the first copy, which a run overwrites."""
+        return self._compiled[0].outputs
+
     def compile_copy(self) -> None:
         """Compiles the graph (once more)."""
         compiled = self._make()
