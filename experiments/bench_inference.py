@@ -4,7 +4,8 @@ Realised efficiency = (seconds of the fastest full network ÷ seconds of the dyn
 network ÷ FLOPs of the dynamic one), the policy network included in both. 1.0: every saved FLOP is a saved second.
 Program efficiency = seconds of straight-line programs of the policies' own blocks and of the policy network (see
 `StraightPrograms`) ÷ seconds of the dynamic network. 1.0: mixing policies costs nothing.
-Everything that is compared runs in turns in one process, and medians count.
+Everything that is compared runs in turns in one process, and medians count. Executors don't look for changes of
+weights (`follow=False`): no other contender does.
 """
 
 from __future__ import annotations
@@ -258,7 +259,7 @@ def measure_batch(
     executors: dict[str, Executor] = {}
     limits: dict[str, StraightPrograms] = {}
     for engine in engines():
-        static = blockdrop.compile(resnet, dtype=dtype, engine=engine)
+        static = blockdrop.compile(resnet, dtype=dtype, engine=engine, follow=False)
         everything = torch.ones(batch, resnet.num_blocks, dtype=torch.bool)
         static.warm(everything, size, batch)
         runs[f"blockdrop {engine}, all blocks, no policy network"] = lambda run=static: run(images)  # type: ignore[misc]
@@ -275,7 +276,9 @@ def measure_batch(
                 if cell not in limits and "openvino" in engines():
                     limits[cell] = StraightPrograms(resnet, policy_network, dtype, size, batch, policy)
                     runs |= {f"limit, {cell}, {part}": run for part, run in limits[cell].runs.items()}
-                executors[name] = blockdrop.compile(resnet, policy_network, dtype=dtype, engine=engine)
+                executors[name] = blockdrop.compile(
+                    resnet, policy_network, dtype=dtype, engine=engine, follow=False
+                )
                 executors[name].warm(policy, size, batch)
                 runs[name] = dynamic(executors[name], images, policy)
                 cells[name] = (f"blockdrop {engine}", policy)

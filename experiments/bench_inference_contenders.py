@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import blockdrop
 from agents.policy_network import PolicyNetwork
@@ -184,13 +185,16 @@ class StraightPrograms:
         policies: int = 2,
     ):
         trunk = folded_policy_network(policy_network)
+        pool, trunk.input_pool = trunk.input_pool, 1
         engine = OpenVINOEngine(resnet.folded(), trunk, dtype, torch.get_num_threads())
         shape, blocks = (image_size, image_size, 3), (0, resnet.num_blocks)
         distinct, counts = torch.unique(policy, dim=0, return_counts=True)
         chosen = distinct[counts.argsort(descending=True)[:policies]]
         self.batch = batch
         self.sizes = sorted({min(size, batch) for size in self.SIZES})
-        self.runs: dict[str, Run] = {"policy network": self._run(engine.policy_program(shape, batch, alone=True))}
+        glance = self._run(engine.policy_program((image_size // pool, image_size // pool, 3), batch, alone=True))
+        images = torch.zeros(batch, 3, image_size, image_size)
+        self.runs: dict[str, Run] = {"policy network": lambda: (F.avg_pool2d(images, pool), glance())}
         self._rows: list[dict[str, int]] = []
         for number, kept in enumerate(chosen.tolist()):
             names = {f"policy {number} by {size}": size for size in self.sizes}

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from agents.answers import NEVER, is_sure, with_answers
 from agents.deciders import Decision
@@ -134,6 +135,7 @@ def compile(
     device: torch.device | None = None,
     cache_bytes: int = CACHE_BYTES,
     compile_after: int = COMPILE_AFTER,
+    follow: bool = True,
 ) -> Executor:
     """The fast executor of a trained network, dynamic or static, for inference.
 
@@ -151,6 +153,8 @@ def compile(
         cache_bytes: memory that programs may take, estimated.
         compile_after: rows of a sub-policy, or images of the policy network, that run without a program before one
             is compiled.
+        follow: look for changes of the weights at each call, which costs an image that comes alone up to a tenth
+            of its time; False: only `refresh` prepares the networks anew.
     Raises:
         BlockdropError: engine not installed, or unable to run this network on this device; a policy network for a
             plain net.
@@ -176,6 +180,7 @@ def compile(
         device=device,
         cache_bytes=cache_bytes,
         compile_after=compile_after,
+        follow=follow,
     )
 
 
@@ -184,7 +189,8 @@ class Executor:
 
     Calling it from several threads is safe; the calls then take turns. It follows changes of the networks'
     weights: the next call prepares them anew (`watch.Watch` says what shows; values of a single layer that are
-    written through `p.data` may not). After those, or after replacing a layer, call `refresh`.
+    written through `p.data` may not). After those, or after replacing a layer, call `refresh`; so after any change
+    where it was made with `follow=False`.
 
     It can be copied and pickled, and then prepares itself anew; in a process that was forked it says that it can't
     run: send it to a process that was spawned, or compile another one.
@@ -202,6 +208,7 @@ class Executor:
         device: torch.device | None,
         cache_bytes: int,
         compile_after: int,
+        follow: bool = True,
     ):
         if dtype not in (torch.float32, torch.bfloat16):
             raise BlockdropError(f"dtype: got {dtype}; choose torch.float32 or torch.bfloat16")
@@ -222,7 +229,7 @@ class Executor:
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._cache_bytes, self._compile_after = cache_bytes, compile_after
-        self._wanted_engine = engine
+        self._wanted_engine, self._follow = engine, follow
         self._watch: Watch | None = None
         self.account = Account()
         """What ran how, and where the time went; `explain` says it in a line."""
@@ -234,6 +241,7 @@ class Executor:
             "resnet": self.resnet, "policy_network": self.policy_network, "dtype": self.dtype,
             "threshold": self.threshold, "answer_threshold": self.answer_threshold, "engine": self._wanted_engine,
             "device": self.device, "cache_bytes": self._cache_bytes, "compile_after": self._compile_after,
+            "follow": self._follow,
         }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -368,8 +376,9 @@ class Executor:
             self._refresh()
             in_shape = (image_size, image_size, 3)
             if self._policy_trunk is not None:
+                pooled = (image_size // self._input_pool, image_size // self._input_pool, 3)
                 for batch in _split(batch_size):
-                    self._policy_program(in_shape, batch, self._compile_after, alone=batch_size == 1)
+                    self._policy_program(pooled, batch, self._compile_after, alone=batch_size == 1)
             if batch_size == 1:
                 self._warm_bank(policy, in_shape)
                 return
@@ -399,9 +408,10 @@ class Executor:
         self._watch = None  # whatever ends this before its end, the next call begins it again
         watch = Watch([self.resnet] if self.policy_network is None else [self.resnet, self.policy_network])
         net = _in_float32(self.resnet).folded().to(self.device)
-        trunk = None
+        trunk, self._input_pool = None, 1
         if self.policy_network is not None:
             trunk = folded_policy_network(_in_float32(self.policy_network)).to(self.device)
+            self._input_pool, trunk.input_pool = trunk.input_pool, 1
         self.engine_reason = ""
         self._openvino = self._make_openvino(net, trunk)
         self._programs: ProgramCache[ProgramKey, Program] | None = None
@@ -452,7 +462,7 @@ class Executor:
             return None
 
     def _refresh(self, single: bool = False) -> None:
-        if self._watch is None or self._watch.changed(single):
+        if self._watch is None or (self._follow and self._watch.changed(single)):
             self._prepare()
 
     # ---- the policy network
@@ -469,6 +479,8 @@ class Executor:
     def _run_policy_network(self, images: Tensor) -> Tensor:
         """Keep probabilities and answers side by side, float32 (N, K + classes)."""
         count = len(images)
+        if self._input_pool > 1:
+            images = F.avg_pool2d(images, self._input_pool)
         found = torch.empty(count, self.num_blocks + self._answers, device=images.device)
         if count == 1:  # the path for one image is short: here microseconds count
             program = self._policy_program(_map_shape(images), 1, 1, alone=True)

@@ -183,7 +183,8 @@ class OpenVINOEngine:
 
     Args:
         net: a `Backbone.folded()` copy, float32, on the CPU.
-        policy_network: its trunk folded, float32, on the CPU; or None.
+        policy_network: its trunk folded, float32, on the CPU, for images that are pooled already, which takes a
+            program as long as two convolutions; or None.
         dtype: torch.float32 or torch.bfloat16, of the arithmetic and of the maps between segments.
         threads: for programs that use the whole processor.
     Raises:
@@ -332,6 +333,7 @@ class OpenVINOEngine:
     def _policy_graph(self, in_shape: tuple[int, ...], batch: int) -> Any:
         network = self.policy_network
         assert network is not None
+        assert network.input_pool == 1
         trunk = network.features
         inputs = op.parameter([batch, *in_shape], self._type)
         if isinstance(trunk, NoFeatures):
@@ -342,8 +344,6 @@ class OpenVINOEngine:
         if not isinstance(trunk, Backbone):
             raise UnsupportedLayerError(type(trunk).__name__)
         x = _to_nchw(inputs)
-        if (pool := network.input_pool) > 1:
-            x = op.avg_pool(x, [pool, pool], [0, 0], [0, 0], [pool, pool], True)
         x = _stem(trunk, x)
         for branch, ds in trunk.branches():
             x = _block(trunk, branch, ds, x)
