@@ -511,7 +511,7 @@ class Executor:
             self._policy_rows[key] += rows
             if self._policy_rows[key] >= self._compile_after:
                 program = self._openvino.policy_program(*key)
-                if self._compile_copies([program] * (1 if alone else self.threads)):
+                if self._compile_programs({program: 1 if alone else self.threads}):
                     self._policy_programs[key] = program
         return self._policy_programs.get(key)
 
@@ -701,7 +701,7 @@ class Executor:
         assert self._programs is not None
         assert self._openvino is not None
         programs = self._programs.programs
-        jobs, planned = [], {}
+        planned: dict[ProgramKey, Program] = {}
         for key in sorted(copies, key=self._programs.rows, reverse=True):
             program = programs.get(key)
             if program is None:
@@ -712,23 +712,22 @@ class Executor:
             missing = copies[key] - program.copies
             if missing <= 0:
                 continue
-            if not self._programs.room_for(key, missing * program.bytes_each):
+            if not self._programs.room_for(key, program.bytes_of(copies[key]) - program.num_bytes):
                 break  # what is used less won't find room either
             planned[key] = programs[key] = program
-            program.copies += missing
-            jobs += [program] * missing
+            program.copies = copies[key]
         try:
-            self._compile_copies(jobs)
+            self._compile_programs({program: program.copies for program in planned.values()})
         finally:  # what is in the books is there, whatever happened
             for key, program in planned.items():
                 program.copies = program.compiled
                 if not program.copies:
                     programs.pop(key, None)
 
-    def _compile_copies(self, jobs: Sequence[Program]) -> bool:
-        """Compiles each of the programs once for every time that it is named; False if OpenVINO couldn't."""
+    def _compile_programs(self, copies: dict[Program, int]) -> bool:
+        """Compiles the programs, with so many copies each; False if OpenVINO couldn't."""
         with self._openvino_may_fail():
-            self._workers.run(Program.compile_copy, jobs)
+            self._workers.run(lambda program: program.compile(copies[program]), list(copies))
             return True
         return False
 

@@ -63,27 +63,33 @@ class _Copy(NamedTuple):
 
 
 class Program:
-    """A graph for batches of one size, and as many compiled copies as workers run it at once.
+    """A graph for batches of one size, and as many copies of it, which share weights, as workers run it at once.
 
     Sizes are fixed because OpenVINO prepares every layer anew when a batch has another size than the last one.
 
     Args:
         make: compiles the graph.
         dtype: number format of the input.
-        bytes_each: memory of a compiled copy, estimated.
+        shared_bytes, bytes_each: memory of what its copies share and of a copy's own, estimated.
     """
 
-    def __init__(self, make: Callable[[], Any], dtype: torch.dtype, bytes_each: int):
-        self._make, self._dtype, self.bytes_each = make, dtype, bytes_each
+    def __init__(self, make: Callable[[], Any], dtype: torch.dtype, shared_bytes: int, bytes_each: int):
+        self._make, self._dtype = make, dtype
+        self._shared_bytes, self._bytes_each = shared_bytes, bytes_each
         self._idle: queue.SimpleQueue[_Copy] = queue.SimpleQueue()
         self.copies = 0
         """That are there, or that are planned."""
+        self._model: Any = None
         self._compiled: list[_Copy] = []
 
     @property
     def num_bytes(self) -> int:
         """Memory of all copies."""
-        return self.bytes_each * self.copies
+        return self.bytes_of(self.copies)
+
+    def bytes_of(self, copies: int) -> int:
+        """Memory of so many copies."""
+        return self._shared_bytes + self._bytes_each * copies if copies else 0
 
     @property
     def compiled(self) -> int:
@@ -95,18 +101,20 @@ class Program:
         """The maps or logits of the first copy, which a run overwrites."""
         return self._compiled[0].outputs
 
-    def compile_copy(self) -> None:
-        """Compiles the graph (once more)."""
-        compiled = self._make()
-        request = compiled.create_infer_request()
-        inputs = torch.empty(tuple(compiled.input(0).shape), dtype=self._dtype)
-        output_type = torch.float32 if compiled.output(0).element_type == ov.Type.f32 else torch.bfloat16
-        outputs = torch.empty(tuple(compiled.output(0).shape), dtype=output_type)
-        request.set_input_tensor(0, _shared(inputs))
-        request.set_output_tensor(0, _shared(outputs))
-        made = _Copy(functools.partial(request.infer, share_outputs=True), inputs, outputs)
-        self._compiled.append(made)
-        self._idle.put(made)
+    def compile(self, copies: int) -> None:
+        """Compiles the graph, unless it is, and makes copies up to so many."""
+        if self._model is None:
+            self._model = self._make()
+        while self.compiled < copies:
+            request = self._model.create_infer_request()
+            inputs = torch.empty(tuple(self._model.input(0).shape), dtype=self._dtype)
+            output_type = torch.float32 if self._model.output(0).element_type == ov.Type.f32 else torch.bfloat16
+            outputs = torch.empty(tuple(self._model.output(0).shape), dtype=output_type)
+            request.set_input_tensor(0, _shared(inputs))
+            request.set_output_tensor(0, _shared(outputs))
+            made = _Copy(functools.partial(request.infer, share_outputs=True), inputs, outputs)
+            self._compiled.append(made)
+            self._idle.put(made)
 
     def run(self, fill: Callable[[Tensor], object], out: Tensor) -> None:
         """Runs as many rows as `out` has, which may be fewer than the batch size.
@@ -221,13 +229,14 @@ class OpenVINOEngine:
             kept: which of them run.
             in_shape: (H, W, C) of the input.
             batch: its batch size.
-            alone: use all threads; otherwise one (workers run several programs side by side).
+            alone: use all threads; otherwise one for each copy (workers run several programs side by side).
         """
         weights = sum(itertools.compress(self._weights[slice(*blocks)], kept))
         maps = MAPS_HELD * batch * int(np.prod(in_shape[:2])) * self._channels[blocks[0]]
         itemsize = self.dtype.itemsize
-        num_bytes = PROGRAM_BYTES + weights * (4 + itemsize) + maps * itemsize  # weights as given, and packed
-        return self._program(lambda: self._block_graph(blocks, kept, in_shape, batch), num_bytes, alone)
+        shared_bytes = PROGRAM_BYTES + weights * (4 + itemsize)  # weights as given, and packed
+        graph = functools.partial(self._block_graph, blocks, kept, in_shape, batch)
+        return self._program(graph, alone, shared_bytes, maps * itemsize)
 
     def bank(self, policies: Sequence[bytes], in_shape: tuple[int, ...]) -> Bank:
         """Compiles one model of the programs of these policies, bool (K,) each, for one image on all threads.
@@ -277,17 +286,17 @@ class OpenVINOEngine:
     def policy_program(self, in_shape: tuple[int, ...], batch: int, alone: bool = False) -> Program:
         """The policy network: (batch, H, W, C) to keep probabilities and, of one that answers, the answer's
         log-probabilities side by side, float32 (batch, K + classes); not yet compiled."""
-        return self._program(lambda: self._policy_graph(in_shape, batch), PROGRAM_BYTES, alone)
+        return self._program(lambda: self._policy_graph(in_shape, batch), alone, PROGRAM_BYTES, 0)
 
-    def _program(self, graph: Callable[[], Any], num_bytes: int, alone: bool) -> Program:
-        return Program(lambda: self._compile(graph, alone), self.dtype, num_bytes)
+    def _program(self, graph: Callable[[], Any], alone: bool, shared_bytes: int, bytes_each: int) -> Program:
+        return Program(lambda: self._compile(graph, alone), self.dtype, shared_bytes, bytes_each)
 
     def _compile(self, graph: Callable[[], Any], alone: bool) -> Any:
         config = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.dtype == torch.bfloat16 else "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": str(self.threads if alone else 1),
+            "PERFORMANCE_HINT": "LATENCY" if alone else "THROUGHPUT",
+            "NUM_STREAMS": "1" if alone else str(self.threads),
+            "INFERENCE_NUM_THREADS": str(self.threads),
         }
         if not alone:  # pinned, the programs of all workers would sit on the same core
             config["ENABLE_CPU_PINNING"] = "NO"

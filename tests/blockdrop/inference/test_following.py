@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -158,22 +158,25 @@ def test_a_watch_takes_any_types_and_layouts() -> None:
 
 
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException, int], None]:
+def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BaseException, int], None]]:
     """Lets the so-and-so-many-th compilation fail, and none after it."""
+    made, fails_at = 0, 0
 
     def fail(error: BaseException, at: int) -> None:
-        made, compile_copy = 0, Program.compile_copy
+        nonlocal fails_at
+        fails_at, compile_program = at, Program.compile
 
-        def compile_or_fail(self: Program) -> None:
+        def compile_or_fail(self: Program, copies: int) -> None:
             nonlocal made
             made += 1
             if made == at:
                 raise error
-            compile_copy(self)
+            compile_program(self, copies)
 
-        monkeypatch.setattr(Program, "compile_copy", compile_or_fail)
+        monkeypatch.setattr(Program, "compile", compile_or_fail)
 
-    return fail
+    yield fail
+    assert made >= fails_at > 0
 
 
 def with_two_workers(make_resnet: Make) -> tuple[DroppableResNet, Executor]:
@@ -185,7 +188,7 @@ def with_two_workers(make_resnet: Make) -> tuple[DroppableResNet, Executor]:
 
 
 @needs_openvino
-@pytest.mark.parametrize("at", [1, 2, 3, 4])
+@pytest.mark.parametrize("at", [1, 2])
 @pytest.mark.parametrize("count", [1, 16])
 def test_an_interrupted_compilation_leaves_an_executor_that_goes_on(
     count: int, at: int, failing: Callable[[BaseException, int], None], make_resnet: Make
@@ -205,7 +208,7 @@ def test_an_interrupted_compilation_leaves_an_executor_that_goes_on(
 
 
 @needs_openvino
-@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("at", [1, 2])
 @pytest.mark.parametrize("count", [1, 16])
 def test_where_openvino_cannot_compile_torch_goes_on_with_one_warning(
     count: int, at: int, failing: Callable[[BaseException, int], None], make_resnet: Make
