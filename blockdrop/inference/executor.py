@@ -35,6 +35,7 @@ from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
 from blockdrop.inference.bank import GrowingBank
 from blockdrop.inference.cache import ProgramCache
+from blockdrop.inference.choice import Choice
 from blockdrop.inference.openvino_engine import Bank, OpenVINOEngine, Program, UnsupportedLayerError
 from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, plan_batch
 from blockdrop.inference.torch_engine import TorchEngine, make_engine
@@ -379,12 +380,14 @@ class Executor:
                 pooled = (image_size // self._input_pool, image_size // self._input_pool, 3)
                 for batch in _split(batch_size):
                     self._policy_program(pooled, batch, self._compile_after, alone=batch_size == 1)
-            if batch_size == 1:
+            batches = np.array_split(policy.cpu().numpy(), range(batch_size, len(policy), batch_size))
+            if batch_size == 1 or any(map(self._has_small_groups, batches)):
                 self._warm_bank(policy, in_shape)
+            if batch_size == 1:
                 return
             rows: Counter[ProgramKey] = Counter()
             copies: dict[ProgramKey, int] = {}
-            for bits in np.array_split(policy.cpu().numpy(), range(batch_size, len(policy), batch_size)):
+            for bits in batches:
                 for segment in self._plan(bits[None]).segments:
                     for key, (count, wanted) in self._keys(segment, in_shape).items():
                         rows[key] += count
@@ -433,6 +436,7 @@ class Executor:
         self._policy_rows: Counter[tuple[tuple[int, ...], int, bool]] = Counter()
         self._banks: dict[tuple[int, ...], GrowingBank[Bank]] = {}
         self._last_bank: Bank | None = None
+        self._choices: dict[tuple[tuple[int, ...], int], Choice] = {}
         self._known_shapes: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
         self._watch = watch
 
@@ -539,16 +543,49 @@ class Executor:
             bank = self._bank(bits.reshape(-1), _map_shape(images))
             if bank is not None:
                 logits = torch.empty(*policy.shape[:-1], *self._shapes(_map_shape(images))[self.num_blocks])
-                own = bank.run(
-                    lambda inputs: inputs.copy_(images.permute(0, 2, 3, 1)), bits.reshape(-1), logits.view(1, -1)
-                )
-                self.block_executions += int(bits.sum()) if own else self.num_blocks
-                self.account.images[WAYS[1] if own else WAYS[2]] += 1
+                self._run_one(images, bits.reshape(-1), bank, logits.view(1, -1))
                 return logits
-        plan = self._plan(bits if policy.dim() == 3 else bits[None])
+        if policy.dim() == 2 and self._has_small_groups(bits):
+            return self._run_small_groups(images, bits)
+        return self._run_groups(images, bits)
+
+    def _has_small_groups(self, bits: NDArray[np.bool_]) -> bool:
+        """Whether most rows have a sub-policy of too few for a program that takes several at once."""
+        if self._openvino is None or len(bits) < 2:
+            return False
+        return len(bits) < ROWS_AT_ONCE * len({row.tobytes() for row in bits})
+
+    def _run_small_groups(self, images: Tensor, bits: NDArray[np.bool_]) -> Tensor:
+        """By groups or one by one, whichever has turned out faster for so many images of this shape."""
+        choice = self._choices.setdefault((_map_shape(images), len(images)), Choice())
+        bank = None
+        for row in bits:
+            bank = self._bank(row, _map_shape(images))
+        way = int(bank is not None and choice.pick())
+        begun = time.perf_counter()
+        logits = self._run_groups(images, bits) if bank is None or not way else self._run_each(images, bits, bank)
+        choice.note(way, time.perf_counter() - begun)
+        return logits
+
+    def _run_each(self, images: Tensor, bits: NDArray[np.bool_], bank: Bank) -> Tensor:
+        """Each image by itself, on all threads."""
+        logits = torch.empty(len(images), *self._shapes(_map_shape(images))[self.num_blocks])
+        for number, row in enumerate(bits):
+            image, out = images[number : number + 1], logits[number : number + 1]
+            self._run_one(image, row, bank, out)
+        return logits
+
+    def _run_one(self, image: Tensor, bits: NDArray[np.bool_], bank: Bank, out: Tensor) -> None:
+        own = bank.run(lambda inputs: inputs.copy_(image.permute(0, 2, 3, 1)), bits, out)
+        self.block_executions += int(bits.sum()) if own else self.num_blocks
+        self.account.images[WAYS[1] if own else WAYS[2]] += 1
+
+    def _run_groups(self, images: Tensor, bits: NDArray[np.bool_]) -> Tensor:
+        """Policies bool (N, K) or (S, N, K): rows of equal sub-policy together."""
+        plan = self._plan(bits if bits.ndim == 3 else bits[None])
         logits = self._run_plan(images, plan)
         rows = torch.from_numpy(plan.rows).to(images.device, non_blocking=True)
-        return logits[rows if policy.dim() == 3 else rows[0]]
+        return logits[rows if bits.ndim == 3 else rows[0]]
 
     def _plan(self, policies: NDArray[np.bool_]) -> Plan:
         return plan_batch(policies, join_segments(policies, self.segments))

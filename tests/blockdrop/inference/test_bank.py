@@ -15,6 +15,7 @@ from agents.answers import confidence
 from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
 from blockdrop.inference.bank import AGEING_ROWS, GrowingBank
+from blockdrop.inference.choice import Choice
 from blockdrop.inference.executor import Executor
 from blockdrop.models.backbone import Network
 from blockdrop.models.resnet import DroppableResNet
@@ -231,3 +232,37 @@ def test_the_account_adds_up(make_resnet: Make) -> None:
     assert min(run.account.seconds.values()) > 0
     run.account.clear()
     assert run.explain() == f"{run!r}: 0 images: none; 0 s: none"
+
+
+# ---- batches of small groups
+
+
+def test_the_faster_way_is_found_and_the_slower_one_tried_again() -> None:
+    choice, seconds = Choice(retry_after=10), [2.0, 1.0]
+    picks = []
+    for step in range(60):
+        if step == 30:
+            seconds = [0.1, 1.0]
+        picks.append(choice.pick())
+        choice.note(picks[-1], seconds[picks[-1]])
+    assert picks[:4] == [0, 0, 1, 1]
+    assert set(picks[4:14]) == {1}
+    assert picks[4:30].count(0) == 2
+    assert picks[44:].count(1) <= 2, "the other way has become faster"
+
+
+@needs_openvino
+def test_a_batch_of_many_policies_is_right_whichever_way_it_goes(make_resnet: Make) -> None:
+    network = make_resnet("R14_C10")
+    run = executor(network, compile_after=4)
+    ways = []
+    for _ in range(8):
+        images, policy = torch.randn(6, 3, 32, 32), torch.rand(6, network.num_blocks) < 0.5
+        with torch.no_grad():
+            expected = network(images, policy)
+        torch.testing.assert_close(run(images, policy=policy)[0], expected, rtol=1e-3, atol=1e-3)
+        for growing in run._banks.values():
+            growing.wait()
+        ways.append(sum(run.account.images.values()))
+    assert ways == [6 * calls for calls in range(1, 9)]
+    assert run.account.images["by all blocks, masked"] + run.account.images["by a program of their policy"] >= 6
