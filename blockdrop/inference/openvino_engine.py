@@ -68,18 +68,17 @@ class Program:
     Sizes are fixed because OpenVINO prepares every layer anew when a batch has another size than the last one.
 
     Args:
-        make: compiles the graph.
+        make: compiles the graph for so many copies.
         dtype: number format of the input.
         shared_bytes, bytes_each: memory of what its copies share and of a copy's own, estimated.
     """
 
-    def __init__(self, make: Callable[[], Any], dtype: torch.dtype, shared_bytes: int, bytes_each: int):
+    def __init__(self, make: Callable[[int], Any], dtype: torch.dtype, shared_bytes: int, bytes_each: int):
         self._make, self._dtype = make, dtype
         self._shared_bytes, self._bytes_each = shared_bytes, bytes_each
         self._idle: queue.SimpleQueue[_Copy] = queue.SimpleQueue()
         self.copies = 0
         """That are there, or that are planned."""
-        self._model: Any = None
         self._compiled: list[_Copy] = []
 
     @property
@@ -102,19 +101,23 @@ class Program:
         return self._compiled[0].outputs
 
     def compile(self, copies: int) -> None:
-        """Compiles the graph, unless it is, and makes copies up to so many."""
-        if self._model is None:
-            self._model = self._make()
-        while self.compiled < copies:
-            request = self._model.create_infer_request()
-            inputs = torch.empty(tuple(self._model.input(0).shape), dtype=self._dtype)
-            output_type = torch.float32 if self._model.output(0).element_type == ov.Type.f32 else torch.bfloat16
-            outputs = torch.empty(tuple(self._model.output(0).shape), dtype=output_type)
+        """Compiles the graph for so many copies, in place of those that there are; nobody may be using one."""
+        model = self._make(copies)
+        inputs_shape, outputs_shape = tuple(model.input(0).shape), tuple(model.output(0).shape)
+        output_type = torch.float32 if model.output(0).element_type == ov.Type.f32 else torch.bfloat16
+        made = []
+        for _ in range(copies):
+            request = model.create_infer_request()
+            inputs, outputs = (
+                torch.empty(inputs_shape, dtype=self._dtype),
+                torch.empty(outputs_shape, dtype=output_type),
+            )
             request.set_input_tensor(0, _shared(inputs))
             request.set_output_tensor(0, _shared(outputs))
-            made = _Copy(functools.partial(request.infer, share_outputs=True), inputs, outputs)
-            self._compiled.append(made)
-            self._idle.put(made)
+            made.append(_Copy(functools.partial(request.infer, share_outputs=True), inputs, outputs))
+        self._compiled, self._idle = made, queue.SimpleQueue()
+        for copy in made:
+            self._idle.put(copy)
 
     def run(self, fill: Callable[[Tensor], object], out: Tensor) -> None:
         """Runs as many rows as `out` has, which may be fewer than the batch size.
@@ -234,9 +237,9 @@ class OpenVINOEngine:
         weights = sum(itertools.compress(self._weights[slice(*blocks)], kept))
         maps = MAPS_HELD * batch * int(np.prod(in_shape[:2])) * self._channels[blocks[0]]
         itemsize = self.dtype.itemsize
-        shared_bytes = PROGRAM_BYTES + weights * (4 + itemsize)  # weights as given, and packed
+        shared_bytes = weights * (4 + itemsize)  # as given, and packed
         graph = functools.partial(self._block_graph, blocks, kept, in_shape, batch)
-        return self._program(graph, alone, shared_bytes, maps * itemsize)
+        return self._program(graph, alone, shared_bytes, PROGRAM_BYTES + maps * itemsize)
 
     def bank(self, policies: Sequence[bytes], in_shape: tuple[int, ...]) -> Bank:
         """Compiles one model of the programs of these policies, bool (K,) each, for one image on all threads.
@@ -252,7 +255,7 @@ class OpenVINOEngine:
         for policy in policies:
             kept = np.frombuffer(policy, dtype=bool).tolist()
             bodies.append(self._block_graph(everything, kept, in_shape, 1))
-        compiled = self._compile(lambda: self._tree(bodies, in_shape), alone=True)
+        compiled = self._compile(self._tree(bodies, in_shape))
         return Bank(compiled, policies, self.dtype, self.bank_bytes(len(policies)))
 
     def bank_bytes(self, policies: int) -> int:
@@ -286,22 +289,26 @@ class OpenVINOEngine:
     def policy_program(self, in_shape: tuple[int, ...], batch: int, alone: bool = False) -> Program:
         """The policy network: (batch, H, W, C) to keep probabilities and, of one that answers, the answer's
         log-probabilities side by side, float32 (batch, K + classes); not yet compiled."""
-        return self._program(lambda: self._policy_graph(in_shape, batch), alone, PROGRAM_BYTES, 0)
+        return self._program(lambda: self._policy_graph(in_shape, batch), alone, 0, PROGRAM_BYTES)
 
     def _program(self, graph: Callable[[], Any], alone: bool, shared_bytes: int, bytes_each: int) -> Program:
-        return Program(lambda: self._compile(graph, alone), self.dtype, shared_bytes, bytes_each)
+        def make(copies: int) -> Any:
+            return self._compile(graph(), None if alone else copies)
 
-    def _compile(self, graph: Callable[[], Any], alone: bool) -> Any:
+        return Program(make, self.dtype, shared_bytes, bytes_each)
+
+    def _compile(self, graph: Any, copies: int | None = None) -> Any:
+        """For one user on all threads, or for `copies` on a thread each."""
         config = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.dtype == torch.bfloat16 else "f32",
-            "PERFORMANCE_HINT": "LATENCY" if alone else "THROUGHPUT",
-            "NUM_STREAMS": "1" if alone else str(self.threads),
-            "INFERENCE_NUM_THREADS": str(self.threads),
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": str(copies or 1),
+            "INFERENCE_NUM_THREADS": str(copies or self.threads),
         }
-        if not alone:  # pinned, the programs of all workers would sit on the same core
+        if copies is not None:  # pinned, the programs of all workers would sit on the same core
             config["ENABLE_CPU_PINNING"] = "NO"
         with kept_signal_stack():
-            return self.core.compile_model(graph(), "CPU", config)
+            return self.core.compile_model(graph, "CPU", config)
 
     def _images_input(self, in_shape: tuple[int, ...], batch: int) -> Any:
         return _named(op.parameter([batch, *in_shape], self._type), "images")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,13 @@ import blockdrop
 from blockdrop.errors import BlockdropError
 from blockdrop.flops import count_flops
 from experiments import bench_inference, bench_inference_contenders
-from experiments.bench_inference import BenchConfig, Row, figure, table
-from experiments.bench_inference_contenders import draw_policies, flops_ratio, openvino_network
+from experiments.bench_inference import BenchConfig, Row, figure, table, verdict
+from experiments.bench_inference_contenders import (
+    StraightPrograms,
+    draw_policies,
+    flops_ratio,
+    openvino_network,
+)
 from experiments.bench_inference_stream import spread_policies
 
 
@@ -24,6 +30,51 @@ def test_drawn_policies_keep_as_many_blocks_and_are_as_many_as_asked(kept: float
     assert (policy.sum(1) == round(kept * 30)).all()
     expected = distinct if 0 < kept < 1 else 1
     assert len(torch.unique(policy, dim=0)) == expected
+
+
+def test_policies_may_share_most_of_their_blocks_and_differ_in_frequency() -> None:
+    policy = draw_policies(400, 33, 0.75, 10, always=0.8, zipf=True)
+    assert (policy.sum(1) == 25).all()
+    assert policy.all(0).sum() >= 20
+    distinct, counts = torch.unique(policy, dim=0, return_counts=True)
+    assert len(distinct) == 10
+    assert counts.max() > 5 * counts.min()
+    assert len(torch.unique(draw_policies(8, 33, 0.75, 10, always=0.8, zipf=True), dim=0)) == 8, "one per image"
+
+
+def test_the_limit_takes_the_best_batch_size_of_each_policy() -> None:
+    pytest.importorskip("openvino")
+    resnet, policy_network = bench_inference_contenders.build_networks("R8_C10", 32)
+    policy = torch.tensor([[True, False, False], [True, True, True], [True, True, True]])
+    limit = StraightPrograms(resnet, policy_network, torch.float32, 32, 8, policy)
+    assert limit.sizes == [1, 4, 8]
+    for run in limit.runs.values():
+        run()
+    measured = {"policy network": 0.5, **dict.fromkeys(limit.runs.keys() - {"policy network"}, 8.0)}
+    assert limit.seconds(measured) == 0.5 + 8.0, "8 rows at once are the best"
+    assert limit.seconds({**measured, "policy 0 by 1": 0.5}) == 0.5 + 8 * (0.5 + 1) / 2
+
+
+def test_the_verdict_is_about_the_most_policies_and_tells_noise() -> None:
+    rows = [
+        Row("R8_C10", 32, "float32", 4, "OpenVINO", 0.5, spread=0.01),
+        Row("R8_C10", 32, "float32", 4, "blockdrop openvino", 0.2, 1.5, 1, 2.5, 1.0, 1.0, 0.02),
+        Row("R8_C10", 32, "float32", 4, "blockdrop openvino", 0.25, 1.5, 2, 2.5, 0.8, 0.75, 0.02),
+    ]
+    assert verdict(rows) == [
+        "verdict: R8_C10, float32, batch 4: 1.5 blocks under 2 policies run 2.00 times as fast as the fastest "
+        "full network; FLOPs say 2.50, 75% of OpenVINO's limit"
+    ]
+    noisy = [replace(row, spread=0.3) for row in rows]
+    assert verdict(noisy)[1].startswith(
+        "noise: the rounds of 3 of 3 contenders spread by more than 10% (up to 30%)"
+    )
+
+
+def test_large_images_are_measured_in_small_batches_under_policies_as_learned_ones_are() -> None:
+    config = BenchConfig(batches=(2,))
+    assert config.grid_of("R110_C10") == ((2,), (0.1, 0.315, 0.6, 1.0), (1, 50, 500), 0.0)
+    assert config.grid_of("R101_ImgNet") == ((2,), (0.75,), (10,), 0.8)
 
 
 def test_the_policy_networks_head_is_set_to_as_many_policies_of_as_many_blocks_as_asked() -> None:
