@@ -3,7 +3,8 @@
 Ahead of time BatchNorm is folded, weights are packed, number format and engine chosen. Per batch the policy
 network runs, images that it answers are done, `plan_batch` groups the others' rows by sub-policy, and workers run
 the groups: those with a compiled straight-line program through it, all others through the torch engine, which
-needs no compilation.
+needs no compilation. Images that come alone go through a bank of programs (`bank.py`), and so do the rows of small
+groups where that has turned out faster (`choice.py`).
 """
 
 from __future__ import annotations
