@@ -52,6 +52,8 @@ ROWS_AT_ONCE = 4
 a group goes row by row, through a program for one."""
 MIXED_ROWS_AT_ONCE = 32
 """Rows that the torch engine takes at once; more of them share a call."""
+SMALL_BATCH = 32
+"""Images of a batch, at most, for which single images may be the faster way; more fill programs by stages."""
 CACHE_BYTES = 512 << 20
 BANK_POLICIES = 64
 """Policies, at most, that have programs of their own for single images; more take long to compile."""
@@ -552,7 +554,7 @@ class Executor:
 
     def _has_small_groups(self, bits: NDArray[np.bool_]) -> bool:
         """Whether most rows have a sub-policy of too few for a program that takes several at once."""
-        if self._openvino is None or len(bits) < 2:
+        if self._openvino is None or not 1 < len(bits) <= SMALL_BATCH:
             return False
         return len(bits) < ROWS_AT_ONCE * len({row.tobytes() for row in bits})
 
