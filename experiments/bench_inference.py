@@ -406,7 +406,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         cells.setdefault((row.model, row.precision, row.batch), []).append(row)
     for (model, precision, batch), found in cells.items():
-        best = min(row.seconds for row in found if row.flops_ratio is None)
+        best = min(row.seconds for row in found if not row.contender.startswith("blockdrop"))
         dynamic = [row for row in found if row.flops_ratio is not None and row.contender == found[-1].contender]
         row = min(dynamic, key=lambda row: (-(row.distinct or 0), row.kept_blocks or 0))
         limit = "" if row.program_efficiency is None else f", {row.program_efficiency:.0%} of OpenVINO's limit"

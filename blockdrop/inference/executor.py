@@ -386,7 +386,7 @@ class Executor:
             batches = np.array_split(policy.cpu().numpy(), range(batch_size, len(policy), batch_size))
             if batch_size == 1 or any(map(self._has_small_groups, batches)):
                 self._warm_bank(policy, in_shape)
-            if batch_size == 1:
+            if batch_size == 1 or self._programs is None:  # OpenVINO may have been given up meanwhile
                 return
             rows: Counter[ProgramKey] = Counter()
             copies: dict[ProgramKey, int] = {}
@@ -567,7 +567,8 @@ class Executor:
         way = int(bank is not None and choice.pick())
         begun = time.perf_counter()
         logits = self._run_groups(images, bits) if bank is None or not way else self._run_each(images, bits, bank)
-        choice.note(way, time.perf_counter() - begun)
+        if bank is not None:  # while one is being made, its threads take time from the other way
+            choice.note(way, time.perf_counter() - begun)
         return logits
 
     def _run_each(self, images: Tensor, bits: NDArray[np.bool_], bank: Bank) -> Tensor:
