@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-AGEING_ROWS = 100_000  # counts are halved after so many rows, so that yesterday's policies make room
+from blockdrop.inference.cache import RowCounts
 
 Bank = TypeVar("Bank")
 
@@ -32,9 +32,8 @@ class GrowingBank(Generic[Bank]):
         """None until the first one is ready."""
         self.policies: frozenset[bytes] = frozenset()
         """That `bank` holds."""
-        self._rows: Counter[bytes] = Counter()
+        self._rows: RowCounts[bytes] = RowCounts()
         self._missed = 0
-        self._until_ageing = AGEING_ROWS
         self._growing: tuple[frozenset[bytes], Future[Bank]] | None = None
         self._thread = ThreadPoolExecutor(1, "growing bank")
 
@@ -44,7 +43,7 @@ class GrowingBank(Generic[Bank]):
         Raises:
             Whatever `make` raised in the background, once.
         """
-        self._count(policy, 1)
+        self._rows.add(policy, 1)
         if self._growing is not None and self._growing[1].done():
             self._take()
         if policy not in self.policies:
@@ -61,7 +60,7 @@ class GrowingBank(Generic[Bank]):
         """
         self.wait()
         for policy, count in rows.items():
-            self._count(policy, max(count, self._grow_after))
+            self._rows.add(policy, max(count, self._grow_after))
         self._grow()
         self.wait()
 
@@ -75,16 +74,9 @@ class GrowingBank(Generic[Bank]):
             self._growing[1].exception()  # waits, and is interrupted by Ctrl-C without having taken anything
             self._take()
 
-    def _count(self, policy: bytes, rows: int) -> None:
-        self._rows[policy] += rows
-        self._until_ageing -= rows
-        if self._until_ageing <= 0:
-            self._until_ageing = AGEING_ROWS
-            self._rows = Counter({policy: rows // 2 for policy, rows in self._rows.items() if rows > 1})
-
     def _grow(self) -> None:
         self._missed = 0
-        wanted = [policy for policy, _ in self._rows.most_common(self.most)]
+        wanted = self._rows.most(self.most)
         if self.bank is None or not self.policies.issuperset(wanted):
             self._growing = frozenset(wanted), self._thread.submit(self._make, wanted)
 

@@ -9,6 +9,32 @@ from typing import Generic, Protocol, TypeVar
 AGEING_ROWS = 100_000  # counts are halved after so many rows, so that yesterday's policies make room
 
 
+Key = TypeVar("Key", bound=Hashable)
+
+
+class RowCounts(Generic[Key]):
+    """How many rows have asked for what, old ones counting less."""
+
+    def __init__(self) -> None:
+        self._rows: Counter[Key] = Counter()
+        self._until_ageing = AGEING_ROWS
+
+    def __getitem__(self, key: Key) -> int:
+        return self._rows[key]
+
+    def add(self, key: Key, rows: int) -> None:
+        """Notes that so many rows asked for `key`."""
+        self._rows[key] += rows
+        self._until_ageing -= rows
+        if self._until_ageing <= 0:
+            self._until_ageing = AGEING_ROWS
+            self._rows = Counter({key: rows // 2 for key, rows in self._rows.items() if rows > 1})
+
+    def most(self, count: int) -> list[Key]:
+        """The so many keys that were asked for most."""
+        return [key for key, _ in self._rows.most_common(count)]
+
+
 class Sized(Protocol):
     """A program."""
 
@@ -16,7 +42,6 @@ class Sized(Protocol):
     def num_bytes(self) -> int: ...
 
 
-Key = TypeVar("Key", bound=Hashable)
 Program = TypeVar("Program", bound=Sized)
 
 
@@ -32,8 +57,7 @@ class ProgramCache(Generic[Key, Program]):
     def __init__(self, max_bytes: int, compile_after: int):
         self.max_bytes, self.compile_after = max_bytes, compile_after
         self.programs: dict[Key, Program] = {}
-        self._rows: Counter[Key] = Counter()
-        self._until_ageing = AGEING_ROWS
+        self._rows: RowCounts[Key] = RowCounts()
 
     @property
     def num_bytes(self) -> int:
@@ -46,15 +70,20 @@ class ProgramCache(Generic[Key, Program]):
 
     def count(self, key: Key, rows: int) -> None:
         """Notes that so many rows asked for `key`."""
-        self._rows[key] += rows
-        self._until_ageing -= rows
-        if self._until_ageing <= 0:
-            self._until_ageing = AGEING_ROWS
-            self._rows = Counter({key: rows // 2 for key, rows in self._rows.items() if rows > 1})
+        self._rows.add(key, rows)
 
     def wants(self, key: Key) -> bool:
         """Whether `key` has been asked for often enough to be compiled."""
         return key not in self.programs and self._rows[key] >= self.compile_after
+
+    def resize(self, max_bytes: int) -> None:
+        """Sets the bound, and drops the programs used least until what is held is within it."""
+        self.max_bytes = max_bytes
+        held = self.num_bytes
+        for key in sorted(self.programs, key=self._rows.__getitem__):
+            if held <= max_bytes:
+                return
+            held -= self.programs.pop(key).num_bytes
 
     def room_for(self, key: Key, num_bytes: int) -> bool:
         """Makes room for `num_bytes` more on behalf of `key`, by dropping programs used less than half as often.

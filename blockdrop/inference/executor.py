@@ -19,7 +19,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -34,6 +33,7 @@ from agents.names import DEFAULT_THRESHOLD
 from agents.policy_network import Glance, PolicyNetwork
 from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
+from blockdrop.inference.account import ANSWERED, GLANCING, LOOKING, MASKED, OWN, RUNNING, TORCH, Account
 from blockdrop.inference.bank import GrowingBank
 from blockdrop.inference.cache import ProgramCache
 from blockdrop.inference.choice import Choice
@@ -61,9 +61,6 @@ COMPILE_AFTER = 128
 """Rows served without a program before one is compiled; that is about what compiling costs (see ProgramCache)."""
 
 
-WAYS = ("answered", "by a program of their policy", "by all blocks, masked", "by the torch engine")
-PARTS = ("looking for changes", "policy network", "blocks")
-
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -89,36 +86,6 @@ class ProgramKey(NamedTuple):
     kept: bytes
     in_shape: tuple[int, ...]
     batch: int
-
-
-@dataclass
-class Account:
-    """What ran how, and where the time went, since an executor was made or `clear` was called."""
-
-    images: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAYS, 0.0))
-    """How many images (times policies) went which way; a fraction where the stages of an image went several."""
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
-
-    def __str__(self) -> str:
-        """One line."""
-        count, seconds = sum(self.images.values()), sum(self.seconds.values())
-        ways = [f"{value / count:.0%} {way}" for way, value in self.images.items() if value]
-        parts = [f"{part} {value / seconds:.0%}" for part, value in self.seconds.items() if value]
-        return f"{count:,.0f} images: {', '.join(ways) or 'none'}; {seconds:.3g} s: {', '.join(parts) or 'none'}"
-
-    def clear(self) -> None:
-        """Begins again at 0."""
-        self.images.update(dict.fromkeys(WAYS, 0.0))
-        self.seconds.update(dict.fromkeys(PARTS, 0.0))
-
-    @contextlib.contextmanager
-    def timing(self, part: str) -> Iterator[None]:
-        """Books the time of the block."""
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] += time.perf_counter() - begun
 
 
 class _Piece(NamedTuple):
@@ -345,7 +312,7 @@ class Executor:
         """One call at a time, with networks that are up to date."""
         self._check_images(images)
         with self._running():
-            with self.account.timing("looking for changes"):
+            with self.account.timing(LOOKING):
                 self._refresh(single=len(images) == 1)
             yield
 
@@ -477,7 +444,7 @@ class Executor:
     def _glance(self, images: Tensor) -> Glance:
         if self._policy_trunk is None:
             return Glance(torch.ones(len(images), self.num_blocks, device=images.device))
-        with self.account.timing("policy network"):
+        with self.account.timing(GLANCING):
             found = self._run_policy_network(images)
         if not self._answers:
             return Glance(found)
@@ -488,7 +455,7 @@ class Executor:
         count = len(images)
         if self._input_pool > 1:
             images = F.avg_pool2d(images, self._input_pool)
-        found = torch.empty(count, self.num_blocks + self._answers, device=images.device)
+        found = torch.empty(count, self.num_blocks + self._answers, dtype=torch.float32, device=images.device)
         if count == 1:  # the path for one image is short: here microseconds count
             program = self._policy_program(_map_shape(images), 1, 1, alone=True)
             if program is not None:
@@ -527,7 +494,7 @@ class Executor:
     def _carry_out(self, images: Tensor, policy: Tensor, answered: Tensor | None, answer: Tensor | None) -> Tensor:
         """Runs the ResNet for what isn't answered."""
         rest = None if answered is None or not bool(answered.any()) else (~answered).nonzero().squeeze(1)
-        self.account.images["answered"] += 0 if rest is None else len(images) - len(rest)
+        self.account.images[ANSWERED] += 0 if rest is None else len(images) - len(rest)
         if answer is None or rest is None:
             return with_answers(self._run(images, policy), answer, None, self._answer_weight)
         logits = answer.float().clone()
@@ -537,7 +504,7 @@ class Executor:
         return logits
 
     def _run(self, images: Tensor, policy: Tensor) -> Tensor:
-        with self.account.timing("blocks"):
+        with self.account.timing(RUNNING):
             return self._run_blocks(images, policy)
 
     def _run_blocks(self, images: Tensor, policy: Tensor) -> Tensor:
@@ -545,7 +512,8 @@ class Executor:
         if len(images) == 1 and bits.size == self.num_blocks:
             bank = self._bank(bits.reshape(-1), _map_shape(images))
             if bank is not None:
-                logits = torch.empty(*policy.shape[:-1], *self._shapes(_map_shape(images))[self.num_blocks])
+                classes = self._shapes(_map_shape(images))[self.num_blocks]
+                logits = torch.empty(*policy.shape[:-1], *classes, dtype=torch.float32)
                 self._run_one(images, bits.reshape(-1), bank, logits.view(1, -1))
                 return logits
         if policy.dim() == 2 and self._has_small_groups(bits):
@@ -573,7 +541,8 @@ class Executor:
 
     def _run_each(self, images: Tensor, bits: NDArray[np.bool_], bank: Bank) -> Tensor:
         """Each image by itself, on all threads."""
-        logits = torch.empty(len(images), *self._shapes(_map_shape(images))[self.num_blocks])
+        classes = self._shapes(_map_shape(images))[self.num_blocks]
+        logits = torch.empty(len(images), *classes, dtype=torch.float32)
         for number, row in enumerate(bits):
             image, out = images[number : number + 1], logits[number : number + 1]
             self._run_one(image, row, bank, out)
@@ -582,7 +551,7 @@ class Executor:
     def _run_one(self, image: Tensor, bits: NDArray[np.bool_], bank: Bank, out: Tensor) -> None:
         own = bank.run(lambda inputs: inputs.copy_(image.permute(0, 2, 3, 1)), bits, out)
         self.block_executions += int(bits.sum()) if own else self.num_blocks
-        self.account.images[WAYS[1] if own else WAYS[2]] += 1
+        self.account.images[OWN if own else MASKED] += 1
 
     def _run_groups(self, images: Tensor, bits: NDArray[np.bool_]) -> Tensor:
         """Policies bool (N, K) or (S, N, K): rows of equal sub-policy together."""
@@ -616,7 +585,7 @@ class Executor:
         for piece in pieces:
             rows = piece.rows
             count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-            self.account.images[WAYS[3] if piece.program is None else WAYS[1]] += each * count
+            self.account.images[TORCH if piece.program is None else OWN] += each * count
 
     def _run_piece(self, piece: _Piece, segment: SegmentPlan, source: Tensor, maps: Tensor, out: Tensor) -> None:
         """Takes the piece's rows from `maps`, the images (N, 3, H, W) or the last segment's maps (rows, H, W, C),
@@ -735,7 +704,7 @@ class Executor:
             self._last_bank = bank
             banks = [growing.bank for growing in self._banks.values()]
             held = sum(bank.num_bytes for bank in banks if bank is not None)
-            self._programs.max_bytes = max(0, self._cache_bytes - held)
+            self._programs.resize(max(0, self._cache_bytes - held))
 
     def _compile(self, copies: dict[ProgramKey, int]) -> None:
         """Compiles the programs that have become worth it, and copies of those that several workers need."""
@@ -789,7 +758,7 @@ class Executor:
                 f"OpenVINO can't compile a program, so torch runs the network: {why}", RuntimeWarning, stacklevel=2
             )
             self._openvino = self._programs = None
-            self._policy_programs, self._banks = {}, {}
+            self._policy_programs, self._banks, self._last_bank = {}, {}, None
             self.engine_name, self.engine_reason = "torch", f"OpenVINO can't compile a program: {why}"
 
     # ---- shapes and checks

@@ -108,10 +108,8 @@ class Program:
         made = []
         for _ in range(copies):
             request = model.create_infer_request()
-            inputs, outputs = (
-                torch.empty(inputs_shape, dtype=self._dtype),
-                torch.empty(outputs_shape, dtype=output_type),
-            )
+            inputs = torch.empty(inputs_shape, dtype=self._dtype)
+            outputs = torch.empty(outputs_shape, dtype=output_type)
             request.set_input_tensor(0, _shared(inputs))
             request.set_output_tensor(0, _shared(outputs))
             made.append(_Copy(functools.partial(request.infer, share_outputs=True), inputs, outputs))
@@ -154,8 +152,8 @@ class Bank:
         names = {name: port for port in compiled.inputs for name in port.names}
         self._images = torch.empty(tuple(names["images"].shape), dtype=dtype)
         self._number = np.zeros((), dtype=np.int32)
-        self._kept = torch.ones(tuple(names["kept"].shape)) if "kept" in names else None
-        self._outputs = torch.empty(tuple(compiled.output(0).shape))
+        self._kept = torch.ones(tuple(names["kept"].shape), dtype=torch.float32) if "kept" in names else None
+        self._outputs = torch.empty(tuple(compiled.output(0).shape), dtype=torch.float32)
         request = compiled.create_infer_request()
         request.set_tensor(names["images"], _shared(self._images))
         if "number" in names:
@@ -164,10 +162,6 @@ class Bank:
             request.set_tensor(names["kept"], _shared(self._kept))
         request.set_output_tensor(0, _shared(self._outputs))
         self._infer = functools.partial(request.infer, share_outputs=True)
-
-    def __contains__(self, policy: bytes) -> bool:
-        """Whether it holds a program of the policy."""
-        return policy in self._numbers
 
     def run(self, fill: Callable[[Tensor], object], policy: NDArray[np.bool_], out: Tensor) -> bool:
         """Runs one image.
@@ -270,12 +264,9 @@ class OpenVINOEngine:
         half = len(bodies) // 2
         below = self._tree(bodies[:half], in_shape, first)
         above = self._tree(bodies[half:], in_shape, first + half)
-        inputs = [
-            self._images_input(in_shape, 1),
-            self._kept_input(1),
-            _named(op.parameter([], ov.Type.i32), "number"),
-        ]
-        condition = opset8.if_op(op.less(inputs[2], _constant(np.int32(first + half))).output(0))
+        number = _named(op.parameter([], ov.Type.i32), "number")
+        inputs = [self._images_input(in_shape, 1), self._kept_input(1), number]
+        condition = opset8.if_op(op.less(number, _constant(np.int32(first + half))).output(0))
         condition.set_then_body(below)
         condition.set_else_body(above)
         for value in inputs:
@@ -351,7 +342,7 @@ class OpenVINOEngine:
         assert network is not None
         assert network.input_pool == 1
         trunk = network.features
-        inputs = op.parameter([batch, *in_shape], self._type)
+        inputs = self._images_input(in_shape, batch)
         if isinstance(trunk, NoFeatures):
             found = network.logit.bias.sigmoid()
             if network.answer is not None:

@@ -58,6 +58,7 @@ def test_the_limit_takes_the_best_batch_size_of_each_policy() -> None:
 def test_the_verdict_is_about_the_most_policies_and_tells_noise() -> None:
     rows = [
         Row("R8_C10", 32, "float32", 4, "OpenVINO", 0.5, spread=0.01),
+        Row("R8_C10", 32, "float32", 4, "blockdrop openvino, all blocks, no policy network", 0.4, spread=0.01),
         Row("R8_C10", 32, "float32", 4, "blockdrop openvino", 0.2, 1.5, 1, 2.5, 1.0, 1.0, 0.02),
         Row("R8_C10", 32, "float32", 4, "blockdrop openvino", 0.25, 1.5, 2, 2.5, 0.8, 0.75, 0.02),
     ]
@@ -67,7 +68,7 @@ def test_the_verdict_is_about_the_most_policies_and_tells_noise() -> None:
     ]
     noisy = [replace(row, spread=0.3) for row in rows]
     assert verdict(noisy)[1].startswith(
-        "noise: the rounds of 3 of 3 contenders spread by more than 10% (up to 30%)"
+        "noise: the rounds of 4 of 4 contenders spread by more than 10% (up to 30%)"
     )
 
 

@@ -14,7 +14,8 @@ import blockdrop
 from agents.answers import confidence
 from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
-from blockdrop.inference.bank import AGEING_ROWS, GrowingBank
+from blockdrop.inference.bank import GrowingBank
+from blockdrop.inference.cache import AGEING_ROWS
 from blockdrop.inference.choice import Choice
 from blockdrop.inference.executor import Executor
 from blockdrop.models.backbone import Network
@@ -176,9 +177,9 @@ def test_single_images_from_several_threads_are_right_while_the_bank_grows(make_
 
 
 @needs_openvino
-@pytest.mark.parametrize(("engine", "says"), [("auto", "torch engine"), ("openvino", "choose torch")])
+@pytest.mark.parametrize(("engine", "left"), [("auto", "torch (OpenVINO can't compile"), ("openvino", "openvino")])
 def test_a_bank_that_cannot_be_compiled_leaves_torch_or_an_error(
-    engine: str, says: str, make_resnet: Make, monkeypatch: pytest.MonkeyPatch
+    engine: str, left: str, make_resnet: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_args: object, **_more: object) -> None:
         raise RuntimeError("no such primitive")
@@ -198,7 +199,50 @@ def test_a_bank_that_cannot_be_compiled_leaves_torch_or_an_error(
             run(images)
     with torch.no_grad():
         torch.testing.assert_close(run(images)[0], network(images), atol=1e-3, rtol=1e-3)
-    assert says in f"{run.explain()}; choose torch"
+    assert run.engine.startswith(left)
+
+
+@needs_openvino
+def test_warming_goes_on_where_openvino_fails(make_resnet: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_more: object) -> None:
+        raise RuntimeError("no such primitive")
+
+    monkeypatch.setattr(openvino_engine.Program, "compile", fail)
+    network, (_, policy_network) = make_resnet("R8_C10"), blockdrop.build("R8_C10")
+    run = blockdrop.compile(network, policy_network.eval())
+    with pytest.warns(RuntimeWarning, match="no such primitive"):
+        run.warm(torch.rand(40, 3) < 0.5, 32, batch_size=40)
+    assert run.engine.startswith("torch (OpenVINO can't compile")
+
+
+@needs_openvino
+def test_a_bank_takes_its_memory_from_the_programs_of_batches(make_resnet: Make) -> None:
+    network = make_resnet("R8_C10")
+    run = executor(network, cache_bytes=10_000_000)
+    run.warm(torch.rand(99, 3) < 0.5, 32, batch_size=99)
+    assert run._programs is not None
+    before = run._programs.num_bytes
+    run.warm(torch.tensor([[True, False, True]]), 32, batch_size=1)
+    (growing,) = run._banks.values()
+    assert growing.bank is not None
+    assert before + growing.bank.num_bytes > 10_000_000 >= run._programs.num_bytes + growing.bank.num_bytes
+
+
+@needs_openvino
+@pytest.mark.parametrize("count", [1, 6])
+def test_logits_are_float32_whatever_the_default_type(count: int, make_resnet: Make) -> None:
+    network, images = make_resnet("R8_C10"), torch.randn(count, 3, 32, 32)
+    policy = torch.rand(count, 3) < 0.5
+    with torch.no_grad():
+        expected = network(images, policy)
+    run = executor(network)
+    torch.set_default_dtype(torch.float64)
+    try:
+        run.warm(policy, 32, batch_size=count)
+        logits, _ = run(images, policy=policy)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
 
 
 @needs_openvino
@@ -266,3 +310,17 @@ def test_a_batch_of_many_policies_is_right_whichever_way_it_goes(make_resnet: Ma
         ways.append(sum(run.account.images.values()))
     assert ways == [6 * calls for calls in range(1, 9)]
     assert run.account.images["by all blocks, masked"] + run.account.images["by a program of their policy"] >= 6
+
+
+@needs_openvino
+def test_the_ways_are_compared_only_once_a_bank_is_there(
+    make_resnet: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = executor(make_resnet("R8_C10"))
+    monkeypatch.setattr(run, "_bank", lambda *_: None)
+    policy = torch.tensor([[True, False, False], [False, True, False]])
+    run(torch.randn(2, 3, 32, 32), policy=policy)
+    (choice,) = run._choices.values()
+    assert choice.pick() == 0
+    choice.note(0, 1.0)
+    assert choice.pick() == 0, "its first time was not yet noted"

@@ -32,6 +32,16 @@ def test_memory_stays_within_the_bound_whatever_is_offered() -> None:
     assert not cache.room_for("huge", 101)
 
 
+def test_a_smaller_bound_drops_what_is_used_least() -> None:
+    cache = ProgramCache[str, Blob](30, compile_after=1)
+    for key, rows in (("cold", 5), ("hot", 100), ("warm", 20)):
+        assert offer(cache, key, rows)
+    cache.resize(25)
+    assert (set(cache.programs), cache.max_bytes) == ({"hot", "warm"}, 25)
+    cache.resize(9)
+    assert not cache.programs
+
+
 def test_a_full_cache_keeps_the_often_used_and_lets_newcomers_in_only_past_the_rarely_used() -> None:
     cache = ProgramCache[str, Blob](30, compile_after=1)
     assert offer(cache, "hot", 100)
