@@ -97,16 +97,19 @@ def look(
     weight = torch.zeros(()) if given is None else given.detach().cpu()
 
     def predict(policies: Tensor, looks: Tensor, title: str = "blind policies") -> Tensor:
-        how = images, dynamic.normalisation, compute, batch_size, title
-        return predict_under(run, policies, *how, answer=answer, answer_weights=weight * looks)
+        weights = weight * looks
+        return predict_under(
+            run, policies, images, dynamic.normalisation, compute, batch_size, title,
+            answer=answer, answer_weights=weights,
+        )  # fmt: skip
 
     policies = nested_policies(keep_probs)
     nested = predict(policies, torch.ones(len(policies)), "every threshold")
-    found = keep_probs, nested, labels, table, thresholds.keep
     answers = None if answer is None else answer_outcomes(answer, labels)
-    curves = [dynamic_curve(*found, answers, thresholds.answer)]
+    curves = [dynamic_curve(keep_probs, nested, labels, table, thresholds.keep, answers, thresholds.answer)]
     if answers is not None:
-        curves.append(answer_curve(rest_at(*found), answers, table, thresholds.answer))
+        rest = rest_at(keep_probs, nested, labels, table, thresholds.keep)
+        curves.append(answer_curve(rest, answers, table, thresholds.answer))
     curves += [full_curve(full.correct, table), *blind_curves(keep_probs, labels, table, predict)]
     pixels = small_pixels(images, dynamic.normalisation, batch_size)
     return Findings(opened, table, thresholds, pixels, outcomes, full, nested, curves)

@@ -89,8 +89,13 @@ class RunDirectory:
         }
         self._lock = FileLock(self.path / LOCK_FILE, blocking=False)
         saved, self._last = processes.from_first(lambda: self._claim(record, overwrite, resume))
-        how = {flag: self.flags[flag] for flag in ("save_minutes", "accumulate") if flag in self.flags}
-        self.state = TrainingState(self, saved=saved, processes=processes, **how)
+        self.state = TrainingState(
+            self,
+            save_minutes=self.flags.get("save_minutes", math.inf),
+            saved=saved,
+            accumulate=self.flags.get("accumulate", 1),
+            processes=processes,
+        )
         if saved is None and processes.first:
             flags = "\n".join(f"| {key} | {value} |" for key, value in record.items())
             self.writer.add_text("hyperparameters", f"| flag | value |\n| --- | --- |\n{flags}")
