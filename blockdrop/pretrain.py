@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from blockdrop.console import run_command
+from blockdrop.errors import require
 from blockdrop.ranges import CheckpointName, Range
 from blockdrop.training.config import Groups, SupervisedConfig
 
@@ -24,7 +25,8 @@ class PretrainConfig(SupervisedConfig):
     """Flags of `python -m blockdrop.pretrain`."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
-        "model", "data_dir", "download", "init", "new_head", "cv_dir", "max_epochs", "batch_size", "lr", "resume",
+        "model", "data_dir", "download", "init", "new_head", "deepen", "cv_dir", "max_epochs", "batch_size", "lr",
+        "resume",
     )  # fmt: skip
     GROUPS: ClassVar[Groups] = {"optimisation": ("label_smoothing",)}
 
@@ -33,6 +35,9 @@ class PretrainConfig(SupervisedConfig):
     Default: fresh weights."""
     new_head: bool = False
     """Start with a fresh classifier head, for other classes than the checkpoint's."""
+    deepen: bool = False
+    """Let --init be a shallower ResNet than --model: its blocks are spread over the deeper network, the new blocks
+    between them start as identities, so training starts with the shallower network's accuracy."""
     label_smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
     """Share of the target that is spread evenly over all classes."""
 
@@ -42,7 +47,10 @@ def main(config: PretrainConfig) -> dict[str, float]:
     from blockdrop.training.opening import open_training  # torch, which --help does without
 
     config.check()
-    opened, session = open_training(config, "pretrain", config.init, policy="none", new_head=config.new_head)
+    require(bool(config.init) or not config.deepen, "--deepen: of which network? Pass --init")
+    opened, session = open_training(
+        config, "pretrain", config.init, policy="none", new_head=config.new_head, deepen=config.deepen
+    )
     with session.run:
         session.announce("pretrain", opened.dynamic, opened.data, opened.origins)
         return train(opened.dynamic, opened.data, session)

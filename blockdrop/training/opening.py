@@ -13,6 +13,7 @@ from blockdrop.data import NORMALISATIONS, Data, DataSource, identify
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import CheckpointError, require
 from blockdrop.loading import WhichPolicy, assemble, name_of_network, recorded_size
+from blockdrop.models.checkpoints.deepening import deepened
 from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint
 from blockdrop.models.checkpoints.filling import load_policy_trunk
 from blockdrop.models.checkpoints.published import torchvision_checkpoint
@@ -68,6 +69,7 @@ def open_networks(
     policy: WhichPolicy = "loaded",
     usual_net: PolicyNet = "reference",
     new_head: bool = False,
+    deepen: bool = False,
     initial_keep: float | None = None,
 ) -> Opened:
     """Builds the networks, fills them from the checkpoints in order, and opens the data.
@@ -77,6 +79,7 @@ def open_networks(
         paths: checkpoints of any dialect, or the word torchvision; each fills what it holds, later ones win.
         usual_net: kind of policy network where neither flags nor checkpoints name one.
         new_head: keep a fresh classifier head (fine-tuning for other classes).
+        deepen: the checkpoints may be of a shallower ResNet, which is deepened.
         initial_keep: keep probability that a fresh policy network starts near.
     Raises:
         BlockdropError: anything missing, damaged or not fitting together.
@@ -86,6 +89,8 @@ def open_networks(
     if "torchvision" in paths:
         published = torchvision_checkpoint(parse_model_name(name))
         checkpoints.insert(paths.index("torchvision"), published)
+    if deepen:
+        checkpoints = [deepened(checkpoint, parse_model_name(name), config.seed) for checkpoint in checkpoints]
     source = open_source(
         parse_name(name),
         shortcut=config.shortcut,
@@ -138,6 +143,7 @@ def open_training(
     *,
     policy: WhichPolicy = "fresh",
     new_head: bool = False,
+    deepen: bool = False,
     needs_backbone: bool = False,
     needs_policy: bool = False,
     policy_init: str | None = None,
@@ -150,7 +156,7 @@ def open_training(
     and deletes nothing under --overwrite.
 
     Args:
-        paths, policy, new_head, initial_keep: as for `open_networks`.
+        paths, policy, new_head, deepen, initial_keep: as for `open_networks`.
         needs_backbone, needs_policy: whether the checkpoints must hold them.
         policy_init: backbone whose first blocks start the policy network's trunk.
         static: policy that takes the policy network's place; see `open_static_policy`.
@@ -163,7 +169,9 @@ def open_training(
     processes.from_first(lambda: check_usable(config.cv_dir, config.overwrite, inputs, config.resume))
     as_loaded = config if static is None else replace(config, policy_net=None)  # a recipe's isn't asked for
     which: WhichPolicy = "loaded" if static is not None else policy
-    opened = open_networks(as_loaded, paths, policy=which, new_head=new_head, initial_keep=initial_keep)
+    opened = open_networks(
+        as_loaded, paths, policy=which, new_head=new_head, deepen=deepen, initial_keep=initial_keep
+    )
     files = ", ".join(paths)
     require(
         opened.has_backbone or not needs_backbone,
