@@ -1,40 +1,50 @@
-"""A bank of programs that grows in the background while something slower serves."""
+"""Banks of programs that grow in the background while something slower serves."""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from blockdrop.inference.cache import RowCounts
 
 Bank = TypeVar("Bank")
+Made = TypeVar("Made", covariant=True)
+Shape = tuple[int, ...]
 
 
 class GrowingBank(Generic[Bank]):
-    """Holds a bank of the policies that are asked for most, and replaces it by a larger one when that pays.
+    """Holds a bank of the policies that are asked for most, and replaces it by another one when that pays.
 
     A new bank is made in a thread of its own; until it is ready the old one serves, or whatever the caller has.
     It is begun once `grow_after` rows have missed their programs, or a quarter of that for each program held where
     this is more: making a bank takes longer the more it holds, so at most a few times the least possible time is
-    spent on making them.
+    spent on making them. A policy pushes another one out only if it is asked for more than twice as often.
 
     Args:
-        make: makes a bank of these policies, most used ones first; it may take seconds.
+        make: makes a bank of these policies; it may take seconds.
         grow_after: rows.
-        most: policies that a bank may hold; 0: it only serves those without a program of their own.
+        choose: those of the policies, most wanted ones first, that a bank may hold together.
     """
 
-    def __init__(self, make: Callable[[Sequence[bytes]], Bank], grow_after: int, most: int):
-        self._make, self._grow_after, self.most = make, grow_after, most
+    def __init__(
+        self,
+        make: Callable[[Sequence[bytes]], Bank],
+        grow_after: int,
+        choose: Callable[[Sequence[bytes]], Sequence[bytes]],
+    ):
+        self._make, self._grow_after, self._choose = make, grow_after, choose
         self.bank: Bank | None = None
         """None until the first one is ready."""
         self.policies: frozenset[bytes] = frozenset()
         """That `bank` holds."""
+        self.growing: frozenset[bytes] | None = None
+        """Policies of the bank that is being made, if one is."""
         self._rows: RowCounts[bytes] = RowCounts()
         self._missed = 0
-        self._growing: tuple[frozenset[bytes], Future[Bank]] | None = None
+        self._made: Future[Bank] | None = None
         self._thread = ThreadPoolExecutor(1, "growing bank")
 
     def find(self, policy: bytes) -> Bank | None:
@@ -44,11 +54,11 @@ class GrowingBank(Generic[Bank]):
             Whatever `make` raised in the background, once.
         """
         self._rows.add(policy, 1)
-        if self._growing is not None and self._growing[1].done():
+        if self._made is not None and self._made.done():
             self._take()
         if policy not in self.policies:
             self._missed += 1
-            if self._growing is None and self._missed >= self._grow_after * max(1, len(self.policies) / 4):
+            if self._made is None and self._missed >= self._grow_after * max(1, len(self.policies) / 4):
                 self._grow()
         return self.bank
 
@@ -64,23 +74,129 @@ class GrowingBank(Generic[Bank]):
         self._grow()
         self.wait()
 
+    @property
+    def held(self) -> list[frozenset[bytes]]:
+        """Policies of the bank that is there and of that which is being made."""
+        there = [] if self.bank is None else [self.policies]
+        return there if self.growing is None else [*there, self.growing]
+
     def wait(self) -> None:
         """Until no bank is being made.
 
         Raises:
             Whatever `make` raised.
         """
-        if self._growing is not None:
-            self._growing[1].exception()  # waits, and is interrupted by Ctrl-C without having taken anything
+        if self._made is not None:
+            self._made.exception()  # waits, and is interrupted by Ctrl-C without having taken anything
             self._take()
 
     def _grow(self) -> None:
         self._missed = 0
-        wanted = self._rows.most(self.most)
+        wanted = self._choose(self._rows.most(lambda policy: 2 if policy in self.policies else 1))
         if self.bank is None or not self.policies.issuperset(wanted):
-            self._growing = frozenset(wanted), self._thread.submit(self._make, wanted)
+            self.growing = frozenset(wanted)
+            self._made = self._thread.submit(self._make, wanted)
 
     def _take(self) -> None:
-        assert self._growing is not None
-        (policies, made), self._growing = self._growing, None
+        assert self._made is not None
+        assert self.growing is not None
+        made, policies = self._made, self.growing
+        self._made = self.growing = None
         self.bank, self.policies = made.result(), policies
+
+
+class MakesBanks(Protocol[Made]):
+    """An engine."""
+
+    def bank(self, policies: Sequence[bytes], in_shape: Shape) -> Made:
+        """A bank of these policies for images of this shape."""
+
+    def bank_bytes(self, policies: Sequence[bytes], in_shape: Shape) -> int:
+        """Its memory, estimated."""
+
+
+class Banks(Generic[Bank]):
+    """A growing bank for each image shape, within a bound of memory.
+
+    While a bank is replaced, the old and the new one are held, so that each bank may take half of what the others
+    leave.
+
+    Args:
+        engine: makes them.
+        grow_after: see `GrowingBank`.
+        max_bytes: memory that all may take, estimated, those that are being made included.
+        most: policies, at most, that a bank may hold; more take long to make.
+    """
+
+    def __init__(self, engine: MakesBanks[Bank], grow_after: int, max_bytes: int, most: int):
+        self._engine, self._grow_after, self._max_bytes, self._most = engine, grow_after, max_bytes, most
+        self.by_shape: dict[Shape, GrowingBank[Bank]] = {}
+        self.num_bytes = 0
+        """Memory of all banks, estimated, those that are being made included."""
+
+    def find(self, policy: bytes, in_shape: Shape) -> Bank | None:
+        """Notes that an image of a shape (H, W, C) asks for a policy, and gives the bank that serves it now.
+
+        Raises:
+            Whatever the engine raised in the background, once.
+        """
+        growing = self._growing(in_shape)
+        if growing is None:
+            return None
+        before = growing.growing
+        try:
+            return growing.find(policy)
+        finally:
+            if growing.growing is not before:
+                self._weigh()
+
+    def there(self, in_shape: Shape) -> Bank | None:
+        """The bank for images of this shape, without noting anything; None before there is one."""
+        growing = self.by_shape.get(in_shape)
+        return None if growing is None else growing.bank
+
+    def warm(self, rows: Counter[bytes], in_shape: Shape) -> None:
+        """Takes up policies, counted as so many rows each, and waits until their bank is ready.
+
+        Raises:
+            Whatever the engine raised.
+        """
+        growing = self._growing(in_shape)
+        if growing is not None:
+            try:
+                growing.warm(rows)
+            finally:
+                self._weigh()
+
+    def _growing(self, in_shape: Shape) -> GrowingBank[Bank] | None:
+        """None where no bank has room."""
+        if in_shape not in self.by_shape:
+            if self._engine.bank_bytes([], in_shape) > self._room(in_shape):
+                return None
+            make = functools.partial(self._engine.bank, in_shape=in_shape)
+            choose = functools.partial(self._choose, in_shape=in_shape)
+            self.by_shape[in_shape] = GrowingBank(make, self._grow_after, choose)
+        return self.by_shape[in_shape]
+
+    def _choose(self, policies: Sequence[bytes], in_shape: Shape) -> Sequence[bytes]:
+        chosen = list(policies[: self._most])
+        room = self._room(in_shape)
+        while chosen and self._engine.bank_bytes(chosen, in_shape) > room:
+            chosen.pop()
+        return chosen
+
+    def _room(self, in_shape: Shape) -> int:
+        """For a new bank of this shape, beside the others and the one that it replaces."""
+        own = {in_shape} & set(self.by_shape)
+        left = self._max_bytes - self._bytes(set(self.by_shape) - own)
+        return min(left // 2, left - self._bytes(own))
+
+    def _weigh(self) -> None:
+        self.num_bytes = self._bytes(set(self.by_shape))
+
+    def _bytes(self, shapes: set[Shape]) -> int:
+        return sum(
+            self._engine.bank_bytes(list(policies), shape)
+            for shape in shapes
+            for policies in self.by_shape[shape].held
+        )

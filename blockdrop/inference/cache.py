@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
 AGEING_ROWS = 100_000  # counts are halved after so many rows, so that yesterday's policies make room
@@ -30,9 +30,9 @@ class RowCounts(Generic[Key]):
             self._until_ageing = AGEING_ROWS
             self._rows = Counter({key: rows // 2 for key, rows in self._rows.items() if rows > 1})
 
-    def most(self, count: int) -> list[Key]:
-        """The so many keys that were asked for most."""
-        return [key for key, _ in self._rows.most_common(count)]
+    def most(self, weight: Callable[[Key], int]) -> list[Key]:
+        """All keys, those with most rows first, each key's rows times its weight."""
+        return sorted(self._rows, key=lambda key: -self._rows[key] * weight(key))
 
 
 class Sized(Protocol):

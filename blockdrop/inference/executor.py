@@ -34,12 +34,12 @@ from agents.policy_network import Glance, PolicyNetwork
 from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
 from blockdrop.inference.account import ANSWERED, GLANCING, LOOKING, MASKED, OWN, RUNNING, TORCH, Account
-from blockdrop.inference.bank import GrowingBank
+from blockdrop.inference.bank import Banks
 from blockdrop.inference.cache import ProgramCache
 from blockdrop.inference.choice import Choice
 from blockdrop.inference.openvino_engine import Bank, OpenVINOEngine, Program, UnsupportedLayerError
 from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, plan_batch
-from blockdrop.inference.torch_engine import TorchEngine, make_engine
+from blockdrop.inference.torch_engine import PartsEngine, TorchEngine, copy_to_run, make_engine
 from blockdrop.inference.watch import Watch
 from blockdrop.inference.workers import Workers
 from blockdrop.models.backbone import Backbone, Network, known_image_size
@@ -55,6 +55,8 @@ MIXED_ROWS_AT_ONCE = 32
 SMALL_BATCH = 32
 """Images of a batch, at most, for which single images may be the faster way; more fill programs by stages."""
 CACHE_BYTES = 512 << 20
+TORCH_UNUSED = 1000
+"""Calls without the torch engine after which its copy of the weights is given up until it is needed again."""
 BANK_POLICIES = 64
 """Policies, at most, that have programs of their own for single images; more take long to compile."""
 COMPILE_AFTER = 128
@@ -202,6 +204,7 @@ class Executor:
         self._cache_bytes, self._compile_after = cache_bytes, compile_after
         self._wanted_engine, self._follow = engine, follow
         self._watch: Watch | None = None
+        self._compilations = 0
         self.account = Account()
         """What ran how, and where the time went; `explain` says it in a line."""
         with _plain_tensors():
@@ -351,8 +354,10 @@ class Executor:
                 for batch in _split(batch_size):
                     self._policy_program(pooled, batch, self._compile_after, alone=batch_size == 1)
             batches = np.array_split(policy.cpu().numpy(), range(batch_size, len(policy), batch_size))
-            if batch_size == 1 or any(map(self._has_small_groups, batches)):
-                self._warm_bank(policy, in_shape)
+            if self._banks is not None and (batch_size == 1 or any(map(self._has_small_groups, batches))):
+                with self._openvino_may_fail():
+                    self._banks.warm(Counter(bits.tobytes() for bits in policy.cpu().numpy()), in_shape)
+                self._leave_room()
             if batch_size == 1 or self._programs is None:  # OpenVINO may have been given up meanwhile
                 return
             rows: Counter[ProgramKey] = Counter()
@@ -388,12 +393,14 @@ class Executor:
         self.engine_reason = ""
         self._openvino = self._make_openvino(net, trunk)
         self._programs: ProgramCache[ProgramKey, Program] | None = None
+        self._banks: Banks[Bank] | None = None
         if self._openvino is not None:
             self._programs = ProgramCache(self._cache_bytes, self._compile_after)
+            self._banks = Banks(self._openvino, self._compile_after, self._cache_bytes, BANK_POLICIES)
         self.engine_name = "torch" if self._openvino is None else "openvino"
-        channels_last = torch.channels_last
-        packed = copy.deepcopy(net).to(self.dtype).to(memory_format=channels_last)
-        self._torch = make_engine(packed)
+        self._net, self._torch_engine, self._torch_unused = net, None, 0
+        if self._openvino is None:
+            self._torch_engine = self._torch
         self._policy_trunk = None
         self._answers, self._answer_weight = 0, 0.0
         if trunk is not None:
@@ -404,8 +411,6 @@ class Executor:
                 self._answer_weight = trunk.answer_weight.item()
         self._policy_programs: dict[tuple[tuple[int, ...], int, bool], Program] = {}
         self._policy_rows: Counter[tuple[tuple[int, ...], int, bool]] = Counter()
-        self._banks: dict[tuple[int, ...], GrowingBank[Bank]] = {}
-        self._last_bank: Bank | None = None
         self._choices: dict[tuple[tuple[int, ...], int], Choice] = {}
         self._known_shapes: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
         self._watch = watch
@@ -434,6 +439,15 @@ class Executor:
                 raise BlockdropError(f"engine openvino: can't run {error}; choose torch") from None
             self.engine_reason = f"OpenVINO can't run {error}"
             return None
+
+    @property
+    def _torch(self) -> TorchEngine | PartsEngine:
+        """The torch engine, made when it is needed: with OpenVINO that may be never, and it packs weights of its
+        own."""
+        if self._torch_engine is None:
+            self._torch_engine = make_engine(copy_to_run(self._net, self.dtype))
+        self._torch_unused = 0
+        return self._torch_engine
 
     def _refresh(self, single: bool = False) -> None:
         if self._watch is None or (self._follow and self._watch.changed(single)):
@@ -487,6 +501,7 @@ class Executor:
                 program = self._openvino.policy_program(*key)
                 if self._compile_programs({program: 1 if alone else self.threads}):
                     self._policy_programs[key] = program
+                    self._leave_room()
         return self._policy_programs.get(key)
 
     # ---- a batch
@@ -512,6 +527,7 @@ class Executor:
         if len(images) == 1 and bits.size == self.num_blocks:
             bank = self._bank(bits.reshape(-1), _map_shape(images))
             if bank is not None:
+                self._spare_torch()
                 classes = self._shapes(_map_shape(images))[self.num_blocks]
                 logits = torch.empty(*policy.shape[:-1], *classes, dtype=torch.float32)
                 self._run_one(images, bits.reshape(-1), bank, logits.view(1, -1))
@@ -528,16 +544,26 @@ class Executor:
 
     def _run_small_groups(self, images: Tensor, bits: NDArray[np.bool_]) -> Tensor:
         """By groups or one by one, whichever has turned out faster for so many images of this shape."""
-        choice = self._choices.setdefault((_map_shape(images), len(images)), Choice())
-        bank = None
-        for row in bits:
-            bank = self._bank(row, _map_shape(images))
+        in_shape = _map_shape(images)
+        choice = self._choices.setdefault((in_shape, len(images)), Choice())
+        bank = None if self._banks is None else self._banks.there(in_shape)
         way = int(bank is not None and choice.pick())
-        begun = time.perf_counter()
+        if bank is None or way:
+            for row in bits:
+                bank = self._bank(row, in_shape)
+        begun, compiled = time.perf_counter(), self._compilations
         logits = self._run_groups(images, bits) if bank is None or not way else self._run_each(images, bits, bank)
-        if bank is not None:  # while one is being made, its threads take time from the other way
+        # While a bank is being made, its threads take time from the other way; and compiling counts for neither.
+        if bank is not None and compiled == self._compilations:
             choice.note(way, time.perf_counter() - begun)
         return logits
+
+    def _spare_torch(self) -> None:
+        """Gives the torch engine's weights up once many calls in turn have gone without it."""
+        if self._torch_engine is not None and self._openvino is not None:
+            self._torch_unused += 1
+            if self._torch_unused >= TORCH_UNUSED:
+                self._torch_engine = None
 
     def _run_each(self, images: Tensor, bits: NDArray[np.bool_], bank: Bank) -> Tensor:
         """Each image by itself, on all threads."""
@@ -566,9 +592,12 @@ class Executor:
     def _run_plan(self, images: Tensor, plan: Plan) -> Tensor:
         shapes = self._shapes(_map_shape(images))
         maps = images
+        self._spare_torch()
         for segment in plan.segments:
             self.block_executions += int(segment.bits.sum())
             pieces = self._pieces(segment, _map_shape(images))
+            if any(piece.program is None for piece in pieces):
+                _ = self._torch  # made here, not by several workers at once
             self._book(segment, pieces, plan.rows.size)
             is_last = segment.blocks[1] == self.num_blocks
             dtype = torch.float32 if is_last else self.dtype  # logits at the end, maps before
@@ -671,40 +700,20 @@ class Executor:
 
     def _bank(self, bits: NDArray[np.bool_], in_shape: tuple[int, ...]) -> Bank | None:
         """What serves single images of this shape, if it is there."""
-        growing = self._growing_bank(in_shape)
-        if growing is not None:
+        if self._banks is not None:
             with self._openvino_may_fail():
-                self._leave_room(bank := growing.find(bits.tobytes()))
+                bank = self._banks.find(bits.tobytes(), in_shape)
+                self._leave_room()
                 return bank
         return None
 
-    def _warm_bank(self, policy: Tensor, in_shape: tuple[int, ...]) -> None:
-        growing = self._growing_bank(in_shape)
-        if growing is not None:
-            with self._openvino_may_fail():
-                growing.warm(Counter(bits.tobytes() for bits in policy.cpu().numpy()))
-                self._leave_room(growing.bank)
-
-    def _growing_bank(self, in_shape: tuple[int, ...]) -> GrowingBank[Bank] | None:
-        if self._openvino is None:
-            return None
-        if in_shape not in self._banks:
-            held = sum(self._openvino.bank_bytes(max(other.most, 0)) for other in self._banks.values())
-            policies = BANK_POLICIES
-            while policies >= 0 and held + self._openvino.bank_bytes(policies) > self._cache_bytes:
-                policies -= 1
-            make = functools.partial(self._openvino.bank, in_shape=in_shape)
-            self._banks[in_shape] = GrowingBank(make, self._compile_after, policies)
-        growing = self._banks[in_shape]
-        return growing if growing.most >= 0 else None
-
-    def _leave_room(self, bank: Bank | None) -> None:
-        """Leaves to the programs of batches the memory that banks don't take."""
-        if bank is not None and bank is not self._last_bank and self._programs is not None:
-            self._last_bank = bank
-            banks = [growing.bank for growing in self._banks.values()]
-            held = sum(bank.num_bytes for bank in banks if bank is not None)
-            self._programs.resize(max(0, self._cache_bytes - held))
+    def _leave_room(self) -> None:
+        """Leaves to the programs of batches the memory that banks and the policy network's programs don't take."""
+        if self._banks is None or self._programs is None:
+            return
+        held = self._banks.num_bytes + sum(program.num_bytes for program in self._policy_programs.values())
+        if self._programs.max_bytes != (left := max(0, self._cache_bytes - held)):
+            self._programs.resize(left)
 
     def _compile(self, copies: dict[ProgramKey, int]) -> None:
         """Compiles the programs that have become worth it, and copies of those that several workers need."""
@@ -723,7 +732,7 @@ class Executor:
             if missing <= 0:
                 continue
             if not self._programs.room_for(key, program.bytes_of(copies[key]) - program.num_bytes):
-                break  # what is used less won't find room either
+                continue
             planned[key] = programs[key] = program
             program.copies = copies[key]
         try:
@@ -736,6 +745,7 @@ class Executor:
 
     def _compile_programs(self, copies: dict[Program, int]) -> bool:
         """Compiles the programs, with so many copies each; False if OpenVINO couldn't."""
+        self._compilations += len(copies)
         with self._openvino_may_fail():
             self._workers.run(lambda program: program.compile(copies[program]), list(copies))
             return True
@@ -757,8 +767,8 @@ class Executor:
             warnings.warn(
                 f"OpenVINO can't compile a program, so torch runs the network: {why}", RuntimeWarning, stacklevel=2
             )
-            self._openvino = self._programs = None
-            self._policy_programs, self._banks, self._last_bank = {}, {}, None
+            self._openvino = self._programs = self._banks = None
+            self._policy_programs = {}
             self.engine_name, self.engine_reason = "torch", f"OpenVINO can't compile a program: {why}"
 
     # ---- shapes and checks
@@ -766,8 +776,13 @@ class Executor:
     def _shapes(self, image_shape: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
         """(H, W, C) of the images and of the maps at the start of each segment; (classes,) after the last."""
         if image_shape not in self._known_shapes:
-            x = torch.zeros(1, *image_shape, dtype=self.dtype, device=self.device).permute(0, 3, 1, 2)
             shapes = {0: image_shape}
+            if self._openvino is not None:
+                for first, last in self.segments:
+                    shapes[last] = self._openvino.map_shape((first, last), shapes[first])
+                self._known_shapes[image_shape] = shapes
+                return shapes
+            x = torch.zeros(1, *image_shape, dtype=self.dtype, device=self.device).permute(0, 3, 1, 2)
             for first, last in self.segments:
                 x = self._torch.run((first, last), x, np.zeros((1, last - first), dtype=bool))
                 shapes[last] = _map_shape(x)
@@ -791,8 +806,7 @@ class _PolicyRunner:
     """The policy network in the torch engine."""
 
     def __init__(self, network: PolicyNetwork, dtype: torch.dtype):
-        channels_last: Any = torch.channels_last
-        self.network = copy.deepcopy(network).to(dtype).to(memory_format=channels_last)
+        self.network = copy_to_run(network, dtype)
         self.dtype = dtype
         trunk = self.network.features
         if isinstance(trunk, Backbone):

@@ -7,8 +7,10 @@ ordinary ones take their place.
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,23 +37,35 @@ class _Conv:
         return F.relu(total.add_(self.conv(x)), inplace=True)
 
 
-class _FusedConv(_Conv):
+class PackedConv(nn.Module, _Conv):
     """The same in one oneDNN call each (`mkldnn::_convolution_pointwise`, private to torch but what its own
-    compiler emits; `_fuses` looks for it)."""
+    compiler emits; `_fuses` looks for it).
 
-    def __init__(self, conv: nn.Conv2d):
-        super().__init__(conv)
+    Args:
+        conv: whose weights are packed when it first runs, and not copied before.
+        dtype: number format of the arithmetic.
+    """
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype):
+        super().__init__()
         # Plain lists: torch's argument parser takes longer over anything else.
         self.geometry: tuple[Any, ...] = ([*conv.padding], [*conv.stride], [*conv.dilation], conv.groups)
-        self.bias = conv.bias
-        self.packed: Tensor | None = None
+        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        self.dtype = dtype
+        self._unpacked = [conv.weight]  # in a list, so that it is no parameter of this module's
+        self._packed: Tensor | None = None
+        self._lock = threading.Lock()
 
     def _weight(self, x: Tensor) -> Tensor:
-        if self.packed is None:
-            weight = cast(nn.Conv2d, self.conv).weight.detach().contiguous().to_mkldnn()
-            reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-            self.packed = reorder(weight, *self.geometry, x.shape)
-        return self.packed
+        if self._packed is None:
+            with self._lock:
+                if self._unpacked:
+                    weight = self._unpacked[0].detach().to(self.dtype).contiguous().to_mkldnn()
+                    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+                    self._packed = reorder(weight, *self.geometry, x.shape)
+                    self._unpacked.clear()
+        assert self._packed is not None
+        return self._packed
 
     def relu(self, x: Tensor) -> Tensor:
         run = torch.ops.mkldnn._convolution_pointwise.default
@@ -76,14 +90,36 @@ def _fuses(conv: nn.Module) -> bool:
 
 
 def _prepare(conv: nn.Module) -> _Conv:
-    return _FusedConv(conv) if _fuses(conv) else _Conv(conv)  # type: ignore[arg-type]
+    return conv if isinstance(conv, PackedConv) else _Conv(conv)
+
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def copy_to_run(net: Net, dtype: torch.dtype) -> Net:
+    """A copy in a number format, channels last, with `PackedConv` wherever `TorchEngine` runs one; those share the
+    network's weights until they are packed.
+
+    Args:
+        net: networks as `Backbone.folded` gives them, in it or as a whole; float32.
+    """
+    memo: dict[int, Any] = {}
+    for module in net.modules():
+        if isinstance(module, Backbone):
+            convs = [module.conv1] if isinstance(module.bn1, nn.Identity) else []
+            for branch, ds in module.branches():
+                if _only_convs(branch) and (module.relu_after_sum or isinstance(ds, NoShortcut)):
+                    convs += [conv for conv, _ in branch.layers()]  # type: ignore[operator]
+            memo |= {id(conv): PackedConv(conv, dtype) for conv in convs if _fuses(conv)}  # type: ignore[arg-type]
+    channels_last: Any = torch.channels_last
+    return copy.deepcopy(net, memo).to(dtype).to(memory_format=channels_last)
 
 
 class TorchEngine:
     """Runs segments of a folded network on rows that need not agree on their sub-policy.
 
     Args:
-        net: a `Backbone.folded()` copy, on its device, in its number format and layout.
+        net: of `copy_to_run`.
     """
 
     def __init__(self, net: Backbone):
@@ -118,7 +154,7 @@ class PartsEngine:
     rows that keep it, by the block's own module.
 
     Args:
-        net: a `Droppable.folded()` copy, on its device, in its number format.
+        net: of `copy_to_run`.
     """
 
     def __init__(self, net: Droppable):
@@ -155,7 +191,7 @@ class PartsEngine:
 
 
 def make_engine(net: Network) -> TorchEngine | PartsEngine:
-    """The engine for a network as `folded` gives it."""
+    """The engine for a network of `copy_to_run`."""
     if isinstance(net, Backbone):
         return TorchEngine(net)
     assert isinstance(net, Droppable)
@@ -164,9 +200,11 @@ def make_engine(net: Network) -> TorchEngine | PartsEngine:
 
 def _fused_convs(branch: nn.Module) -> list[_Conv]:
     """A branch's convolutions, if it is nothing but them and ReLUs between; else none."""
-    if type(branch) is Branch and all(isinstance(norm, nn.Identity) for _, norm in branch.layers()):
-        return [_prepare(conv) for conv, _ in branch.layers()]
-    return []
+    return [_prepare(conv) for conv, _ in branch.layers()] if _only_convs(branch) else []  # type: ignore[operator]
+
+
+def _only_convs(branch: nn.Module) -> bool:
+    return type(branch) is Branch and all(isinstance(norm, nn.Identity) for _, norm in branch.layers())
 
 
 def _plain_block(branch: nn.Module) -> Callable[[Tensor, list[Range]], Tensor]:
