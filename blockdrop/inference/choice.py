@@ -17,16 +17,19 @@ class Choice:
 
     Args:
         retry_after: picks of the faster way between two trials of the slower one.
+        only: the way to go always, where the other one is known to be worse.
     """
 
-    def __init__(self, retry_after: int = 200):
-        self._retry_after = retry_after
+    def __init__(self, retry_after: int = 200, only: int | None = None):
+        self._retry_after, self._only = retry_after, only
         self._untried = [TRIALS + 1, TRIALS + 1]
         self._seconds: tuple[deque[float], deque[float]] = deque(maxlen=TRIALS), deque(maxlen=TRIALS)
         self._since = 0
 
     def pick(self) -> int:
         """The way to go now."""
+        if self._only is not None:
+            return self._only
         for way in (0, 1):
             if self._untried[way]:
                 return way

@@ -55,7 +55,7 @@ MIXED_ROWS_AT_ONCE = 32
 SMALL_BATCH = 32
 """Images of a batch, at most, for which single images may be the faster way; more fill programs by stages."""
 CACHE_BYTES = 512 << 20
-TORCH_UNUSED = 1000
+TORCH_UNUSED = 100
 """Calls without the torch engine after which its copy of the weights is given up until it is needed again."""
 BANK_POLICIES = 64
 """Policies, at most, that have programs of their own for single images; more take long to compile."""
@@ -367,6 +367,15 @@ class Executor:
                     for key, (count, wanted) in self._keys(segment, in_shape).items():
                         rows[key] += count
                         copies[key] = max(wanted, copies.get(key, 1))
+            if (
+                self._banks is not None
+                and self._banks.there(in_shape)
+                and all(map(self._has_small_groups, batches))
+            ):
+                needed = sum(self._new_program(key).bytes_of(copies.get(key, 1)) for key in rows)
+                if needed > self._programs.max_bytes:  # torch would have to run what has no program
+                    self._choices[in_shape, batch_size] = Choice(only=1)
+                    return
             for key, count in rows.items():
                 self._programs.count(key, max(count, self._compile_after))
             self._compile({key: copies.get(key, 1) for key, _ in rows.most_common()})
@@ -726,8 +735,7 @@ class Executor:
             if program is None:
                 if not self._programs.wants(key):
                     continue
-                kept = np.frombuffer(key.kept, dtype=bool).tolist()
-                program = self._openvino.block_program(key.blocks, kept, key.in_shape, key.batch)
+                program = self._new_program(key)
             missing = copies[key] - program.copies
             if missing <= 0:
                 continue
@@ -742,6 +750,11 @@ class Executor:
                 program.copies = program.compiled
                 if not program.copies:
                     programs.pop(key, None)
+
+    def _new_program(self, key: ProgramKey) -> Program:
+        assert self._openvino is not None
+        kept = np.frombuffer(key.kept, dtype=bool).tolist()
+        return self._openvino.block_program(key.blocks, kept, key.in_shape, key.batch)
 
     def _compile_programs(self, copies: dict[Program, int]) -> bool:
         """Compiles the programs, with so many copies each; False if OpenVINO couldn't."""

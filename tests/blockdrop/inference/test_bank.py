@@ -374,6 +374,21 @@ def test_a_batch_of_many_policies_is_right_whichever_way_it_goes(make_resnet: Ma
 
 
 @needs_openvino
+def test_small_groups_go_one_by_one_where_their_programs_do_not_fit(make_resnet: Make) -> None:
+    network = make_resnet("R14_C10")
+    run = executor(network, cache_bytes=40_000_000)
+    policy = torch.rand(24, network.num_blocks) < 0.5
+    run.warm(policy, 32, batch_size=24)
+    images = torch.randn(24, 3, 32, 32)
+    with torch.no_grad():
+        expected = network(images, policy)
+    for _ in range(3):
+        torch.testing.assert_close(run(images, policy=policy)[0], expected, rtol=1e-3, atol=1e-3)
+    assert run.account.images["by the torch engine"] == 0
+    assert run._torch_engine is None
+
+
+@needs_openvino
 def test_the_ways_are_compared_only_once_a_bank_is_there(
     make_resnet: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
