@@ -74,6 +74,13 @@ class GrowingBank(Generic[Bank]):
         self._grow()
         self.wait()
 
+    def begin(self, policies: Sequence[bytes]) -> None:
+        """Takes up policies without waiting for the bank."""
+        for policy in policies:
+            self._rows.add(policy, self._grow_after)
+        if self._made is None:
+            self._grow()
+
     @property
     def held(self) -> list[frozenset[bytes]]:
         """Policies of the bank that is there and of that which is being made."""
@@ -167,6 +174,13 @@ class Banks(Generic[Bank]):
                 growing.warm(rows)
             finally:
                 self._weigh()
+
+    def begin(self, policies: Sequence[bytes], in_shape: Shape) -> None:
+        """Takes up policies without waiting for their bank."""
+        growing = self._growing(in_shape)
+        if growing is not None:
+            growing.begin(policies)
+            self._weigh()
 
     def _growing(self, in_shape: Shape) -> GrowingBank[Bank] | None:
         """None where no bank has room."""

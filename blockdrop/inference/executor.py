@@ -17,8 +17,8 @@ import os
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -34,11 +34,11 @@ from agents.policy_network import Glance, PolicyNetwork
 from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
 from blockdrop.inference.account import ANSWERED, GLANCING, LOOKING, MASKED, OWN, RUNNING, TORCH, Account
-from blockdrop.inference.bank import Banks
-from blockdrop.inference.cache import ProgramCache
 from blockdrop.inference.choice import Choice
 from blockdrop.inference.openvino_engine import Bank, OpenVINOEngine, Program, UnsupportedLayerError
 from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, plan_batch
+from blockdrop.inference.programs import Programs, Sized
+from blockdrop.inference.record import FORMAT, Record, read_record, write_record
 from blockdrop.inference.torch_engine import PartsEngine, TorchEngine, copy_to_run, make_engine
 from blockdrop.inference.watch import Watch
 from blockdrop.inference.workers import Workers
@@ -47,9 +47,8 @@ from blockdrop.models.droppable import take_rows
 from blockdrop.models.policy_networks import folded_policy_network
 from blockdrop.names import EngineName
 
-ROWS_AT_ONCE = 4
-"""Rows that a program takes at once: enough to keep the arithmetic busy, few enough to stay in cache. The rest of
-a group goes row by row, through a program for one."""
+SMALL_GROUP = 4
+"""Rows of a sub-policy, at least, that are worth a program which takes several at once."""
 MIXED_ROWS_AT_ONCE = 32
 """Rows that the torch engine takes at once; more of them share a call."""
 SMALL_BATCH = 32
@@ -57,8 +56,6 @@ SMALL_BATCH = 32
 CACHE_BYTES = 512 << 20
 TORCH_UNUSED = 100
 """Calls without the torch engine after which its copy of the weights is given up until it is needed again."""
-BANK_POLICIES = 64
-"""Policies, at most, that have programs of their own for single images; more take long to compile."""
 COMPILE_AFTER = 128
 """Rows served without a program before one is compiled; that is about what compiling costs (see ProgramCache)."""
 
@@ -81,15 +78,6 @@ class Result(NamedTuple):
     """float32 (N, classes), log-probabilities; None where the policy network has no answer head."""
 
 
-class ProgramKey(NamedTuple):
-    """Which straight-line program."""
-
-    blocks: Range
-    kept: bytes
-    in_shape: tuple[int, ...]
-    batch: int
-
-
 class _Piece(NamedTuple):
     """Some rows of a segment, for one worker."""
 
@@ -109,6 +97,7 @@ def compile(
     cache_bytes: int = CACHE_BYTES,
     compile_after: int = COMPILE_AFTER,
     follow: bool = True,
+    programs: str | Path | None = None,
 ) -> Executor:
     """The fast executor of a trained network, dynamic or static, for inference.
 
@@ -128,6 +117,9 @@ def compile(
             is compiled.
         follow: look for changes of the weights at each call, which costs an image that comes alone up to a tenth
             of its time; False: only `refresh` prepares the networks anew.
+        programs: file of `Executor.save_programs`. Its programs of batches are compiled now, those of single
+            images in the background. A file that isn't there yet is passed over, one that doesn't fit with a
+            warning.
     Raises:
         BlockdropError: engine not installed, or unable to run this network on this device; a policy network for a
             plain net.
@@ -143,7 +135,7 @@ def compile(
         threshold = DEFAULT_THRESHOLD if policy_network is None else policy_network.threshold
     if answer_threshold is None:
         answer_threshold = NEVER if policy_network is None else policy_network.answer_threshold
-    return Executor(
+    executor = Executor(
         resnet,
         policy_network,
         dtype,
@@ -155,6 +147,9 @@ def compile(
         compile_after=compile_after,
         follow=follow,
     )
+    if programs is not None and Path(programs).exists():
+        executor.load_programs(programs)
+    return executor
 
 
 class Executor:
@@ -204,7 +199,6 @@ class Executor:
         self._cache_bytes, self._compile_after = cache_bytes, compile_after
         self._wanted_engine, self._follow = engine, follow
         self._watch: Watch | None = None
-        self._compilations = 0
         self.account = Account()
         """What ran how, and where the time went; `explain` says it in a line."""
         with _plain_tensors():
@@ -348,37 +342,50 @@ class Executor:
             return
         with self._running():
             self._refresh()
-            in_shape = (image_size, image_size, 3)
-            if self._policy_trunk is not None:
-                pooled = (image_size // self._input_pool, image_size // self._input_pool, 3)
-                for batch in _split(batch_size):
-                    self._policy_program(pooled, batch, self._compile_after, alone=batch_size == 1)
-            batches = np.array_split(policy.cpu().numpy(), range(batch_size, len(policy), batch_size))
-            if self._banks is not None and (batch_size == 1 or any(map(self._has_small_groups, batches))):
-                with self._openvino_may_fail():
-                    self._banks.warm(Counter(bits.tobytes() for bits in policy.cpu().numpy()), in_shape)
-                self._leave_room()
-            if batch_size == 1 or self._programs is None:  # OpenVINO may have been given up meanwhile
-                return
-            rows: Counter[ProgramKey] = Counter()
-            copies: dict[ProgramKey, int] = {}
-            for bits in batches:
-                for segment in self._plan(bits[None]).segments:
-                    for key, (count, wanted) in self._keys(segment, in_shape).items():
-                        rows[key] += count
-                        copies[key] = max(wanted, copies.get(key, 1))
-            if (
-                self._banks is not None
-                and self._banks.there(in_shape)
-                and all(map(self._has_small_groups, batches))
-            ):
-                needed = sum(self._new_program(key).bytes_of(copies.get(key, 1)) for key in rows)
-                if needed > self._programs.max_bytes:  # torch would have to run what has no program
-                    self._choices[in_shape, batch_size] = Choice(only=1)
-                    return
-            for key, count in rows.items():
-                self._programs.count(key, max(count, self._compile_after))
-            self._compile({key: copies.get(key, 1) for key, _ in rows.most_common()})
+            with self._openvino_may_fail():
+                self._warm(self._programs, policy, (image_size, image_size, 3), batch_size)
+
+    def _warm(self, programs: Programs, policy: Tensor, image_shape: tuple[int, ...], batch_size: int) -> None:
+        if self._policy_trunk is not None:
+            side = image_shape[0] // self._input_pool
+            programs.warm_policy_network((side, side, 3), batch_size)
+        batches = np.array_split(policy.cpu().numpy(), range(batch_size, len(policy), batch_size))
+        small = [self._has_small_groups(bits) for bits in batches]
+        if batch_size == 1 or any(small):
+            programs.warm_bank(policy, image_shape)
+        if batch_size > 1:
+            plans = [self._plan(bits[None]) for bits in batches]
+            instead = all(small) and programs.banks.there(image_shape) is not None
+            if not programs.warm_batches(plans, image_shape, batch_size, instead):
+                self._choices[image_shape, batch_size] = Choice(only=1)
+
+    def save_programs(self, path: str | Path) -> None:
+        """Notes in a file which programs there are, and how many rows pay on this machine, for `compile` in the
+        next process. Of a network that runs without OpenVINO there are none.
+
+        Raises:
+            BlockdropError: not writable, or something else stands there.
+        """
+        with self._running():
+            record = Record(FORMAT, self.num_blocks, "") if self._programs is None else self._programs.record()
+        write_record(path, record)
+
+    def load_programs(self, path: str | Path) -> None:
+        """Makes the programs that `save_programs` noted: those of batches now, those of single images in the
+        background. A file that is damaged, or of another network, is passed over with a warning."""
+        try:
+            record = read_record(path, self.num_blocks)
+        except BlockdropError as error:
+            warnings.warn(f"programs {path}: {error}; programs are found anew", RuntimeWarning, stacklevel=2)
+            return
+        with self._running():
+            self._refresh()
+            if self._programs is not None:
+                try:
+                    self._programs.take_up(record, self.resnet.image_size)
+                except RuntimeError as error:
+                    why = " ".join(str(error).split())[:200]
+                    warnings.warn(f"programs {path}: can't be made ({why})", RuntimeWarning, stacklevel=2)
 
     def explain(self) -> str:
         """One line: what ran how, and where the time went, since it was made or its `account` was cleared."""
@@ -400,15 +407,10 @@ class Executor:
             trunk = folded_policy_network(_in_float32(self.policy_network)).to(self.device)
             self._input_pool, trunk.input_pool = trunk.input_pool, 1
         self.engine_reason = ""
-        self._openvino = self._make_openvino(net, trunk)
-        self._programs: ProgramCache[ProgramKey, Program] | None = None
-        self._banks: Banks[Bank] | None = None
-        if self._openvino is not None:
-            self._programs = ProgramCache(self._cache_bytes, self._compile_after)
-            self._banks = Banks(self._openvino, self._compile_after, self._cache_bytes, BANK_POLICIES)
-        self.engine_name = "torch" if self._openvino is None else "openvino"
+        self._programs = self._make_programs(net, trunk)
+        self.engine_name = "torch" if self._programs is None else "openvino"
         self._net, self._torch_engine, self._torch_unused = net, None, 0
-        if self._openvino is None:
+        if self._programs is None:
             self._torch_engine = self._torch
         self._policy_trunk = None
         self._answers, self._answer_weight = 0, 0.0
@@ -418,13 +420,11 @@ class Executor:
                 assert trunk.answer_weight is not None
                 self._answers = trunk.answer.out_features
                 self._answer_weight = trunk.answer_weight.item()
-        self._policy_programs: dict[tuple[tuple[int, ...], int, bool], Program] = {}
-        self._policy_rows: Counter[tuple[tuple[int, ...], int, bool]] = Counter()
         self._choices: dict[tuple[tuple[int, ...], int], Choice] = {}
         self._known_shapes: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
         self._watch = watch
 
-    def _make_openvino(self, net: Network, trunk: PolicyNetwork | None) -> OpenVINOEngine | None:
+    def _make_programs(self, net: Network, trunk: PolicyNetwork | None) -> Programs | None:
         wanted = self._wanted_engine
         if wanted not in ("auto", "torch", "openvino"):
             raise BlockdropError(f"engine {wanted}: choose auto, torch or openvino")
@@ -442,7 +442,8 @@ class Executor:
                 raise BlockdropError(f"engine openvino: runs on the CPU; the network is on {self.device}")
             return None
         try:
-            return OpenVINOEngine(net, trunk, self.dtype, self.threads)
+            engine = OpenVINOEngine(net, trunk, self.dtype, self.threads)
+            return Programs(engine, self._workers, self.segments, self._cache_bytes, self._compile_after)
         except UnsupportedLayerError as error:
             if wanted == "openvino":
                 raise BlockdropError(f"engine openvino: can't run {error}; choose torch") from None
@@ -484,10 +485,12 @@ class Executor:
             if program is not None:
                 program.run(lambda x: x.copy_(images.permute(0, 2, 3, 1)), found)
                 return found
-        if self._openvino is None:
+        if self._programs is None:
             pieces = [_Piece(slice(*rows), None) for rows in self._even_pieces(count)]
         else:
-            pieces = self._in_programs(0, count, functools.partial(self._policy_program, _map_shape(images)))
+            in_shape = _map_shape(images)
+            parts = self._programs.split(count, count, Sized("policy network", in_shape))
+            pieces = self._in_programs(0, parts, functools.partial(self._policy_program, in_shape))
 
         def work(piece: _Piece) -> None:
             x, out = images[piece.rows], found[piece.rows]
@@ -502,16 +505,10 @@ class Executor:
     def _policy_program(
         self, image_shape: tuple[int, ...], batch: int, rows: int, alone: bool = False
     ) -> Program | None:
-        """The policy network's program for so many of `rows` images at once, once it is worth compiling."""
-        key = (image_shape, batch, alone)
-        if key not in self._policy_programs and self._openvino is not None:
-            self._policy_rows[key] += rows
-            if self._policy_rows[key] >= self._compile_after:
-                program = self._openvino.policy_program(*key)
-                if self._compile_programs({program: 1 if alone else self.threads}):
-                    self._policy_programs[key] = program
-                    self._leave_room()
-        return self._policy_programs.get(key)
+        if self._programs is not None:
+            with self._openvino_may_fail():
+                return self._programs.of_policy(image_shape, batch, rows, alone)
+        return None
 
     # ---- a batch
 
@@ -547,29 +544,39 @@ class Executor:
 
     def _has_small_groups(self, bits: NDArray[np.bool_]) -> bool:
         """Whether most rows have a sub-policy of too few for a program that takes several at once."""
-        if self._openvino is None or not 1 < len(bits) <= SMALL_BATCH:
+        if self._programs is None or not 1 < len(bits) <= SMALL_BATCH:
             return False
-        return len(bits) < ROWS_AT_ONCE * len({row.tobytes() for row in bits})
+        return len(bits) < SMALL_GROUP * len({row.tobytes() for row in bits})
 
     def _run_small_groups(self, images: Tensor, bits: NDArray[np.bool_]) -> Tensor:
         """By groups or one by one, whichever has turned out faster for so many images of this shape."""
         in_shape = _map_shape(images)
         choice = self._choices.setdefault((in_shape, len(images)), Choice())
-        bank = None if self._banks is None else self._banks.there(in_shape)
+        bank = None if self._programs is None else self._programs.banks.there(in_shape)
         way = int(bank is not None and choice.pick())
         if bank is None or way:
             for row in bits:
                 bank = self._bank(row, in_shape)
-        begun, compiled = time.perf_counter(), self._compilations
+        begun, compiled = time.perf_counter(), self._compilations()
         logits = self._run_groups(images, bits) if bank is None or not way else self._run_each(images, bits, bank)
         # While a bank is being made, its threads take time from the other way; and compiling counts for neither.
-        if bank is not None and compiled == self._compilations:
+        if bank is not None and compiled == self._compilations():
             choice.note(way, time.perf_counter() - begun)
         return logits
 
+    def _bank(self, bits: NDArray[np.bool_], image_shape: tuple[int, ...]) -> Bank | None:
+        """What serves single images of this shape, if it is there."""
+        if self._programs is not None:
+            with self._openvino_may_fail():
+                return self._programs.bank(bits, image_shape)
+        return None
+
+    def _compilations(self) -> int:
+        return 0 if self._programs is None else self._programs.compilations
+
     def _spare_torch(self) -> None:
         """Gives the torch engine's weights up once many calls in turn have gone without it."""
-        if self._torch_engine is not None and self._openvino is not None:
+        if self._torch_engine is not None and self._programs is not None:
             self._torch_unused += 1
             if self._torch_unused >= TORCH_UNUSED:
                 self._torch_engine = None
@@ -645,18 +652,17 @@ class Executor:
 
     def _pieces(self, segment: SegmentPlan, image_shape: tuple[int, ...]) -> list[_Piece]:
         """The segment's rows in pieces for the workers, compiling what has become worth it."""
-        if self._programs is None:
-            return [_Piece(slice(*rows), None) for rows in self._even_pieces(len(segment.source))]
-        keys = self._keys(segment, image_shape)
-        for key, (rows, _) in keys.items():
-            self._programs.count(key, rows)
-        self._compile({key: copies for key, (_, copies) in keys.items()})
-        if self._programs is None:  # given up
+        if self._programs is not None:
+            with self._openvino_may_fail():
+                self._programs.prepare(segment, image_shape)
+        programs = self._programs
+        if programs is None:
             return [_Piece(slice(*rows), None) for rows in self._even_pieces(len(segment.source))]
         pieces: list[_Piece] = []
         without: list[NDArray[np.intp]] = []
         for start, stop in segment.groups:
-            found = self._in_programs(start, stop, functools.partial(self._find, segment, start, image_shape))
+            parts = programs.split(stop - start, len(segment.source), Sized("blocks", image_shape))
+            found = self._in_programs(start, parts, functools.partial(programs.find, segment, start, image_shape))
             pieces += [piece for piece in found if piece.program is not None]
             without += [np.r_[piece.rows] for piece in found if piece.program is None]
         if without:
@@ -665,11 +671,13 @@ class Executor:
             pieces = mixed + pieces  # long ones first, so that workers end together
         return pieces
 
-    def _in_programs(self, start: int, stop: int, find: Callable[[int, int], Program | None]) -> list[_Piece]:
-        """Rows in pieces of a program's batch size, where `find` knows one for it and so many rows; the rest
-        without."""
+    def _in_programs(
+        self, start: int, parts: dict[int, int], find: Callable[[int, int], Program | None]
+    ) -> list[_Piece]:
+        """Rows from `start` on in pieces of a program's batch size, of each size as many as `parts` says, where
+        `find` knows one for it and so many rows; the others without."""
         pieces = []
-        for batch, rows in _split(stop - start).items():
+        for batch, rows in parts.items():
             program = find(batch, rows)
             step = batch if program is not None else rows
             ends = range(start + step, start + rows + step, step)
@@ -684,85 +692,6 @@ class Executor:
         pieces = min(count, max(-(-count // MIXED_ROWS_AT_ONCE), self.threads))
         cuts = [count * i // pieces for i in range(pieces + 1)]
         return list(itertools.pairwise(cuts))
-
-    # ---- programs
-
-    def _keys(self, segment: SegmentPlan, image_shape: tuple[int, ...]) -> dict[ProgramKey, tuple[int, int]]:
-        """The programs that would serve a segment, with the rows that ask for each and the copies it takes."""
-        keys = {}
-        for start, stop in segment.groups:
-            for batch, rows in _split(stop - start).items():
-                # A group of more than half a worker's share will have several workers at once.
-                copies = min(self.threads, -(-2 * rows * self.threads // len(segment.source)))
-                keys[self._key(segment, start, image_shape, batch)] = (rows, copies)
-        return keys
-
-    def _key(self, segment: SegmentPlan, row: int, image_shape: tuple[int, ...], batch: int) -> ProgramKey:
-        shape = self._shapes(image_shape)[segment.blocks[0]]
-        return ProgramKey(segment.blocks, segment.bits[row].tobytes(), shape, batch)
-
-    def _find(
-        self, segment: SegmentPlan, row: int, image_shape: tuple[int, ...], batch: int, _rows: int
-    ) -> Program | None:
-        assert self._programs is not None
-        return self._programs.programs.get(self._key(segment, row, image_shape, batch))
-
-    def _bank(self, bits: NDArray[np.bool_], in_shape: tuple[int, ...]) -> Bank | None:
-        """What serves single images of this shape, if it is there."""
-        if self._banks is not None:
-            with self._openvino_may_fail():
-                bank = self._banks.find(bits.tobytes(), in_shape)
-                self._leave_room()
-                return bank
-        return None
-
-    def _leave_room(self) -> None:
-        """Leaves to the programs of batches the memory that banks and the policy network's programs don't take."""
-        if self._banks is None or self._programs is None:
-            return
-        held = self._banks.num_bytes + sum(program.num_bytes for program in self._policy_programs.values())
-        if self._programs.max_bytes != (left := max(0, self._cache_bytes - held)):
-            self._programs.resize(left)
-
-    def _compile(self, copies: dict[ProgramKey, int]) -> None:
-        """Compiles the programs that have become worth it, and copies of those that several workers need."""
-        assert self._programs is not None
-        assert self._openvino is not None
-        programs = self._programs.programs
-        planned: dict[ProgramKey, Program] = {}
-        for key in sorted(copies, key=self._programs.rows, reverse=True):
-            program = programs.get(key)
-            if program is None:
-                if not self._programs.wants(key):
-                    continue
-                program = self._new_program(key)
-            missing = copies[key] - program.copies
-            if missing <= 0:
-                continue
-            if not self._programs.room_for(key, program.bytes_of(copies[key]) - program.num_bytes):
-                continue
-            planned[key] = programs[key] = program
-            program.copies = copies[key]
-        try:
-            self._compile_programs({program: program.copies for program in planned.values()})
-        finally:  # what is in the books is there, whatever happened
-            for key, program in planned.items():
-                program.copies = program.compiled
-                if not program.copies:
-                    programs.pop(key, None)
-
-    def _new_program(self, key: ProgramKey) -> Program:
-        assert self._openvino is not None
-        kept = np.frombuffer(key.kept, dtype=bool).tolist()
-        return self._openvino.block_program(key.blocks, kept, key.in_shape, key.batch)
-
-    def _compile_programs(self, copies: dict[Program, int]) -> bool:
-        """Compiles the programs, with so many copies each; False if OpenVINO couldn't."""
-        self._compilations += len(copies)
-        with self._openvino_may_fail():
-            self._workers.run(lambda program: program.compile(copies[program]), list(copies))
-            return True
-        return False
 
     @contextlib.contextmanager
     def _openvino_may_fail(self) -> Iterator[None]:
@@ -780,21 +709,17 @@ class Executor:
             warnings.warn(
                 f"OpenVINO can't compile a program, so torch runs the network: {why}", RuntimeWarning, stacklevel=2
             )
-            self._openvino = self._programs = self._banks = None
-            self._policy_programs = {}
+            self._programs = None
             self.engine_name, self.engine_reason = "torch", f"OpenVINO can't compile a program: {why}"
 
     # ---- shapes and checks
 
     def _shapes(self, image_shape: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
         """(H, W, C) of the images and of the maps at the start of each segment; (classes,) after the last."""
+        if self._programs is not None:
+            return self._programs.shapes(image_shape)
         if image_shape not in self._known_shapes:
             shapes = {0: image_shape}
-            if self._openvino is not None:
-                for first, last in self.segments:
-                    shapes[last] = self._openvino.map_shape((first, last), shapes[first])
-                self._known_shapes[image_shape] = shapes
-                return shapes
             x = torch.zeros(1, *image_shape, dtype=self.dtype, device=self.device).permute(0, 3, 1, 2)
             for first, last in self.segments:
                 x = self._torch.run((first, last), x, np.zeros((1, last - first), dtype=bool))
@@ -868,15 +793,6 @@ def _segments(resnet: Network) -> list[Range]:
 def _map_shape(x: Tensor) -> tuple[int, ...]:
     """(H, W, C) of maps (m, C, H, W), or (outputs,) of (m, outputs)."""
     return tuple(x.shape[1:] if x.dim() == 2 else (*x.shape[2:], x.shape[1]))
-
-
-def _split(rows: int) -> dict[int, int]:
-    """How many rows of a group go through programs of which batch size; one row too few for a full batch is all
-    right, more go one by one."""
-    rest = rows % ROWS_AT_ONCE
-    if rest == ROWS_AT_ONCE - 1:
-        rest = 0
-    return {batch: part for batch, part in ((ROWS_AT_ONCE, rows - rest), (1, rest)) if part}
 
 
 def _check_thresholds(threshold: float, answer_threshold: float) -> None:

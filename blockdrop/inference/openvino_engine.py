@@ -57,6 +57,11 @@ def is_installed() -> bool:
     return ov is not None
 
 
+def version() -> str:
+    """Of OpenVINO; empty where it isn't installed."""
+    return "" if ov is None else str(ov.__version__)
+
+
 class _Copy(NamedTuple):
     """A compiled graph with its own input and output."""
 
@@ -294,7 +299,10 @@ class OpenVINOEngine:
     def policy_program(self, in_shape: tuple[int, ...], batch: int, alone: bool = False) -> Program:
         """The policy network: (batch, H, W, C) to keep probabilities and, of one that answers, the answer's
         log-probabilities side by side, float32 (batch, K + classes); not yet compiled."""
-        return self._program(lambda: self._policy_graph(in_shape, batch), alone, 0, PROGRAM_BYTES)
+        assert self.policy_network is not None
+        weights = sum(p.numel() for p in self.policy_network.parameters())
+        graph = functools.partial(self._policy_graph, in_shape, batch)
+        return self._program(graph, alone, weights * (4 + self.dtype.itemsize), PROGRAM_BYTES)
 
     def _program(self, graph: Callable[[], Any], alone: bool, shared_bytes: int, bytes_each: int) -> Program:
         def make(copies: int) -> Any:

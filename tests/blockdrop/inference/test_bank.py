@@ -128,8 +128,8 @@ def executor(network: Network, **options: object) -> Executor:
 
 
 def only_bank(run: Executor) -> GrowingBank[Any]:
-    assert run._banks is not None
-    (growing,) = run._banks.by_shape.values()
+    assert run._programs is not None
+    (growing,) = run._programs.banks.by_shape.values()
     return growing
 
 
@@ -235,12 +235,11 @@ def test_a_bank_takes_its_memory_from_the_programs_of_batches(make_resnet: Make)
     run = executor(network, cache_bytes=10_000_000)
     run.warm(torch.rand(99, 3) < 0.5, 32, batch_size=99)
     assert run._programs is not None
-    before = run._programs.num_bytes
+    before = run._programs.cache.num_bytes
     run.warm(torch.tensor([[True, False, True]]), 32, batch_size=1)
     growing = only_bank(run)
-    assert run._banks is not None
     assert growing.bank is not None
-    assert before + run._banks.num_bytes > 10_000_000 >= run._programs.num_bytes + run._banks.num_bytes
+    assert before + run._programs.banks.num_bytes > 10_000_000 >= run._programs.num_bytes
 
 
 @needs_openvino
@@ -251,12 +250,11 @@ def test_banks_of_several_image_sizes_stay_within_the_bound_with_those_that_are_
     for side in (32, 48, 64):
         images = torch.randn(60, 3, side, side)
         one_by_one(run, images, policy)
-        assert run._banks is not None
         assert run._programs is not None
-        assert run._banks.num_bytes + run._programs.num_bytes <= 40_000_000
-    for growing in run._banks.by_shape.values():
+        assert run._programs.num_bytes <= 40_000_000
+    for growing in run._programs.banks.by_shape.values():
         growing.wait()
-    assert len(run._banks.by_shape[(32, 32, 3)].policies) > 1
+    assert len(run._programs.banks.by_shape[(32, 32, 3)].policies) > 1
 
 
 @needs_openvino

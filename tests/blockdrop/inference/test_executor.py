@@ -14,7 +14,6 @@ import blockdrop
 from agents.policy_network import PolicyNetwork
 from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
-from blockdrop.inference.executor import ROWS_AT_ONCE
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.conversion import convert
 from blockdrop.models.policy_networks import build_policy_network
@@ -69,7 +68,7 @@ def test_the_executor_gives_the_logits_of_masked_execution(
     )  # a quarter as wide
     resnet = make_resnet(name, shortcut=shortcut, variant=narrow)
     run = blockdrop.compile(resnet, engine=engine, compile_after=4)
-    for count in (1, 3, 2 * ROWS_AT_ONCE + 5):
+    for count in (1, 3, 13):
         images, policy = torch.randn(count, 3, 32, 32), some_policies(count, resnet.num_blocks)
         with torch.no_grad():
             expected = resnet(images, policy, execution="masked")
@@ -99,7 +98,7 @@ def test_static_nets_give_their_eager_logits(
     net = make_static(name, **options)
     run = blockdrop.compile(net, engine=engine, compile_after=4)
     assert run.engine == engine
-    for count in (1, ROWS_AT_ONCE + 3):
+    for count in (1, 7):
         images = torch.randn(count, 3, 32, 32)
         with torch.no_grad():
             expected = net(images)
@@ -110,6 +109,31 @@ def test_static_nets_give_their_eager_logits(
             assert ran.all()
 
 
+@needs_openvino
+def test_programs_take_as_many_rows_as_was_measured_to_pay(
+    make_resnet: Callable[..., DroppableResNet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(seconds: Callable[[int], float], most: int) -> tuple[int, ...]:
+        assert seconds(1) > 0
+        assert most >= 16
+        return (1, 4, 16)
+
+    monkeypatch.setattr("blockdrop.inference.programs.worthwhile", measured)
+    resnet = make_resnet("R14_C10")
+    run = blockdrop.compile(resnet, make_policy_network(resnet.num_blocks), engine="openvino")
+    images, policy = torch.randn(99, 3, 32, 32), some_policies(99, resnet.num_blocks)
+    run.warm(policy, 32, batch_size=99)
+    with torch.no_grad():
+        assert_same_logits(run(images, policy=policy)[0], resnet(images, policy))
+    assert run._programs is not None
+    assert {key.batch for key in run._programs.cache.programs} == {1, 4, 16}
+    assert {batch for _, batch, _ in run._programs.of_policy_network} == {16, 4}
+    assert run.account.images["by the torch engine"] == 0
+    logits, decided = run(images)
+    with torch.no_grad():
+        assert_same_logits(logits, resnet(images, decided))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("expansion", [0.5, 3])
 def test_shift_nets_drop_blocks_as_masked_execution_does(
@@ -117,7 +141,7 @@ def test_shift_nets_drop_blocks_as_masked_execution_does(
 ) -> None:
     resnet = make_resnet("shiftresnet14_C10", variant=Variant(expansion=expansion))
     run = blockdrop.compile(resnet, engine=engine, compile_after=4)
-    for count in (1, 2 * ROWS_AT_ONCE + 5):
+    for count in (1, 13):
         images, policy = torch.randn(count, 3, 32, 32), some_policies(count, resnet.num_blocks)
         with torch.no_grad():
             expected = resnet(images, policy, execution="masked")
@@ -484,7 +508,8 @@ def test_warming_compiles_before_the_first_batch(make_resnet: Callable[..., Drop
     for images, own in zip(torch.randn(9, 3, 32, 32).split(batch), policy.split(batch), strict=True):
         run(images, policy=lambda _, own=own: own)  # type: ignore[misc]
     assert run.account.images["by a program of their policy"] == pytest.approx(9)
-    assert run._policy_programs
+    assert run._programs is not None
+    assert run._programs.of_policy_network
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -204,7 +204,7 @@ def test_an_interrupted_compilation_leaves_an_executor_that_goes_on(
         with torch.no_grad():
             torch.testing.assert_close(logits, network(images, policy), atol=1e-3, rtol=1e-3)
     assert run._programs is not None
-    assert all(program.copies == program.compiled for program in run._programs.programs.values())
+    assert all(program.copies == program.compiled for program in run._programs.cache.programs.values())
 
 
 @needs_openvino
