@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -14,11 +15,11 @@ from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import CheckpointError, require
 from blockdrop.loading import WhichPolicy, assemble, name_of_network, recorded_size
 from blockdrop.models.checkpoints.deepening import deepened
-from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint
+from blockdrop.models.checkpoints.dialects import FORMAT, Checkpoint, read_checkpoint
 from blockdrop.models.checkpoints.filling import load_policy_trunk
 from blockdrop.models.checkpoints.published import torchvision_checkpoint
 from blockdrop.models.sources import Source, open_source
-from blockdrop.models.specs import Variant, parse_model_name, parse_name
+from blockdrop.models.specs import ForeignSpec, Variant, parse_model_name, parse_name
 from blockdrop.names import PolicyNet
 from blockdrop.processes import Processes, current_processes
 from blockdrop.training.compute import Compute
@@ -114,7 +115,27 @@ def open_networks(
         normalisation=NORMALISATIONS[config.normalisation] if config.normalisation else None,
         classes=data.classes,
     )
+    if current_processes().first:
+        for note in _guesses(config, source, checkpoints):
+            print(f"note: {note}", file=sys.stderr)
     return Opened(dynamic, data, checkpoints)
+
+
+def _guesses(config: ModelConfig, source: Source, checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
+    """What files of other people's don't say, and was assumed."""
+    for checkpoint in checkpoints:
+        if checkpoint.passed_over is not None:
+            yield f"{checkpoint.path}: averaged weights ({checkpoint.passed_over}) are left aside"
+        if checkpoint.dialect == FORMAT or checkpoint.resnet is None or isinstance(source.spec, ForeignSpec):
+            continue
+        assumed = []
+        if config.normalisation is None:
+            names = [name for name, value in NORMALISATIONS.items() if value == checkpoint.normalisation]
+            assumed.append(f"--normalisation {names[0]}")
+        if config.shortcut is None and checkpoint.shortcut not in (None, "projection"):
+            assumed.append(f"--shortcut {checkpoint.shortcut}")
+        if assumed:
+            yield f"{checkpoint.path} doesn't say all; assumed: {' '.join(assumed)}"
 
 
 def _open_data(config: ModelConfig, source: Source) -> DataSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import io
 import json
@@ -105,6 +106,30 @@ def torchvision_contents() -> list[Content]:
     ]
 
 
+def module_contents() -> list[Content]:
+    """A whole module among what a training script leaves."""
+    module = nn.DataParallel(Tree(as_torchvision(small_backbone("projection").state_dict())))
+    return [{"net": module, "acc": 91.7, "epoch": 3, "args": argparse.Namespace(lr=0.1)}]
+
+
+class Tree(nn.Module):
+    """Submodules and parameters by their names in a state dict."""
+
+    def __init__(self, state: State):
+        super().__init__()
+        parts: dict[str, State] = {}
+        for key, value in state.items():
+            first, _, rest = key.partition(".")
+            if rest:
+                parts.setdefault(first, {})[rest] = value
+            elif value.is_floating_point() and "running" not in key:
+                self.register_parameter(key, nn.Parameter(value))
+            else:
+                self.register_buffer(key, value)
+        for name, part in parts.items():
+            self.add_module(name, Tree(part))
+
+
 def as_torchvision(state: State) -> State:
     """Our key names to torchvision's."""
     renamed = {}
@@ -119,6 +144,7 @@ CONTENTS: dict[str, Callable[[], list[Content]]] = {
     "blockdrop": blockdrop_contents,
     "reference": reference_contents,
     "torchvision": torchvision_contents,
+    "modules": module_contents,
 }
 DIALECTS = (
     *(f"{name}-{how}" for name in CONTENTS for how in ("zip", "pre16")),

@@ -24,12 +24,13 @@ from torch import Tensor
 
 from blockdrop.data.sets import INTERPOLATIONS, LARGEST_IN_MEMORY, NORMALISATIONS, Normalisation, Preprocessing
 from blockdrop.errors import CheckpointError
+from blockdrop.models.checkpoints.containers import find_state, head_as_fc, plain_names
 from blockdrop.models.checkpoints.operating_points import check_operating_point, thresholds_of
 from blockdrop.models.checkpoints.safetensors_files import SUFFIX as SAFETENSORS
 from blockdrop.models.checkpoints.safetensors_files import read_safetensors_file
 from blockdrop.models.checkpoints.tensor_pickle import one_line
 from blockdrop.models.checkpoints.torch_files import read_torch_file
-from blockdrop.models.specs import Variant, parse_model_name
+from blockdrop.models.specs import CIFAR_WIDTHS, Variant, parse_model_name
 from blockdrop.names import POLICY_NETS, SHORTCUTS, Shortcut
 
 FORMAT = "blockdrop"
@@ -69,6 +70,10 @@ class Checkpoint:
     """Of a network that isn't the zoo's: how its parts were found."""
     outputs: int | None = None
     """Width of the logits, where it is recorded."""
+    family: str | None = None
+    """Of a network that isn't recorded, as its weights' shapes tell: "shiftresnet", else None."""
+    passed_over: str | None = None
+    """Key of averaged weights that the file holds beside those that were taken."""
 
     @property
     def threshold(self) -> float:
@@ -120,11 +125,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             policy_state = net if policy_state is None else policy_state
         else:
             resnet_state = net if resnet_state is None else resnet_state
-    bare = content.get("state_dict", content) if policy_state is None and resnet_state is None else None
-    if bare is not None:
-        if not isinstance(bare, Mapping) or not any(isinstance(value, Tensor) for value in bare.values()):
+    passed_over = None
+    if policy_state is None and resnet_state is None:
+        bare, passed_over = find_state(content)
+        if bare is None:
             keys = ", ".join(one_line(key, 40) for key in list(content)[:4]) or "nothing"
-            raise CheckpointError(f"{path}: neither a backbone nor a policy network in it (found {keys})")
+            raise CheckpointError(
+                f"{path}: neither a backbone nor a policy network in it (found {keys}); save the network's "
+                'state_dict(), alone or under "state_dict"'
+            )
         is_policy = any("logit." in str(key) for key in bare)
         policy_state, resnet_state = (bare, None) if is_policy else (None, bare)
 
@@ -142,6 +151,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         shortcut=_infer_shortcut(resnet, linear_head),
         normalisation=_customary_normalisation(resnet, linear_head),
         epoch=_integer(content.get("epoch")),
+        passed_over=passed_over,
+        variant=variant_of(resnet) if resnet else Variant(),
+        family="shiftresnet" if resnet and _shifts(resnet) else None,
     )
     for key in ("acc", "reward", "best_prec1"):
         value = content.get(key)
@@ -192,6 +204,7 @@ def _canonical_backbone(path: Path, state: Any) -> tuple[State | None, bool, boo
     tensors = _tensors(path, state)
     if tensors is None:
         return None, False, False
+    tensors = plain_names(tensors)
     canonical, torchvision_style, linear_head = {}, False, False
     for key, value in tensors.items():
         name = key
@@ -205,9 +218,11 @@ def _canonical_backbone(path: Path, state: Any) -> tuple[State | None, bool, boo
         elif key.startswith("linear."):
             linear_head, name = True, key.replace("linear.", "fc.", 1)
         canonical[name] = value
+    canonical = head_as_fc(canonical)
     if not any(key.startswith("blocks.") for key in canonical):
         raise CheckpointError(
-            f"{path}: no residual blocks in it (found {', '.join(list(tensors)[:3])}, …); not a ResNet backbone"
+            f"{path}: no residual blocks in it (found {', '.join(list(tensors)[:3])}, …); not a ResNet backbone. "
+            "Any other network comes by its parts: blockdrop.make_dynamic"
         )
     return canonical, torchvision_style, linear_head
 
@@ -338,6 +353,38 @@ def read_variant(recorded: Any) -> Variant:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+
+
+def variant_of(state: State) -> Variant:
+    """Widths other than usual, as the shapes of a CIFAR network's weights tell."""
+    try:
+        blocks = [(state[f"blocks.{s}.0.conv1.weight"], state[f"blocks.{s}.0.conv2.weight"]) for s in range(3)]
+        stem = state["conv1.weight"]
+    except KeyError:
+        return Variant()
+    if (
+        any(weight.dim() != 4 for pair in blocks for weight in pair)
+        or stem.dim() != 4
+        or len(stage_sizes(state)) > 3
+    ):
+        return Variant()
+    (inner, outer), last = map(len, blocks[-1]), len(blocks[-1][1])
+    if "blocks.0.0.conv3.weight" in state or not 0.01 <= inner / outer <= 100:
+        return Variant()
+    if _shifts(state):
+        return Variant(expansion=inner / outer) if inner != outer else Variant()
+    if inner < outer:
+        return Variant(reduction=outer / inner, reduction_mode="block")
+    if len(stem) < CIFAR_WIDTHS[0] and last < CIFAR_WIDTHS[-1]:
+        return Variant(reduction=(CIFAR_WIDTHS[-1] / last) ** 2, reduction_mode="net")
+    return Variant()
+
+
+def _shifts(state: State) -> bool:
+    """Whether its blocks are of two 1×1 convolutions, as those of shift nets are."""
+    weights = [state.get(f"blocks.0.0.conv{number}.weight") for number in (1, 2)]
+    pointwise = all(weight is not None and weight.shape[2:] == (1, 1) for weight in weights)
+    return pointwise and "blocks.0.0.conv3.weight" not in state
 
 
 def _integer(value: Any) -> int | None:

@@ -149,9 +149,11 @@ def check_family(checkpoint: Checkpoint, family: str) -> None:
     Networks of several families have weights of the same names and shapes, so nothing else would notice a mix-up.
     """
     wanted = "resnet" if family == "R" else family
-    held = "resnet" if checkpoint.model is None else parse_model_name(checkpoint.model).family
+    held = checkpoint.family or "resnet"
+    if checkpoint.model is not None:
+        held = parse_model_name(checkpoint.model).family
     if wanted != ("resnet" if held == "R" else held):
-        name = checkpoint.architecture or "a ResNet"
+        name = checkpoint.architecture or ("a shift net" if held == "shiftresnet" else "a ResNet")
         mend = f"pass --arch {name}" if checkpoint.architecture else "change --arch"
         raise CheckpointError(f"{checkpoint.path}: holds {name}, the model is of the {wanted} family; {mend}")
 
@@ -183,9 +185,38 @@ def _check_same_network(path: str, state: State, resnet: Backbone) -> None:
     wanted = resnet.state_dict()
     if name(state) != name(wanted):
         raise CheckpointError(f"{path}: holds a {name(state)}, the model is a {name(wanted)}; change --model")
+    if (kind := _wider_kind(state)) is not None and kind != _wider_kind(wanted):
+        raise CheckpointError(f"{path}: holds a {kind}")
     have, want = state.get("fc.weight"), wanted.get("fc.weight")
     if have is not None and want is not None and have.dim() == want.dim() and len(have) != len(want):
         raise CheckpointError(f"{path}: made for {len(have)} classes, the model has {len(want)}")
+
+
+TORCHVISION_WIDTHS = {(128, 4): "resnext{}_32x4d", (256, 8): "resnext{}_32x8d", (256, 4): "resnext{}_64x4d"}
+"""ResNeXts by the width of their first block and of each of its groups."""
+
+
+def _wider_kind(state: Mapping[str, Any]) -> str | None:
+    """What a network of unusual widths is, and how it can be opened; None of a usual one."""
+    first, second = state.get("blocks.0.0.conv1.weight"), state.get("blocks.0.0.conv2.weight")
+    stem = state.get("conv1.weight")
+    if first is None or second is None or stem is None or {first.dim(), second.dim(), stem.dim()} != {4}:
+        return None
+    sizes, width, in_group = stage_sizes(state), len(first), second.shape[1]
+    if "blocks.0.0.conv3.weight" in state:
+        if (width, in_group) == (64, 64) or sizes not in IMAGENET_LAYERS.values():
+            return None
+        depth = 2 + 3 * sum(sizes)
+        name = f"wide_resnet{depth}_2" if (width, in_group) == (128, 128) else None
+        name = TORCHVISION_WIDTHS.get((width, in_group), "").format(depth) if name is None else name
+        kind = f"ResNet of {width // in_group} groups of {in_group} channels"
+        mend = f"pass --model torchvision:{name}" if name else "hand the module to blockdrop.make_dynamic"
+        return f"{kind}; {mend}"
+    usual = 16 if len(sizes) == 3 else 64
+    if width <= usual or len(second) != width or first.shape[-1] == 1:
+        return None
+    factor = f"{width / usual:g} times as wide as usual"
+    return f"{describe_depth(sizes, False)} that is {factor}; hand the module to blockdrop.make_dynamic"
 
 
 def _backbone_state(checkpoint: Checkpoint, resnet: Backbone, ignore_head: bool) -> State:

@@ -4,14 +4,17 @@ A pickle is a program for a stack machine; Python's own machine, and to a lesser
 program says. The machine here knows the opcodes that torch.save uses and a closed list of names, whose calls it
 understands rather than makes. Its time and memory are proportional to the pickle's length, which is bounded, and
 to the storages', which the caller answers for.
+
+Objects of other people's classes are read as what they store, the class being a text: of a module remains the
+state dict that its parameters, buffers and submodules make, of an `argparse.Namespace` a dict, of others nothing.
 """
 
 from __future__ import annotations
 
 import math
 import pickletools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import numpy as np
@@ -27,6 +30,10 @@ MOST_VALUES = 2_000_000
 """Values and characters of what is read, each counted as often as one meets it on a walk through the whole."""
 DEEPEST_NESTING = 64
 MOST_DIMENSIONS = 8
+MOST_WEIGHTS = 100_000
+"""Modules and weights of whole modules, each counted as often as one meets it."""
+LONGEST_PREFIX = 1000
+"""Letters of a submodule's path."""
 LARGEST_EMPTY = 2**20
 """Of a tensor that has 0 in one dimension, the product of the others."""
 LONGEST_BYTES = 64
@@ -61,6 +68,10 @@ KNOWN_CALLS = {
     "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
+    *(PARAMETERS := ("torch.nn.parameter.Parameter", "torch.nn.Parameter")),
+    *(SETS := ("builtins.set", "__builtin__.set")),
+    *(RECONSTRUCTORS := ("copy_reg._reconstructor", "copyreg._reconstructor")),
+    "torch.nn.backends.thnn._get_thnn_function_backend",
 }
 PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, list, tuple, dict, Tensor)
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -74,6 +85,14 @@ class _Name:
     """What a pickle names in place of a function or class."""
 
     name: str
+
+
+@dataclass(eq=False)
+class _Object:
+    """An object of a class that nobody looks for."""
+
+    class_name: str
+    state: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,7 +124,7 @@ def read_pickle(stream: IO[bytes], load_storage: LoadStorage, most_bytes: int = 
         CheckpointError: it names anything else, is too large or malformed in a way that is known.
         Exception: malformed.
     """
-    value = _Machine(load_storage).run(stream)
+    value = _Plain()(_Machine(load_storage).run(stream))
     _check_extent(value, most_bytes)
     return value
 
@@ -170,11 +189,14 @@ class _Machine:
             case "REDUCE":
                 arguments, function = self.stack.pop(), self.stack.pop()
                 push(self.result(function, arguments))
+            case "NEWOBJ":
+                arguments, made_of = self.stack.pop(), self.stack.pop()
+                push(self.new(made_of, arguments))
             case "BUILD":
                 state = self.stack.pop()
-                self.check_attributes(self.stack[-1], state)
+                self.set_attributes(self.stack[-1], state)
             case "BINPERSID":
-                push(self.storage(self.stack.pop()))
+                push(self.stored(self.stack.pop()))
             case _:
                 raise ValueError(f"opcode {opcode}")
 
@@ -196,15 +218,32 @@ class _Machine:
                 raise ValueError(f"a {type(key).__name__} as a key")
             target[key] = value
 
-    def check_attributes(self, target: Any, state: Any) -> None:
-        """Attributes are left out, such as the `_metadata` of a state dict, which is a plain dict here."""
+    def new(self, made_of: Any, arguments: Any) -> Any:
+        """An object as `cls.__new__` makes it."""
+        if not isinstance(made_of, _Name) or type(arguments) is not tuple:
+            raise ValueError("an object of no class")
+        if made_of.name == "collections.OrderedDict":
+            return {}
+        return _Object(made_of.name)
+
+    def set_attributes(self, target: Any, state: Any) -> None:
+        """Those of dicts and tensors are left out, such as the `_metadata` of a state dict, which is a plain dict
+        here."""
         if isinstance(target, np.dtype) and type(state) is tuple and state[1] != ">":
             return
-        if not isinstance(target, dict):
+        if isinstance(target, _Object):
+            for part in state if type(state) is tuple else (state,):  # attributes, and those in slots
+                if part is not None:
+                    self.set_items(target.state, part.items())
+            return
+        if not isinstance(target, dict | Tensor):
             raise ValueError(f"a {type(target).__name__} with attributes")
 
-    def storage(self, identity: Any) -> _Storage:
+    def stored(self, identity: Any) -> _Storage | _Name:
+        """What stands beside the pickle: a storage, or a module's class with its source, which nobody reads."""
         match identity:
+            case "module", _Name() as made_of, _, _:
+                return made_of
             case "storage", _Name(name), str(key), str(), int(count):
                 view = None
             case "storage", _Name(name), str(key), str(), int(count), view:
@@ -255,7 +294,95 @@ class _Machine:
                 return _view(values, offset, size, stride)
             case "torch._utils._rebuild_parameter", (Tensor() as values, *_):
                 return values
-        raise ValueError(f"{function.name} of other arguments than its own")
+            case name, (Tensor() as values, *_) if name in PARAMETERS:  # before torch 0.4
+                return values
+            case name, (list(),) if name in SETS:
+                return _Object(name)
+            case name, (_Name() as made_of, _Name("builtins.object" | "__builtin__.object"), None) if (
+                name in RECONSTRUCTORS
+            ):
+                return _Object(made_of.name)
+            case "torch.nn.backends.thnn._get_thnn_function_backend", ():
+                return _Object(function.name)
+        if function.name in KNOWN_CALLS:
+            raise ValueError(f"{function.name} of other arguments than its own")
+        raise _refused(function.name)
+
+
+class _Plain:
+    """Turns objects into what they store, in place."""
+
+    def __init__(self) -> None:
+        self.done: dict[int, Any] = {}
+        """By identity, also of what is being turned."""
+        self.count = 0
+        """Of modules and their weights."""
+        self.kept: list[Any] = []
+        """What has an identity in `done` must not go away."""
+
+    def __call__(self, root: Any) -> Any:
+        """Raises `CheckpointError` if it is nothing but an object without weights."""
+        value = self.plain(root, 0)
+        if isinstance(value, _Name | _Object):
+            raise _refused(value.name if isinstance(value, _Name) else value.class_name)
+        return value
+
+    def plain(self, value: Any, depth: int) -> Any:
+        """An `_Object` without weights and a `_Name` stay, for the caller to leave out."""
+        if not isinstance(value, dict | list | tuple | _Object):
+            return value
+        if id(value) in self.done:
+            return self.done[id(value)]
+        if depth > 2 * DEEPEST_NESTING:
+            raise CheckpointError("refused: its values are nested too deep")
+        self.kept.append(value)
+        self.done[id(value)] = value
+        found: Any = value
+        if isinstance(value, _Object):
+            if {"_parameters", "_modules"} <= value.state.keys():
+                found = dict(self.weights(value, "", 0))
+            elif value.class_name == "argparse.Namespace":
+                found = self.plain(value.state, depth + 1)
+        elif isinstance(value, dict):
+            for key, item in [(key, self.plain(item, depth + 1)) for key, item in value.items()]:
+                if isinstance(item, _Name | _Object):
+                    del value[key]
+                else:
+                    value[key] = item
+        else:
+            items = [self.plain(item, depth + 1) for item in value]
+            items = [None if isinstance(item, _Name | _Object) else item for item in items]
+            if isinstance(value, list):
+                value[:] = items
+            elif any(a is not b for a, b in zip(value, items, strict=True)):
+                found = tuple(items)
+        self.done[id(value)] = found
+        return found
+
+    def weights(self, module: _Object, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+        """The state dict of a module, as `torch.nn.Module.state_dict` makes it."""
+        if depth > DEEPEST_NESTING or len(prefix) > LONGEST_PREFIX:
+            raise CheckpointError("refused: its modules are nested too deep")
+        for kind in ("_parameters", "_buffers", "_modules"):
+            content = module.state.get(kind, {})
+            if type(content) is not dict:
+                raise ValueError(f"a module's {kind} are a {type(content).__name__}")
+            for name, value in content.items():
+                if isinstance(value, Tensor) and kind != "_modules":
+                    self.count += 1
+                    yield f"{prefix}{name}", value
+                elif isinstance(value, _Object) and kind == "_modules":
+                    self.count += 1
+                    yield from self.weights(value, f"{prefix}{name}.", depth + 1)
+                if self.count > MOST_WEIGHTS:
+                    raise CheckpointError("refused: a small file that stands for a huge one")
+
+
+def _refused(name: str) -> CheckpointError:
+    shown = one_line(name)
+    return CheckpointError(
+        f"refused: reading it would run code from the file ({shown}); save the state dict alone"
+    )
 
 
 def _known(name: str) -> str | _Name:
@@ -263,10 +390,12 @@ def _known(name: str) -> str | _Name:
         return name
     if name in KNOWN_CALLS or name in STORAGES:
         return _Name(name)
+    if name.startswith("torch.storage."):
+        raise _refused(name)
     shown = one_line(name)
     if name.startswith(("torch._utils.", "torch._tensor.", "torch.nn.parameter.")) or name.endswith("Storage"):
         raise CheckpointError(f"holds what is not a plain tensor ({shown}); save a state dict of plain tensors")
-    raise CheckpointError(f"refused: reading it would run code from the file ({shown}); save the state dict alone")
+    return _Name(name)
 
 
 def _view(values: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:

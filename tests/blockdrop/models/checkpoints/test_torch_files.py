@@ -1,5 +1,6 @@
 """Plain content reads as torch reads it; nothing else is run, and nothing that a file only claims takes memory."""
 
+import argparse
 import io
 import itertools
 import os
@@ -287,6 +288,101 @@ def test_a_file_of_more_bytes_than_any_checkpoint_is_not_begun(tmp_path: Path) -
         file.truncate(HUGE)  # on the disk it takes none
     with pytest.raises(CheckpointError, match=f"has {HUGE} bytes; no checkpoint has more"):
         read_torch_file(tmp_path / "c.t7")
+
+
+# ---- objects
+
+
+class Tuned:
+    """Anybody's class."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Scaled(nn.Module):
+    """A module with all that a module may hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1)
+        self.norm = nn.BatchNorm2d(2)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("seen", torch.arange(3))
+        self.register_parameter("missing", None)
+        self.activation, self.names, self.note = nn.functional.relu, {"a", "b"}, Tuned(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(x))) * self.scale
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("wrap", [lambda module: module, nn.DataParallel, lambda module: nn.Sequential(module)])
+def test_whole_modules_are_read_as_their_state_dicts(
+    tmp_path: Path, wrap: Callable[[nn.Module], nn.Module], legacy: bool
+) -> None:
+    module = wrap(Scaled())
+    found = read_torch_file(save({"net": module, "acc": 93.5, "epoch": 7}, tmp_path / "c.t7", legacy))
+    assert set(found) == {"net", "acc", "epoch"}
+    expected = dict(module.state_dict())
+    assert found["net"].keys() == expected.keys()
+    assert all(same(found["net"][key], value) for key, value in expected.items())
+    assert same(read_torch_file(save(module, tmp_path / "m.t7", legacy)), found["net"])
+
+
+def test_modules_of_python_2_are_read(tmp_path: Path) -> None:
+    empty = b"ccollections\nOrderedDict\n)R"
+    made = b"ccopy_reg\n_reconstructor\n(cmodels.net\nNet\nc__builtin__\nobject\nNtR"
+    state = b"}(U\x08training\x89U\x0b_parameters" + empty + b"U\x08_modules" + empty + b"u"
+    found = read_torch_file(write_pickle(tmp_path / "c.t7", b"}(U\x03net" + made + state + b"bU\x03accK\x05u"))
+    assert found == {"net": {}, "acc": 5}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_namespace_is_a_dict_and_other_objects_are_left_out(tmp_path: Path, legacy: bool) -> None:
+    content = {
+        "model": {"a": torch.ones(2)},
+        "args": argparse.Namespace(lr=0.1, layers=[1, Tuned(3)], cut=(2, Tuned(4)), hook=os.path.join),
+        "callback": Tuned(torch.ones(3)),
+        "epoch": 3,
+    }
+    found = read_torch_file(save(content, tmp_path / "c.t7", legacy))
+    expected = {"model": content["model"], "args": {"lr": 0.1, "layers": [1, None], "cut": (2, None)}, "epoch": 3}
+    assert same(found, expected)
+
+
+def test_an_object_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"refused: reading it would run code .*test_torch_files\.Tuned\)"):
+        read_torch_file(save(Tuned(1), tmp_path / "c.t7"))
+
+
+MODULE = b"cmodels\nNet\n)\x81q\x00}(U\x0b_parameters}U\x08_modules}U\x01ah\x00sub"
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (MODULE, "its modules are nested too deep"),
+        (b"cmodels\nNet\n)\x81}(U\x0b_parametersK\x01U\x08_modules}ub", "a module's _parameters are a int"),
+        (b"cmodels\nNet\n)\x81K\x01b", "damaged"),
+        (b"K\x01)\x81", "an object of no class"),
+    ],
+)
+def test_modules_that_are_none_are_refused(tmp_path: Path, index: bytes, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_torch_file(write_pickle(tmp_path / "c.t7", index))
+
+
+def test_modules_that_double_are_refused(tmp_path: Path) -> None:
+    inner = b"cmodels\nNet\n)\x81q\x00}(U\x0b_parameters}U\x08_modules}ub"
+    for n in range(30):
+        again = bytes([n])
+        inner += (
+            b"cmodels\nNet\n)\x81q" + bytes([n + 1]) + b"}(U\x0b_parameters}U\x08_modules}(U\x01ah" + again
+            + b"U\x01bh" + again + b"uub"
+        )  # fmt: skip
+    with pytest.raises(CheckpointError, match="a small file that stands for a huge one"):
+        read_torch_file(write_pickle(tmp_path / "c.t7", inner + b"h" + bytes([30])))
 
 
 # ---- short pickles that stand for a lot
