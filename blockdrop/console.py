@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
 import io
 import itertools
 import os
+import select
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from blockdrop.command_line import choose_class, parse_flags
@@ -38,6 +41,10 @@ def run_command(
     try:
         with joined(getattr(config, "device", "auto")) as processes, _heard(processes.first):
             main(config)
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise
+        sys.exit(0)
     except BlockdropError as error:
         rank = os.environ.get("RANK", "0")
         sys.exit(_fail(str(error) if rank == "0" else f"process {rank}: {error}", error.exit_code))
@@ -66,14 +73,39 @@ def _parse(
             choices = {choice: [*config_class]} if isinstance(config_class, Mapping) else {}
             return parse_flags(chosen, arguments, prog, description, choices)
     except BrokenPipeError:  # --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _stdout_is_closed()
         sys.exit(0)
     except BlockdropError as error:
         sys.exit(_fail(f"{error}; --help lists the flags", error.exit_code))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        sys.exit(_fail(_unboxed(complaint.getvalue()), 2))
+        sys.exit(_fail(_unboxed(complaint.getvalue(), _likely(chosen, sys.argv[1:])), 2))
+
+
+def _likely(config_class: type, arguments: Sequence[str]) -> str:
+    """What misspelt flags may have meant, or nothing."""
+    names = [field.name for field in dataclasses.fields(config_class)]
+    known = {form for name in names for form in (name, f"no_{name}")}
+    words = [word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
+    found = [
+        f"did you mean --{likely[0]}?"
+        for word in words
+        if word not in known and (likely := difflib.get_close_matches(word, names, 1))
+    ]
+    return " ".join(found)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads what is printed any more (`| head`); it then goes nowhere from here on, without a
+    traceback when Python ends."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _heard(whether: bool) -> contextlib.AbstractContextManager[object]:
@@ -81,7 +113,7 @@ def _heard(whether: bool) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext() if whether else contextlib.redirect_stdout(io.StringIO())
 
 
-def _unboxed(text: str) -> str:
+def _unboxed(text: str, hint: str = "") -> str:
     """The first paragraph of the box that tyro draws around what it has to say, as one line."""
 
     def is_rule(line: str) -> bool:
@@ -89,7 +121,7 @@ def _unboxed(text: str) -> str:
 
     inside = filter(None, (line.strip("│ ") for line in text.splitlines()[1:]))  # after the box's title
     paragraph = itertools.takewhile(lambda line: not is_rule(line), itertools.dropwhile(is_rule, inside))
-    return f"{' '.join(paragraph).rstrip('.')}; --help lists the flags"
+    return f"{' '.join(paragraph).rstrip('.')}; {f'{hint} ' if hint else ''}--help lists the flags"
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -53,6 +53,8 @@ def show(title: str, find: Callable[[], Iterator[Fact]]) -> bool:
     except BlockdropError as error:
         print(f"  {'PROBLEM':<18} {one_line(error, LONGEST)}")
         return False
+    except BrokenPipeError:  # nobody reads on
+        raise
     except OSError as error:
         print(f"  {'PROBLEM':<18} {one_line(f'{error.filename}: {error.strerror or error}', LONGEST)}")
         return False

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from blockdrop.training.opening import Opened
 
 
+Budget = Annotated[float, Range(above=0, most=2, meaning="a fraction of the full network's FLOPs")]
+
+
 @dataclass(kw_only=True)
 class EvaluateConfig(ModelConfig):
     """Flags of `python -m blockdrop.evaluate`."""
@@ -60,7 +63,9 @@ class EvaluateConfig(ModelConfig):
     """Policy that takes the policy network's place: full, first_k:K, random_k:K, dist_k:K (K blocks drawn by the
     policy network's usage on training images; dist_k:K:FILE: by that in a file of --json) or a file with a line of
     0 and 1 for all images, or one for each. Default: the policy network decides."""
-    budget: Annotated[float, Range(above=0, meaning="a fraction of the full network's FLOPs")] | None = None
+    budget: Annotated[float, Range(above=0, most=2, meaning="a fraction of the full network's FLOPs")] | None = (
+        None
+    )
     """Mean cost to find the threshold for, as a fraction of the full network's FLOPs, policy network included. For
     a policy network that answers, the best pair of both thresholds within it is found."""
     curve: bool = False
@@ -135,6 +140,8 @@ def main(config: EvaluateConfig) -> Evaluated:
         f"engine {bench.run.engine}"
     )
     print(f"checkpoints: {', '.join(opened.origins) or 'none, fresh weights'}")
+    if not opened.origins:
+        print("warning: without --load the weights are fresh, and what is measured is chance", file=sys.stderr)
     if not dynamic.network.droppable:
         print("a net without shortcuts: no block can be dropped")
     elif opened.static is not None:

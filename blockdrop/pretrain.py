@@ -47,6 +47,7 @@ def main(config: PretrainConfig) -> dict[str, float]:
     from blockdrop.training.opening import open_training  # torch, which --help does without
 
     config.check()
+    require(config.policy_net is None, "--policy_net: pretrain trains no policy network; cl_train and finetune do")
     require(bool(config.init) or not config.deepen, "--deepen: of which network? Pass --init")
     opened, session = open_training(
         config, "pretrain", config.init, policy="none", new_head=config.new_head, deepen=config.deepen

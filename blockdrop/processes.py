@@ -22,6 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from blockdrop.errors import require
+
 Value = TypeVar("Value")
 
 
@@ -166,6 +168,8 @@ def joined(device: str) -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    require(not missing, f"WORLD_SIZE is set but not {', '.join(missing)}; start several processes by torchrun")
     cuda = torch.cuda.is_available() and device in ("auto", "cuda")
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -163,7 +163,7 @@ class RunDirectory:
         if state is None:
             return None
         if state["finished"]:
-            return "this run is finished: nothing is left to train"
+            return "this run is finished: nothing is left to train; its checkpoint can begin a new run"
         return f"going on at epoch {state['epoch']}" + (f", batch {state['batch']}" if state["batch"] else "")
 
     def log(self, epoch: int, phase: str, metrics: Mapping[str, float]) -> None:
@@ -359,6 +359,9 @@ def check_same_run(folder: Path, record: Mapping[str, Any], mend: str = "pass wh
                 f"--cv_dir {folder}: the run began with {' and '.join(others)}; name another folder, or {mend}",
             )
         elif flag not in (*EITHER_WAY, "blockdrop", "torch"):
+            if flag in ("max_epochs", "epochs"):
+                start = "--init" if record.get("command") == "pretrain" else "--pretrained, --load"
+                mend = f"for more epochs, start a new run from this one's checkpoint ({start})"
             what = flag if flag == "command" else f"--{flag}"
             require(
                 found == value,

@@ -169,3 +169,57 @@ def test_every_number_has_a_range_and_refuses_what_lies_outside(config_class: An
             with pytest.raises(BlockdropError) as caught:
                 dataclasses.replace(usual, **{name: (value,) if several else value}).check()
             assert str(caught.value).startswith(f"--{name} {value}: must be "), caught.value
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "says"),
+    [
+        (evaluate, ("--lod", "x"), "did you mean --load? --help lists the flags"),
+        (pretrain, ("--max-epoch", "3"), "did you mean --max_epochs?"),
+        (
+            evaluate,
+            ("--budget", "60"),
+            "--budget 60.0: must be above 0 and at most 2, a fraction",
+        ),
+        (
+            finetune,
+            ("--target_flops", "45", "--pretrained", "x"),
+            "45.0: must be above 0 and at most 2, a",
+        ),
+        (
+            pretrain,
+            ("--policy_net", "stem"),
+            "--policy_net: pretrain trains no policy network",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_mend(
+    module: Any, flags: tuple[str, ...], says: str, command: Any, tmp_path: Path
+) -> None:
+    code, _, error = command(module, *flags, "--cv_dir", tmp_path / "run")
+    assert code == 2
+    assert says in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_without_their_numbers_are_refused(
+    command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    code, _, error = command(evaluate, "--model", "R8_Digits", "--cv_dir", tmp_path)
+    assert (code, error) == (
+        2,
+        "error: WORLD_SIZE is set but not RANK, MASTER_ADDR, MASTER_PORT; start several processes by torchrun",
+    )
+
+
+def test_a_reader_that_has_gone_ends_a_command_quietly() -> None:
+    script = f"{sys.executable} -W error -m blockdrop.doctor | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "0"
