@@ -37,6 +37,7 @@ from blockdrop.models.checkpoints.operating_points import (
 from blockdrop.names import EngineName
 from blockdrop.policy_stats import Outcomes
 from blockdrop.training.answers import FEW, fit_weight, run_under
+from blockdrop.training.brought import brought_accuracy
 from blockdrop.training.compute import Compute
 from blockdrop.training.opening import Opened
 
@@ -256,6 +257,11 @@ def print_report(
         if speed is not None:
             print(f"images/s at batch {bench.batch_size}: {speed:.0f}")
         return
+    brought = brought_accuracy(bench.dynamic, len(bench.opened.data.test))
+    if brought is not None:
+        same = len(outcomes.labels) == len(bench.opened.data.test)  # --budget reports on half of the images
+        change = f"; {100 * (outcomes.accuracy - brought):+.2f} points since" if same else ""
+        print(f"network as brought: accuracy {brought:.4f} before it was trained to drop blocks{change}")
     print(f"full network: accuracy {full.accuracy:.4f}, {table.full:,} FLOPs/img")
     included = f"{table.policy_network:,} FLOPs, {table.policy_network / table.full:.1%} of the full network"
     note = f" (policy network included: {included})" if bench.dynamic.policy_network is not None else ""

@@ -61,7 +61,8 @@ class CurriculumConfig(PolicyTrainingConfig):
 
 def main(config: CurriculumConfig) -> dict[str, float]:
     """Opens networks, data and run directory, and trains; returns the last test's metrics."""
-    from blockdrop.training.opening import open_training  # torch, which --help does without
+    from blockdrop.training.brought import test_brought  # torch, which --help does without
+    from blockdrop.training.opening import open_training
 
     config.check()
     require(len(config.load) > 0, "--load: name a trained backbone (python -m blockdrop.pretrain makes one)")
@@ -70,6 +71,7 @@ def main(config: CurriculumConfig) -> dict[str, float]:
     )
     with session.run:
         session.announce("cl_train", opened.dynamic, opened.data, opened.origins)
+        test_brought(opened.dynamic, opened.data, session, keep=True)
         return train(opened.dynamic, opened.data, session)
 
 

@@ -122,6 +122,7 @@ def main(config: EvaluateConfig) -> Evaluated:
     from blockdrop.inference.operating_point import held_out_halves
     from blockdrop.models.checkpoints.operating_points import thresholds_of
     from blockdrop.policy_stats import policy_statistics, statistics_lines
+    from blockdrop.training.brought import brought_accuracy
     from blockdrop.training.opening import open_networks
     from blockdrop.training.policies import open_static_policy
     from blockdrop.training.session import undecided_note
@@ -196,6 +197,7 @@ def main(config: EvaluateConfig) -> Evaluated:
         flops_std=flops_std,
         unique_policies=outcomes.unique_policies,
         full_accuracy=full.accuracy,
+        brought_accuracy=brought_accuracy(dynamic, len(data.test)),
         full_flops=bench.table.full,
         policy_network_flops=bench.table.policy_network,
         flops_saved=1 - flops / bench.table.full,

@@ -177,6 +177,9 @@ class Evaluation:
     threshold: Probability
     answer_threshold: Positive | None = None
     """None: no image is answered."""
+    brought_accuracy: Share | None = None
+    """Of the full network before it was trained to drop blocks, on all test images; None where the checkpoint
+    doesn't say it."""
     answered: Share | None = None
     """Share of the images that the policy network answered; None where it has no answer head."""
     answered_accuracy: Share | None = None

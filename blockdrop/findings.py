@@ -32,6 +32,7 @@ from blockdrop.policy_curves import (
 )
 from blockdrop.policy_stats import Outcomes, PolicyStatistics
 from blockdrop.report.page import Report, ReportFigure, report_page
+from blockdrop.training.brought import brought_accuracy
 from blockdrop.training.compute import Compute
 from blockdrop.training.opening import Opened
 from blockdrop.version import project_version
@@ -210,6 +211,7 @@ def page_of(findings: Findings, drawn: list[ReportFigure]) -> Report:
     assert full.losses is not None
     answer = outcomes.answer
     shown, all_images = len(outcomes.labels), len(data.test)
+    brought = brought_accuracy(dynamic, all_images)
     some = f"{shown:,}" if shown == all_images else f"{shown:,} of {all_images:,}, evenly of all classes"
     return Report(
         title=f"{dynamic.model}: which blocks each image runs"
@@ -219,7 +221,8 @@ def page_of(findings: Findings, drawn: list[ReportFigure]) -> Report:
             ("policy network", f"{dynamic.policy_net}, {findings.table.policy_network:,} FLOPs"),
             ("test images", f"{some} ({data.name})"),
             ("checkpoint", ", ".join(opened.origins)),
-            ("full network", f"accuracy {full.accuracy:.4f} on these images"),
+            *(() if brought is None else (("network as brought", f"accuracy {brought:.4f} on all test images"),)),
+            ("with all blocks now", f"accuracy {full.accuracy:.4f} on these images"),
             ("made by", f"blockdrop {project_version()}"),
         ],
         classes=data.classes,

@@ -250,7 +250,8 @@ WARM_UP = 0.05
 
 def main(config: FinetuneConfig) -> dict[str, float]:
     """Opens networks, data and run directory, and trains; returns the last test's metrics."""
-    from blockdrop.training.opening import open_training  # torch, which --help does without
+    from blockdrop.training.brought import test_brought  # torch, which --help does without
+    from blockdrop.training.opening import open_training
 
     config.check()
     backbone_will_do = config.initial_keep is not None or config.policy is not None
@@ -267,6 +268,7 @@ def main(config: FinetuneConfig) -> dict[str, float]:
     )
     with session.run:
         session.announce("finetune", opened.dynamic, opened.data, opened.origins, config.policy)
+        test_brought(opened.dynamic, opened.data, session, keep=True)
         return train(opened.dynamic, opened.data, session, opened.static)
 
 

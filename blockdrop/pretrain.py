@@ -44,7 +44,8 @@ class PretrainConfig(SupervisedConfig):
 
 def main(config: PretrainConfig) -> dict[str, float]:
     """Opens network, data and run directory, and trains; returns the last test's metrics."""
-    from blockdrop.training.opening import open_training  # torch, which --help does without
+    from blockdrop.training.brought import test_brought  # torch, which --help does without
+    from blockdrop.training.opening import open_training
 
     config.check()
     require(config.policy_net is None, "--policy_net: pretrain trains no policy network; cl_train and finetune do")
@@ -54,6 +55,8 @@ def main(config: PretrainConfig) -> dict[str, float]:
     )
     with session.run:
         session.announce("pretrain", opened.dynamic, opened.data, opened.origins)
+        if opened.has_backbone and not config.new_head:
+            test_brought(opened.dynamic, opened.data, session, keep=False)
         return train(opened.dynamic, opened.data, session)
 
 

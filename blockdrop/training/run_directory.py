@@ -185,6 +185,10 @@ class RunDirectory:
         require(phase in self._last, f"{self.path / 'metrics.jsonl'}: holds no {phase}; lines of it are gone")
         return self._last[phase]
 
+    def last_or_none(self, phase: str) -> dict[str, float] | None:
+        """Metrics of the phase's last line, if there is one."""
+        return self._last[phase][1] if phase in self._last else None
+
     def log_figure(self, epoch: int, tag: str, figure: Figure) -> None:
         """A matplotlib figure for TensorBoard's image page."""
         if self.processes.first:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +28,8 @@ class Session(Generic[Config]):
     config: Config
     compute: Compute
     run: RunDirectory
+    brought: dict[str, float] = field(default_factory=dict)
+    """What the network did before it was trained, for the metrics of all checkpoints."""
 
     @property
     def processes(self) -> Processes:
@@ -87,7 +89,11 @@ class Session(Generic[Config]):
         """Writes a checkpoint into the run directory and returns its path."""
         path = self.run.checkpoint_path(epoch, metrics)
         if self.processes.first:
-            dynamic.epoch, dynamic.metrics, dynamic.config = epoch, dict(metrics), dict(self.run.flags)
+            dynamic.epoch, dynamic.metrics, dynamic.config = (
+                epoch,
+                {**metrics, **self.brought},
+                dict(self.run.flags),
+            )
             dynamic.operating_point = operating_point
             dynamic.save(path, overwrite=True)
         return path

@@ -69,6 +69,10 @@ def test_from_pretraining_to_evaluation(tmp_path: Path, image_tree: Path, comman
     assert FOUR_LINES.search(out)
     numbers = json.loads((tmp_path / "e.json").read_text())
     assert numbers["accuracy"] == tuned.metrics["accuracy"]
+    pretrained = read_checkpoint(tmp_path / "p").metrics["accuracy"]
+    assert numbers["brought_accuracy"] == tuned.metrics["brought_accuracy"] == pretrained
+    change = f"{100 * (numbers['accuracy'] - pretrained):+.2f} points since"
+    assert f"network as brought: accuracy {pretrained:.4f} before it was trained to drop blocks; {change}" in out
     assert numbers["block_usage_mean"] == tuned.metrics["blocks"]
     assert numbers["flops_mean"] == tuned.metrics["flops"]
     assert len(numbers["usage_per_block"]) == 3
@@ -77,7 +81,7 @@ def test_from_pretraining_to_evaluation(tmp_path: Path, image_tree: Path, comman
 
     lines = [json.loads(line) for line in (tmp_path / "c" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["phase"]) for line in lines] == [
-        (0, "train"), (0, "test"), (1, "train"), (2, "train"), (2, "test"),
+        (0, "brought"), (0, "train"), (0, "test"), (1, "train"), (2, "train"), (2, "test"),
     ]  # fmt: skip
     events = EventAccumulator(str(tmp_path / "c"))
     events.Reload()
@@ -304,7 +308,7 @@ BAD_INPUT = [
     (evaluate, ("--model", "R8_Digits", "--load", "{tmp}/truncated.t7"), "truncated.t7: damaged"),
     (evaluate, ("--model", "R8_Digits", "--load", "{tmp}/flipped.t7"), "flipped.t7: damaged"),
     (evaluate, ("--model", "R8_Digits", "--load", "{tmp}/text.t7"), "damaged, or not a torch checkpoint"),
-    (evaluate, ("--model", "R8_Digits", "--load", "{tmp}/code.t7"), "refused: reading it would run code"),
+    (evaluate, ("--model", "R8_Digits", "--load", "{tmp}/code.t7"), "no residual blocks in it"),
     (evaluate, ("--model", "R14_Digits", "--load", "{tmp}/two.t7"), "made for 2 classes"),
     (evaluate, ("--model", "R14_Digits", "--load", "{tmp}/ten.t7"), "holds a ResNet-8 (3 blocks)"),
     (cl_train, ("--model", "R8_Digits", "--load", "{tmp}/missing.t7"), "no such checkpoint file"),
@@ -375,7 +379,7 @@ BAD_INPUT = [
     ),
     (pretrain, ("--model", "R8_Digits", "--seed", str(2**64)), "--seed 18446744073709551616"),
     (pretrain, ("--model", "R8_Digits", "--init", "{tmp}/flipped.t7"), "flipped.t7: damaged"),
-    (finetune, ("--model", "R8_Digits", "--pretrained", "{tmp}/code.t7"), "refused: reading it would run code"),
+    (finetune, ("--model", "R8_Digits", "--pretrained", "{tmp}/code.t7"), "no residual blocks in it"),
     (pretrain, ("--model", "R8_Folder", "--data_dir", "{tmp}/bad"), "dog/0001.png: not a readable image"),
     (evaluate, ("--model", "R8_Digits", "--json", "{tmp}/none/e.json"), "no folder"),
     (evaluate, ("--model", "R8_Folder", "--data_dir", "{tmp}/bad"), "dog/0001.png: not a readable image"),

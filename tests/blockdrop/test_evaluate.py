@@ -164,8 +164,8 @@ def test_a_checkpoint_in_two_files_of_other_dialects_is_saved_in_one(
     ("flags", "message"),
     [
         (("--budget", "0.5", "--threshold", "0.5"), "--threshold and --budget: pass one of them"),
-        (("--budget", "0"), "--budget 0.0: must be a positive number"),
-        (("--budget", "nan"), "--budget nan: must be a positive number"),
+        (("--budget", "0"), "--budget 0.0: must be above 0 and at most 2"),
+        (("--budget", "nan"), "--budget nan: must be above 0 and at most 2"),
         (("--threshold", "1"), "--threshold 1.0: must be above 0 and below 1"),
         (("--budget", "0.01"), "budget 0.01: can't be met; the least possible, with all blocks dropped"),
         (("--budget", "0.5", "--load", "{tmp}/resnet.t7"), "--budget: needs a policy network"),
