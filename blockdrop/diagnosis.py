@@ -38,6 +38,8 @@ Fact = tuple[str, str]
 """What it is about, and what there is to say."""
 LONGEST = 2000
 """So many letters of a fact are shown."""
+SHARED_MEMORY, LITTLE_SHARED = "/dev/shm", 0.5
+"""Where processes that read images put them, and GiB that are too little for some."""
 TRIED = 32
 """So many images of a part are read."""
 CIFAR_FOLDERS = {"cifar-10-batches-py": "C10", "cifar-100-python": "C100"}
@@ -68,6 +70,11 @@ def machine() -> Iterator[Fact]:
     yield "processor", f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}, {platform.machine()}"
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         yield "memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / GIB:.1f} GiB"
+    if os.path.isdir(SHARED_MEMORY):
+        found = os.statvfs(SHARED_MEMORY)
+        free = found.f_bavail * found.f_frsize / GIB
+        mend = "; images of more than 64 px want more (docker run --shm-size=8g), or --workers 0"
+        yield "shared memory", f"{free:.2f} GiB free{mend if free < LITTLE_SHARED else ''}"
     yield "blockdrop", project_version()
     yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"
     fast = has_fast_bfloat16(torch.device("cpu"))

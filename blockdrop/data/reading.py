@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from blockdrop.errors import DataError
@@ -44,7 +45,7 @@ def read_batches(reader: Dataset[Any], requests: Iterable[Any], reading: Reading
         DataError: as the reader's; a process that is killed or can't be started.
     """
     loader = DataLoader(
-        reader,
+        _Sharing(reader, reading.setting) if reading.num_workers else reader,
         batch_size=None,
         sampler=requests,
         num_workers=reading.num_workers,
@@ -84,6 +85,44 @@ def _watched(loader: DataLoader[Any], reading: Reading) -> Iterator[Any]:
         if killed:
             raise _killed(killed, reading.setting) from None
         raise
+
+
+class _Sharing(Dataset[Any]):
+    """Moves what `reader` gives into shared memory where an error still reaches the main process.
+
+    torch would do so in a thread of the queue's, whose errors are printed, and the batch never arrives.
+
+    Args:
+        setting: what users call the number of processes.
+    """
+
+    def __init__(self, reader: Dataset[Any], setting: str):
+        self.reader, self.setting = reader, setting
+
+    def __getitem__(self, request: Any) -> Any:
+        batch = self.reader[request]
+        try:
+            for tensor in _tensors_in(batch):
+                tensor.share_memory_()
+        except (RuntimeError, OSError) as error:
+            why = " ".join(str(error).split())[:120]
+            return DataError(
+                f"shared memory is full ({why}); pass {self.setting} 0, or give it more (docker run --shm-size=8g)"
+            )
+        return batch
+
+
+def _tensors_in(batch: Any) -> Iterator[Tensor]:
+    """On the CPU, that own their memory."""
+    if isinstance(batch, Tensor):
+        if batch.device.type == "cpu" and batch.layout == torch.strided and not batch.is_quantized:
+            yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors_in(value)
+    elif isinstance(batch, list | tuple):
+        for value in batch:
+            yield from _tensors_in(value)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -135,8 +174,9 @@ def _first_ended(readers: Iterable[BaseProcess]) -> BaseProcess | None:
 
 def _killed(reader: BaseProcess, setting: str) -> DataError:
     code = reader.exitcode or 0
-    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-    return DataError(
-        f"process {reader.pid}, which reads images, was ended {how}, as happens where memory runs out; pass fewer "
-        f"{setting}, or free memory"
-    )
+    who = f"process {reader.pid}, which reads images,"
+    if code > 0:
+        return DataError(f"{who} ended with exit code {code}; pass {setting} 0 to see why")
+    name = signal.Signals(-code).name
+    why = {"SIGKILL": ", as happens where memory runs out", "SIGBUS": ", as happens where shared memory is full"}
+    return DataError(f"{who} was ended by {name}{why.get(name, '')}; pass fewer {setting}, or free memory")

@@ -537,6 +537,36 @@ def test_other_errors_of_the_reading_processes_stay_as_they_are(
         assert not multiprocessing.active_children()
 
 
+def test_full_shared_memory_is_said_once_instead_of_waiting_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: torch.Tensor) -> None:
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+        )
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)  # the processes that read are forked
+    images = image_set("streamed", tmp_path)
+    assert isinstance(images, StreamedImages)
+    images.workers = 1
+    said = r"shared memory is full \(unable.*No space left on device \(28\)\); pass --workers 0, or give it more"
+    with pytest.raises(DataError, match=said):
+        batches(images, None)
+    images.workers = 0
+    assert batches(images, None)
+
+
+def test_a_process_that_ends_by_itself_is_not_said_to_lack_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = image_set("streamed", tmp_path)
+    assert isinstance(images, StreamedImages)
+    images.workers = 1
+    monkeypatch.setattr(blockdrop.data.streamed.transforms, "pil_to_tensor", lambda *_: os._exit(7))
+    with pytest.raises(DataError, match=r"ended with exit code 7; pass --workers 0 to see why"):
+        batches(images, None)
+
+
 def test_processes_that_cannot_be_started_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_image_tree(tmp_path, size=80)
     images = DataSource("Folder", tmp_path, image_size=72, workers=3).train
