@@ -10,21 +10,26 @@ from pathlib import Path
 from typing import IO, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from blockdrop.errors import DataError
 
+ENDINGS = (*IMG_EXTENSIONS, ".jpe", ".jfif", ".gif")
+"""Of image files: torchvision's, and others that `FORMATS` can hold."""
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
 """What a file may hold, whatever its name: Pillow would hand PostScript over to an interpreter."""
+ORIENTATION = 0x0112
+"""The EXIF tag."""
 LARGEST_FILE = 256 << 20
 """Bytes of an image file: some formats are read whole."""
 LARGEST_RESIZED = 100_000_000
 """Pixels that an image may have after its short side is resized: a thin strip grows without bound."""
 FAULTS_OF_A_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP)
 """Other errors of the system may be gone a moment later, so no image is left out for them."""
-PARTS = {True: ("train",), False: ("test", "val")}
+PARTS = {True: ("train",), False: ("test", "val", "valid", "validation")}
 """Names of the parts of a data set: training and test."""
 LISTED = 10
 """So many bad images are named in a line."""
@@ -91,7 +96,8 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def decode_image(file: str | Path | IO[bytes], name: str) -> Image.Image:
-    """The image in a file as RGB.
+    """The image in a file as RGB, as a viewer shows it: turned as its EXIF data say, transparent parts on white,
+    16 bits a value scaled to 8; the first picture of several.
 
     Args:
         name: for messages.
@@ -100,7 +106,7 @@ def decode_image(file: str | Path | IO[bytes], name: str) -> Image.Image:
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
-            return image.convert("RGB")
+            return _as_shown(image, name)
     except UnidentifiedImageError:
         raise UnreadableImageError(name, f"its content is none of {', '.join(FORMATS)}") from None
     except OSError as error:
@@ -109,6 +115,20 @@ def decode_image(file: str | Path | IO[bytes], name: str) -> Image.Image:
         raise
     except Exception as error:  # on damaged files Pillow's decoders raise errors of any kind
         raise UnreadableImageError(name, _first_line(error)) from None
+
+
+def _as_shown(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("I", "F") and image.format != "PNG":
+        raise UnreadableImageError(name, "32 bits a pixel, whose white nobody knows; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 255
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        colours = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
+    return image.convert("RGB")
 
 
 def resize_short_side(image: Image.Image, side: int, name: str, interpolation: str = "bilinear") -> Image.Image:

@@ -112,7 +112,7 @@ def decode_once(
     Raises:
         DataError: an image that can't be read, or all of them.
     """
-    with cache.entry(f"{files.fingerprint()}-{image_size}.npz") as entry:
+    with cache.entry(f"{files.fingerprint()}-{image_size}-2.npz") as entry:
         kept = entry.load(SCHEMA, lambda arrays: _fitting(arrays, files.labels, image_size))
         errors = _errors(files, [] if kept is None else kept["left_out"].tolist(), image_size)
         if kept is None or len(errors) < len(kept["left_out"]):  # nothing kept, or a file has been mended

@@ -21,10 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from blockdrop.data.cache import INT64_MAX, Arrays, Cache, Change, in_range, last_change
-from blockdrop.data.files import LARGEST_FILE, PARTS, Names, decode_image, pack_names
+from blockdrop.data.files import ENDINGS, LARGEST_FILE, PARTS, Names, decode_image, pack_names
 from blockdrop.errors import DataError
 from blockdrop.progress import progress
 
@@ -192,7 +191,7 @@ def read_class_names(archives: Archives) -> list[str] | None:
         try:
             if path.stat().st_size > LARGEST_CLASS_LIST:
                 raise DataError(f"{path}: {path.stat().st_size:,} bytes; expected one class name a line")
-            return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+            return path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
         except FileNotFoundError:
             continue
         except (OSError, UnicodeDecodeError) as error:
@@ -265,13 +264,13 @@ def _samples(path: Path, file: _HeaderReader) -> Iterator[tuple[tarfile.TarInfo,
         if parts is None:
             continue
         key, suffix = parts.groups()
-        if f".{suffix.lower()}" in (".cls", *IMG_EXTENSIONS) and key in done:
+        if f".{suffix.lower()}" in (".cls", *ENDINGS) and key in done:
             raise DataError(f"{path}: {key} stands in it twice; pack it anew, every key once")
         if suffix.lower() == "cls":
             if key in labels:
                 raise DataError(f"{path}: {key} has two labels; pack it anew with one")
             labels[key] = _read_label(path, file, member)
-        elif f".{suffix.lower()}" in IMG_EXTENSIONS:
+        elif f".{suffix.lower()}" in ENDINGS:
             if key in images:
                 raise DataError(f"{path}: {images[key].name} and {member.name} are one sample; expected one image")
             if member.size > LARGEST_FILE:

@@ -6,21 +6,23 @@ import hashlib
 import itertools
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from blockdrop.data.cache import Arrays, Cache, Change, in_range, last_change
-from blockdrop.data.files import PARTS, Names, pack_names, read_image
+from blockdrop.data.files import ENDINGS, PARTS, Names, pack_names, read_image
 from blockdrop.errors import DataError
 from blockdrop.progress import progress
 
 SCHEMA = {"folders": (np.uint8, 1), "changes": (np.int64, 2), "lengths": (np.int64, 1), "names": (np.uint8, 1)}
 LISTED = 5
+LITTER = ("__MACOSX", "@eaDir", "lost+found", "Thumbs.db", "desktop.ini")
+"""What archivers, file servers and systems leave beside images."""
 
 
 class Folder(NamedTuple):
@@ -96,16 +98,17 @@ def _part_folder(data_dir: Path, names: Sequence[str]) -> Path:
         if os.path.isdir(data_dir / name):
             return data_dir / name
     raise DataError(
-        f"{data_dir}: no {' or '.join(names)} folder; expected train/<class>/… and test/<class>/… (or val/), or "
-        "archives train/*.tar and test/*.tar"
+        f"{data_dir}: no {' or '.join(names[:2])} folder; expected train/<class>/… and test/<class>/… (or val/), "
+        "or archives train/*.tar and test/*.tar"
     )
 
 
 def _class_folders(folder: Path) -> list[str]:
     try:
-        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        folders = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
     except OSError as error:
         raise DataError(f"{folder}: can't be read ({error.strerror})") from None
+    classes = sorted(name for name in folders if not _is_litter(name))
     if not classes:
         raise DataError(f"{folder}: no class folders in it; expected {folder.name}/<class>/<image>")
     return classes
@@ -120,11 +123,16 @@ def open_tree(root: Path, classes: Sequence[str], cache: Cache) -> ImageTree:
     Raises:
         DataError: a folder that can't be read, a class without images.
     """
-    with cache.entry(f"{root.name}-tree-2.npz") as entry:
+    with cache.entry(f"{root.name}-tree-3.npz") as entry:
         known: dict[str, list[Folder]] = entry.load(SCHEMA, _by_class) or {}
         stale = [name for name in classes if name not in known or not _unchanged(root, known[name])]
+        others: Counter[str] = Counter()
         for name in progress(stale, f"listing {root.name}", len(stale), "folders") if stale else ():
-            known[name] = _list_class(root, name)
+            known[name] = _list_class(root, name, others)
+        if others:
+            most = sorted(others.items(), key=lambda item: (-item[1], item[0] or "~"))
+            endings = ", ".join(f"{count:,} {ending or 'without one'}" for ending, count in most[:LISTED])
+            print(f"note: {root}: {others.total():,} files left out, no images by their endings ({endings})")
         empty = [name for name in classes if not any(len(folder.names) for folder in known[name])]
         if empty:
             _refuse(root, empty)
@@ -170,14 +178,26 @@ def _unchanged(root: Path, folders: Sequence[Folder]) -> bool:
         return False
 
 
-def _list_class(root: Path, name: str) -> list[Folder]:
+def _is_litter(name: str) -> bool:
+    """Whether a file or folder is none of the user's: hidden, or what systems leave."""
+    return name.startswith(".") or name in LITTER
+
+
+def _list_class(root: Path, name: str, others: Counter[str]) -> list[Folder]:
+    """
+    Args:
+        others: gets the endings of the files that aren't images.
+    """
     started = time.time_ns()
     folders, visited = [], {}
     try:
-        for path, _, files in os.walk(root / name, followlinks=True, onerror=_raise):
+        for path, below, files in os.walk(root / name, followlinks=True, onerror=_raise):
+            below[:] = [folder for folder in below if not _is_litter(folder)]
+            files = [file for file in files if not _is_litter(file)]
             visited[path] = status = os.stat(path)
             _check_no_way_back(path, visited)
-            images = sorted(file for file in files if file.lower().endswith(IMG_EXTENSIONS))
+            images = sorted(file for file in files if file.lower().endswith(ENDINGS))
+            others.update(Path(file).suffix.lower() for file in files if not file.lower().endswith(ENDINGS))
             change = last_change(status, started)
             folders.append(Folder(os.path.relpath(path, root), change, _joined(pack_names(images))))
     except OSError as error:
@@ -198,7 +218,7 @@ def _raise(error: OSError) -> NoReturn:
 
 def _refuse(root: Path, empty: Sequence[str]) -> NoReturn:
     listed = ", ".join(empty[:LISTED]) + (f" and {len(empty) - LISTED} more" if len(empty) > LISTED else "")
-    expected = ", ".join(IMG_EXTENSIONS)
+    expected = ", ".join(ENDINGS)
     raise DataError(f"{root}: no image in class folder {listed}; expected files that end in {expected}")
 
 

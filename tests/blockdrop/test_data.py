@@ -247,7 +247,7 @@ def test_two_runs_that_start_together_decode_once(image_tree: Path, monkeypatch:
 
 def test_a_damaged_cache_is_made_anew(image_tree: Path) -> None:
     first = DataSource("Folder", image_tree).test
-    (cache,) = (image_tree / ".blockdrop-cache").glob("*-32.npz")
+    (cache,) = (image_tree / ".blockdrop-cache").glob("*-32-2.npz")
     cache.write_bytes(cache.read_bytes()[:100])
     with pytest.warns(UserWarning, match="damaged cache"):
         again = DataSource("Folder", image_tree).test
@@ -263,7 +263,7 @@ def test_a_damaged_cache_is_made_anew(image_tree: Path) -> None:
 def test_labels_kept_beside_images_are_compared(image_tree: Path, wrong: dict[str, int]) -> None:
     spoil(image_tree / "test" / "dog" / "0005.png")
     expected = DataSource("Folder", image_tree, skip_bad_images=True).test.labels
-    (cache,) = (image_tree / ".blockdrop-cache").glob("*-32.npz")
+    (cache,) = (image_tree / ".blockdrop-cache").glob("*-32-2.npz")
     with np.load(cache) as stored:
         arrays = dict(stored)
     for name, value in wrong.items():

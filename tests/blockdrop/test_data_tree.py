@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ import torchvision
 from PIL import Image
 
 import blockdrop.data.tree
+from blockdrop.data import DataSource, UnreadableImageError, read_image
 from blockdrop.data.cache import Cache, last_change, load_arrays
 from blockdrop.data.files import Names, pack_names
 from blockdrop.data.tree import ImageTree, open_tree
 from blockdrop.errors import DataError
+from tests.conftest import write_image_tree
 
 LONG_AGO = 1_600_000_000
 
@@ -59,9 +62,9 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the class folders that are read."""
     original, names = blockdrop.data.tree._list_class, []
 
-    def note(root: Path, name: str) -> object:
+    def note(root: Path, name: str, others: Any) -> object:
         names.append(name)
-        return original(root, name)
+        return original(root, name, others)
 
     monkeypatch.setattr(blockdrop.data.tree, "_list_class", note)
     return names
@@ -191,7 +194,7 @@ def test_a_damaged_index_is_made_anew(root: Path, listed: list[str], damage: Cal
     expected = samples(open_root(root))
     (index,) = (root.parent / ".blockdrop-cache").glob("*.npz")
     damage(index)
-    with pytest.warns(UserWarning, match=r"train-tree-2\.npz: damaged cache, made anew"):
+    with pytest.warns(UserWarning, match=r"train-tree-3\.npz: damaged cache, made anew"):
         assert samples(open_root(root)) == expected
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -209,7 +212,7 @@ def test_an_index_does_not_lead_out_of_the_tree(root: Path, listed: list[str]) -
     folders = ["cat/../../secret", "dog", "owl/only"]
     names = [b"private.png\0", b"Z.webp\0", b"nested.ppm\0"]
     np.savez(
-        root.parent / ".blockdrop-cache" / "train-tree-2.npz",
+        root.parent / ".blockdrop-cache" / "train-tree-3.npz",
         folders=np.frombuffer(pack_names(folders), np.uint8),
         changes=np.array([last_change(os.stat(root / folder)) for folder in folders]),
         lengths=np.array([len(name) for name in names]),
@@ -243,7 +246,7 @@ def test_where_the_data_cannot_be_written_the_runs_folder_keeps_the_index(root: 
     for _ in range(2):
         open_tree(root, ["cat", "dog", "owl"], Cache(root.parent, run))
     assert listed == ["cat", "dog", "owl"]
-    assert len(list(run.glob("*-train-tree-2.npz"))) == 1
+    assert len(list(run.glob("*-train-tree-3.npz"))) == 1
     open_tree(root, ["cat", "dog", "owl"], Cache(root.parent))
     assert len(listed) == 6, "nowhere to keep it"
 
@@ -286,3 +289,96 @@ def test_names_are_kept_whole() -> None:
     assert list(Names(np.array([], np.uint8))) == []
     with pytest.raises(ValueError, match="without an end"):
         Names(buffer[:-1])
+
+
+# ---- folders of real people
+
+
+def test_what_systems_and_archivers_leave_is_no_class_and_no_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image_tree(tmp_path, count=2)
+    image = (tmp_path / "train" / "cat" / "0000.png").read_bytes()
+    for part in ("train", "test"):
+        for litter in (".ipynb_checkpoints", "__MACOSX", "@eaDir", ".hidden"):
+            (tmp_path / part / litter).mkdir()
+            (tmp_path / part / litter / "a.png").write_bytes(image)
+        (tmp_path / part / "cat" / "._0000.png").write_bytes(b"resource fork")
+        (tmp_path / part / "cat" / "@eaDir").mkdir()
+        (tmp_path / part / "cat" / "@eaDir" / "thumb.png").write_bytes(image)
+        (tmp_path / part / "cat" / "Thumbs.db").write_bytes(b"")
+    source = DataSource("Folder", tmp_path)
+    assert source.classes == ["cat", "dog"]
+    assert (len(source.train), len(source.test)) == (4, 4)
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_other_endings_are_images_or_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_image_tree(tmp_path, count=2)
+    cat = tmp_path / "train" / "cat"
+    with Image.open(cat / "0000.png") as image:
+        image.save(cat / "a.gif")
+        image.convert("RGB").save(cat / "b.jfif", "JPEG")
+        image.convert("RGB").save(cat / "c.JPE", "JPEG")
+    for name in ("a.avif", "b.avif", "notes.txt", "README"):
+        (cat / name).write_bytes(b"")
+    source = DataSource("Folder", tmp_path)
+    assert len(source.train) == 7
+    said = "train: 4 files left out, no images by their endings (2 .avif, 1 .txt, 1 without one)"
+    assert capsys.readouterr().out.splitlines()[0].endswith(said)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_test_images_may_stand_under_other_names(tmp_path: Path, name: str) -> None:
+    write_image_tree(tmp_path, count=2)
+    (tmp_path / "test").rename(tmp_path / name)
+    assert len(DataSource("Folder", tmp_path).test) == 4
+
+
+# ---- pixels are what a viewer shows
+
+
+def pixel_of(path: Path) -> tuple[int, ...]:
+    image = read_image(path)
+    assert image.mode == "RGB"
+    pixel = image.getpixel((0, 0))
+    assert isinstance(pixel, tuple)
+    return pixel
+
+
+def test_16_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
+    for ending in ("png", "tiff"):
+        Image.fromarray(values).save(tmp_path / f"a.{ending}")
+        assert np.asarray(read_image(tmp_path / f"a.{ending}"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_numbers_without_a_white_are_refused(tmp_path: Path, dtype: Any) -> None:
+    Image.fromarray(np.ones((2, 2), dtype=dtype)).save(tmp_path / "a.tiff")
+    with pytest.raises(
+        UnreadableImageError, match="32 bits a pixel, whose white nobody knows; save it with 8 or 16"
+    ):
+        read_image(tmp_path / "a.tiff")
+
+
+def test_what_is_transparent_stands_on_white(tmp_path: Path) -> None:
+    for mode, colour, expected in (
+        ("RGBA", (200, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (200, 0, 0, 255), (200, 0, 0)),
+        ("RGBA", (200, 0, 0, 128), (227, 127, 127)),
+        ("LA", (0, 0), (255, 255, 255)),
+    ):
+        Image.new(mode, (1, 1), colour).save(tmp_path / "a.png")
+        assert pixel_of(tmp_path / "a.png") == expected
+    palette = Image.new("P", (1, 1), 0)
+    palette.putpalette([9, 8, 7])
+    palette.save(tmp_path / "p.png", transparency=0)
+    assert pixel_of(tmp_path / "p.png") == (255, 255, 255)
+
+
+def test_photos_are_turned_as_their_exif_data_say(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned right
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").size == (20, 30)
