@@ -68,7 +68,10 @@ class _Images:
     def play(self, chosen: Tensor, actions: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Rewards float32 (N,) and infos (N,) of running images `chosen` (N,) under the actions (N, K), or, with
         answers, (N, K + 1)."""
-        decisions = torch.as_tensor(actions, device=self.images.device).bool()
+        given = torch.as_tensor(actions, device=self.images.device)
+        if not bool(((given == 0) | (given == 1)).all()):
+            raise ValueError(f"action: holds other values than 0 and 1 ({given[(given != 0) & (given != 1)][0]})")
+        decisions = given.bool()
         if decisions.shape != (len(chosen), self.num_decisions):
             raise ValueError(
                 f"action: got shape {tuple(decisions.shape)}; expected {(len(chosen), self.num_decisions)}"
@@ -264,12 +267,13 @@ class BlockDropVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return tensor if self.as_tensors else tensor.cpu().numpy()
 
     def _infos(self, info: dict[str, Tensor]) -> dict[str, Any]:
-        present = np.ones(self.num_envs, dtype=bool)
+        present = self._give(torch.ones(self.num_envs, dtype=torch.bool))
         return {k: self._give(v) for k, v in info.items()} | {f"_{k}": present for k in info}
 
 
-gymnasium.register(
-    id="BlockDrop-v0",
-    entry_point=f"{__name__}:BlockDropEnv",
-    vector_entry_point=f"{__name__}:BlockDropVectorEnv",
-)
+if "BlockDrop-v0" not in gymnasium.registry:  # it is where the package is installed, by an entry point
+    gymnasium.register(
+        id="BlockDrop-v0",
+        entry_point=f"{__name__}:BlockDropEnv",
+        vector_entry_point=f"{__name__}:BlockDropVectorEnv",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -90,8 +91,17 @@ def open_own(path: str | Path, flags: int) -> int:
 
 
 def sync(path: str | Path) -> None:
-    """Returns when the disk holds what was written to the file, or which files the folder has."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Returns when the disk holds what was written to the file, or which files the folder has; of a folder on a
+    system that can't say so, at once."""
+    if os.path.isdir(path):
+        with contextlib.suppress(OSError):
+            _sync(path, os.O_RDONLY)
+    else:
+        _sync(path, os.O_RDWR)  # Windows wants a file that may be written
+
+
+def _sync(path: str | Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

@@ -91,6 +91,10 @@ class DatasetInfo:
     """Whether training images are mirrored at random."""
 
 
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+"""In label order, which is alphabetical."""
 DATASETS = {
     "C10": DatasetInfo(10, 32, NORMALISATIONS["cifar"]),
     "C100": DatasetInfo(100, 32, NORMALISATIONS["cifar"]),

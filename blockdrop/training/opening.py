@@ -11,6 +11,7 @@ import torch
 
 from agents.static_policies import StaticPolicy
 from blockdrop.data import NORMALISATIONS, Data, DataSource, identify
+from blockdrop.data.sets import CIFAR10_CLASSES
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import CheckpointError, require
 from blockdrop.loading import WhichPolicy, assemble, name_of_network, recorded_size
@@ -116,7 +117,7 @@ def open_networks(
         classes=data.classes,
     )
     if current_processes().first:
-        for note in _guesses(config, source, checkpoints):
+        for note in (*_guesses(config, source, checkpoints), *_renamed(checkpoints, data)):
             print(f"note: {note}", file=sys.stderr)
     return Opened(dynamic, data, checkpoints)
 
@@ -136,6 +137,17 @@ def _guesses(config: ModelConfig, source: Source, checkpoints: Sequence[Checkpoi
             assumed.append(f"--shortcut {checkpoint.shortcut}")
         if assumed:
             yield f"{checkpoint.path} doesn't say all; assumed: {' '.join(assumed)}"
+
+
+def _renamed(checkpoints: Sequence[Checkpoint], data: DataSource) -> Iterator[str]:
+    """Weights without class names beside a CIFAR-10 tree of other names, whose order may be another."""
+    unnamed = [c.path for c in checkpoints if c.resnet is not None and c.classes is None]
+    if data.name == "C10" and unnamed and data.classes != list(CIFAR10_CLASSES):
+        was, now = next((a, b) for a, b in zip(CIFAR10_CLASSES, data.classes, strict=True) if a != b)
+        yield (
+            f"{data.data_dir}: class names other than CIFAR-10's, {now} in the place of {was}; {unnamed[-1]} may "
+            "count its classes in another order"
+        )
 
 
 def _open_data(config: ModelConfig, source: Source) -> DataSource:
@@ -287,5 +299,11 @@ def _check_classes(checkpoint: Checkpoint, data: DataSource) -> None:
             f"{checkpoint.path}: made for {checkpoint.num_classes} classes, the data has {data.num_classes}; "
             "point --data_dir at the data it was made for, or fine-tune it: pretrain --init CKPT --new_head"
         )
-    if data.name == "Folder" and checkpoint.classes not in (None, data.classes):
-        raise CheckpointError(f"{checkpoint.path}: made for other class names than those in {data.data_dir}")
+    made_for = checkpoint.classes
+    if made_for is not None and data.classes != made_for:
+        pairs = list(zip(made_for, data.classes, strict=False))
+        was, now = next(((a, b) for a, b in pairs if a != b), (f"{len(made_for)} classes", len(data.classes)))
+        raise CheckpointError(
+            f"{checkpoint.path}: made for other class names than those in {data.data_dir}: {was} is now {now}; "
+            "rename the folders, or start with a fresh head (pretrain --new_head)"
+        )

@@ -170,3 +170,20 @@ def test_the_environment_pays_the_reward_that_it_is_given() -> None:
     envs.reset(seed=0)
     _, rewards, *_, info = envs.step(np.ones((3, 4), dtype=np.int8))
     assert rewards.tolist() == [0.0 if right else -3.0 for right in info["correct"]]
+
+
+@pytest.mark.parametrize("value", [0.3, 7, -1, float("nan")])
+def test_an_action_of_other_numbers_than_0_and_1_is_refused(value: float) -> None:
+    env = agents.envs.BlockDropVectorEnv(**ARGUMENTS, num_envs=2)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="action: holds other values than 0 and 1"):
+        env.step(np.array([[0, 1, value, 0]] * 2))
+
+
+def test_masks_are_tensors_where_everything_is() -> None:
+    env = agents.envs.BlockDropVectorEnv(**ARGUMENTS, num_envs=2, as_tensors=True)
+    _, info = env.reset(seed=0)
+    assert all(isinstance(value, Tensor) for value in info.values())
+    *_, info = env.step(torch.zeros(2, 4))
+    assert all(isinstance(value, Tensor) for value in info.values())
+    assert info["_correct"].tolist() == [True, True]

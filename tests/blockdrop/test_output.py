@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from blockdrop.errors import BlockdropError
-from blockdrop.output import check_writable, write_json, write_whole
+from blockdrop.output import check_writable, sync, write_json, write_whole
 
 
 def test_an_earlier_file_is_replaced_only_if_asked(tmp_path: Path) -> None:
@@ -57,3 +61,26 @@ def test_a_full_disk_that_torch_hides_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left on device"):
         write_whole(tmp_path / "a.pt", write)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_system_that_syncs_no_folders_and_no_read_only_files_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Windows, and some file systems over a network."""
+    original = os.open
+
+    def opened(path: Any, flags: int, mode: int = 0o777) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return original(path, flags, mode)
+
+    def fsync(descriptor: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_json("--json", tmp_path / "a.json", {"a": 1})
+    sync(tmp_path / "a.json")
+    sync(tmp_path)
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnext50_32x4d, wide_resnet50_2
 
-from blockdrop import build, evaluate
+from blockdrop import build, evaluate, save_checkpoint
+from blockdrop.data import NORMALISATIONS
+from blockdrop.data.sets import CIFAR10_CLASSES
 from blockdrop.errors import CheckpointError
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
 from blockdrop.models.specs import parse_model_name
 from blockdrop.models.zoo import build_static
 from experiments.robustness.samples import Tree, as_torchvision
-from tests.conftest import randomise_statistics
+from tests.conftest import randomise_statistics, write_image_tree
 
 State = dict[str, Tensor]
 
@@ -148,3 +150,36 @@ def test_what_holds_no_weights_is_refused_with_the_mend(tmp_path: Path) -> None:
     torch.save({"optimizer": {"state": {}}, "epoch": 3}, tmp_path / "c.pth")
     with pytest.raises(CheckpointError, match=r"found optimizer, epoch\); save the network's state_dict\(\)"):
         read_checkpoint(tmp_path / "c.pth")
+
+
+def test_a_checkpoint_of_other_class_names_is_refused_whatever_the_data_set(
+    tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    tree = write_image_tree(tmp_path / "data", CIFAR10_CLASSES, count=1)
+    flags = ("--data_dir", tree, "--no_speed", "--cv_dir", tmp_path / "e")
+    file = tmp_path / "c.t7"
+    save_checkpoint(
+        file, model="R8_C10", resnet=build("R8_C10")[0], normalisation=NORMALISATIONS["none"],
+        classes=list(CIFAR10_CLASSES),
+    )  # fmt: skip
+    assert command(evaluate, "--load", file, *flags)[0] == 0
+    for part in ("train", "test"):
+        (tree / part / "airplane").rename(tree / part / "plane")
+    code, _, error = command(evaluate, "--load", file, *flags)
+    assert code == 2
+    assert "made for other class names than those in" in error
+    assert "airplane is now automobile; rename the folders" in error
+
+
+def test_a_file_without_class_names_beside_renamed_classes_of_cifar_10_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["plane" if name == "airplane" else name for name in CIFAR10_CLASSES]
+    tree = write_image_tree(tmp_path / "data", tuple(names), count=1)
+    torch.save(as_torchvision(build("R8_C10")[0].state_dict()), tmp_path / "c.pth")
+    evaluate.main(
+        evaluate.EvaluateConfig(
+            model="R8_C10", data_dir=str(tree), load=(str(tmp_path / "c.pth"),), cv_dir=str(tmp_path), speed=False
+        )
+    )
+    assert "class names other than CIFAR-10's, automobile in the place of airplane" in capsys.readouterr().err
