@@ -292,6 +292,7 @@ def train(
     from blockdrop.models.droppable import Droppable
     from blockdrop.training.answers import AnswerTraining
     from blockdrop.training.batchnorm import recalibrate
+    from blockdrop.training.closing import warn_of_learning
     from blockdrop.training.hinton import kl_divergence
     from blockdrop.training.joint import BlockRunner, JointBatch, SettledLearner, make_learner, make_optimizers
     from blockdrop.training.joint_policies import JointPolicies
@@ -420,7 +421,14 @@ def train(
         parameter.requires_grad_(True)
     if static is None:
         dynamic.operating_point = policies.point.recorded()
-    return session.run.finish_with_test()
+    metrics = session.run.finish_with_test()
+    if static is None and config.max_epochs and processes.first:
+        warn_of_learning(
+            metrics, flops, steps=batches * min(config.settled_from, config.max_epochs),
+            target=config.target_flops, threshold=policies.point.threshold,
+            same_for_all=dynamic.policy_net == "constant",
+        )  # fmt: skip
+    return metrics
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from blockdrop.console import run_command
 from blockdrop.errors import require
-from blockdrop.ranges import CheckpointName, Range
+from blockdrop.ranges import CheckpointName, Positive, Range
 from blockdrop.training.config import Groups, SupervisedConfig
 
 if TYPE_CHECKING:
@@ -38,8 +38,15 @@ class PretrainConfig(SupervisedConfig):
     deepen: bool = False
     """Let --init be a shallower ResNet than --model: its blocks are spread over the deeper network, the new blocks
     between them start as identities, so training starts with the shallower network's accuracy."""
+    lr: Positive | None = None  # type: ignore[assignment]
+    """Learning rate; with --schedule one_cycle its highest value. Default: 0.1; with --init 0.01, so that weights
+    that are good already aren't trained away."""
     label_smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
     """Share of the target that is spread evenly over all classes."""
+
+    def __post_init__(self) -> None:
+        if self.lr is None:
+            self.lr = 0.01 if self.init else 0.1
 
 
 def main(config: PretrainConfig) -> dict[str, float]:

@@ -1,0 +1,62 @@
+"""What is said at the end of learning policies when something looks wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockdrop import finetune, pretrain
+from blockdrop.flops import FlopTable
+from blockdrop.training.closing import learning_warnings
+
+FLOPS = FlopTable(fixed=10, blocks=(20, 20, 20, 30), policy_network=10)  # full: 100
+GOOD = {"blocks": 2.4, "flops": 60.0, "unique_policies": 7}
+
+
+def warned(metrics: dict[str, float] = GOOD, **more: Any) -> list[str]:
+    usual = {"steps": 2000, "target": 0.6, "threshold": 0.4, "same_for_all": False}
+    return list(learning_warnings(metrics, FLOPS, **(usual | more)))
+
+
+def test_nothing_is_said_where_all_is_well() -> None:
+    assert warned() == []
+    assert warned({**GOOD, "flops": 62.9}) == []
+    assert warned({**GOOD, "unique_policies": 1}, same_for_all=True) == []
+    assert warned(target=None) == []
+
+
+@pytest.mark.parametrize(
+    ("metrics", "more", "says"),
+    [
+        ({}, {"steps": 15}, "policies learned for 15 steps"),
+        ({"blocks": 0, "flops": 20.0}, {"target": None}, "every block is dropped for every image"),
+        ({"blocks": 4}, {}, "no block is dropped for any image"),
+        ({"unique_policies": 1}, {}, "one policy serves all images"),
+        ({"flops": 40.0}, {}, "40.0% of the full network's FLOPs are spent, 60.0% were aimed for"),
+        ({}, {"threshold": 1.0}, "the threshold that was chosen, 1, is at an end of its range"),
+    ],
+)
+def test_each_thing_that_looks_wrong_is_said(metrics: dict[str, float], more: dict[str, Any], says: str) -> None:
+    (line,) = warned({**GOOD, **metrics}, **more)
+    assert says in line
+
+
+def test_a_recipe_on_a_handful_of_images_warns_and_says_what_was_brought(
+    tmp_path: Path, image_tree: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    flags = ("--data_dir", image_tree, "--max_epochs", 1, "--model", "R8_Folder")
+    assert command(pretrain, *flags, "--cv_dir", tmp_path / "p")[0] == 0
+    code, out, error = command(
+        finetune, *flags, "--recipe", "fast", "--pretrained", tmp_path / "p", "--cv_dir", tmp_path / "f"
+    )
+    assert code == 0
+    assert "network as brought: accuracy 0." in out
+    assert error.startswith("warning: ")
+
+
+def test_weights_that_are_brought_are_trained_gently() -> None:
+    assert (pretrain.PretrainConfig().lr, pretrain.PretrainConfig(init=("x",)).lr) == (0.1, 0.01)
+    assert pretrain.PretrainConfig(init=("x",), lr=0.3).lr == 0.3
