@@ -292,7 +292,7 @@ def train(
     from blockdrop.models.droppable import Droppable
     from blockdrop.training.answers import AnswerTraining
     from blockdrop.training.batchnorm import recalibrate
-    from blockdrop.training.closing import warn_of_learning
+    from blockdrop.training.closing import MISSED, warn_of_learning
     from blockdrop.training.hinton import kl_divergence
     from blockdrop.training.joint import BlockRunner, JointBatch, SettledLearner, make_learner, make_optimizers
     from blockdrop.training.joint_policies import JointPolicies
@@ -315,6 +315,8 @@ def train(
     assert isinstance(resnet, Droppable), "checked with the flags"
     policies = JointPolicies(dynamic, compute, static, config.shuffle_policies, config.reinforce_answers)
     flops = dynamic.flop_table()
+    if config.target_flops is not None:
+        session.run.most_flops = (config.target_flops + MISSED) * flops.full
     reward = make_reward(config, flops)
     blocks = BlockRunner(resnet, compute, config.execution, config.keep_full)
     learn = make_learner(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from blockdrop.errors import BlockdropError, require
+
+UNABLE = (
+    errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EISDIR,
+)  # fmt: skip
+"""What systems say that can't sync a folder."""
 
 
 def check_writable(flag: str, path: str | Path, overwrite: bool) -> None:
@@ -94,8 +99,11 @@ def sync(path: str | Path) -> None:
     """Returns when the disk holds what was written to the file, or which files the folder has; of a folder on a
     system that can't say so, at once."""
     if os.path.isdir(path):
-        with contextlib.suppress(OSError):
+        try:
             _sync(path, os.O_RDONLY)
+        except OSError as error:
+            if error.errno not in UNABLE:
+                raise
     else:
         _sync(path, os.O_RDWR)  # Windows wants a file that may be written
 

@@ -121,12 +121,14 @@ class ModelConfig:
 class RunConfig(ModelConfig):
     """Flags of the commands that fill a run directory."""
 
-    GROUPS: ClassVar[Groups] = {"run directory": ("test_every", "save_minutes", "overwrite")}
+    GROUPS: ClassVar[Groups] = {"run directory": ("test_every", "keep_checkpoints", "save_minutes", "overwrite")}
 
     overwrite: bool = False
     """Delete the run that the run directory already holds."""
     resume: bool = False
     """Continue the run in the run directory as if it had never stopped; start it if there is none."""
+    keep_checkpoints: Count | None = None
+    """Number of the newest checkpoints that stay, beside the best one. Default: all stay."""
     save_minutes: Positive = 10.0
     """Minutes between two savings of the state that --resume needs. It is saved at the end of each epoch, too."""
 

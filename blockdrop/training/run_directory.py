@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from blockdrop.errors import BlockdropError, NumericalError, require
 from blockdrop.output import check_folder, open_own, sync, write_whole
 from blockdrop.processes import ALONE, Processes
+from blockdrop.training.keeping import best_test, drop_checkpoints
 from blockdrop.training.state import EVENTS, STATE_FILE, TrainingState, read_state
 from blockdrop.version import project_version
 
@@ -37,7 +38,17 @@ REPORT_FILES = ("report.json", "profile.txt")
 """Ours only beside a run's config.json: others may call their files so."""
 Lines = dict[str, tuple[int, dict[str, float]]]
 """By phase: epoch and metrics."""
-EITHER_WAY = ("cv_dir", "data_dir", "download", "overwrite", "workers", "device", "resume", "save_minutes")
+EITHER_WAY = (
+    "cv_dir",
+    "data_dir",
+    "download",
+    "overwrite",
+    "workers",
+    "device",
+    "resume",
+    "save_minutes",
+    "keep_checkpoints",
+)
 """Flags in which two runs may differ and be the same."""
 
 
@@ -79,6 +90,8 @@ class RunDirectory:
     ):
         self.path, self.processes = Path(path), processes
         self.flags = dataclasses.asdict(config)
+        self.most_flops: float | None = None
+        """Mean FLOPs of an image that the best checkpoint may spend; None: any."""
         record = {
             "command": command,
             **self.flags,
@@ -261,7 +274,21 @@ class RunDirectory:
         epoch, metrics = self.last("test")
         self.finish(metrics)
         print(f"checkpoint: {self.checkpoint_path(epoch, metrics)}")
+        best = best_test(self.tests(), self.most_flops)
+        if best is not None and best["epoch"] != epoch and best["accuracy"] > metrics["accuracy"]:
+            print(f"best of its tests: {self.checkpoint_path(best['epoch'], best)}")
         return metrics
+
+    def tests(self) -> list[dict[str, Any]]:
+        """What was logged of tests."""
+        return [line for line in read_metrics(self.path) if line["phase"] == "test"]
+
+    def keep_checkpoints(self, newest: int | None) -> None:
+        """Deletes all but so many of the newest checkpoints and the best one; None: none."""
+        if newest is not None:
+            paths = {test["epoch"]: self.checkpoint_path(test["epoch"], test) for test in self.tests()}
+            best = best_test(self.tests(), self.most_flops)
+            drop_checkpoints(paths, newest, None if best is None else best["epoch"])
 
     def finish(self, final_metrics: Mapping[str, float]) -> None:
         """Records flags beside final metrics in TensorBoard's table of runs, and that the run is finished."""

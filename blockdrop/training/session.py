@@ -96,6 +96,7 @@ class Session(Generic[Config]):
             )
             dynamic.operating_point = operating_point
             dynamic.save(path, overwrite=True)
+            self.run.keep_checkpoints(self.config.keep_checkpoints)
         return path
 
     def announce(
