@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType
@@ -56,7 +57,14 @@ def parse_flags(
     values: dict[str, Any] = {}
     for name, value in vars(parsed).items():
         values |= {name: value} if name in flags else vars(value)
-    return config_class(**values)
+    return config_class(**{name: _at_home(value) for name, value in values.items()})
+
+
+def _at_home(value: Any) -> Any:
+    """A path that begins with ~ as the shell would give it: it leaves --flag=~/x as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(_at_home, value))
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
 
 def _without_source(made: type) -> type:

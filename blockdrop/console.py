@@ -32,7 +32,8 @@ def run_command(
             --`choice`.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # keeps lines in order with the progress bar's
+        # lines in order with the progress bar's, and "?" for what the console's encoding lacks
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")
     config = _parse(config_class, description, choice)
     import torch.distributed as dist  # not before the flags are understood: --help needn't wait for torch
 

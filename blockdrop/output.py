@@ -12,7 +12,8 @@ from typing import IO, Any
 from blockdrop.errors import BlockdropError, require
 
 UNABLE = (
-    errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EISDIR,
+    errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP,
+    errno.EISDIR,
 )  # fmt: skip
 """What systems say that can't sync a folder."""
 

@@ -415,6 +415,19 @@ def own_files(path: Path) -> list[Path]:
     return [file for pattern in (*OWN_FILES, *reports) for file in path.glob(pattern)]
 
 
+def _failed_at_once(folder: Path, files: Sequence[Path]) -> bool:
+    """Whether a folder's run, if there is one, ended before its first epoch did and left nothing to go on from."""
+    if any(
+        file.name == STATE_FILE or file.name.startswith("ckpt_E_") or file.name in REPORT_FILES for file in files
+    ):
+        return False
+    try:
+        known = not files or "command" in read_flags(folder)
+        return known and all(line["phase"] == "brought" for line in read_metrics(folder))
+    except BlockdropError:  # damaged, so there was something
+        return False
+
+
 def check_usable(path: str | Path, overwrite: bool, inputs: Sequence[str] = (), resume: bool = False) -> None:
     """Raises `BlockdropError` if the folder can't be written, holds a run that may be neither deleted nor gone on
     with, another program's config.json, or one of the checkpoints (`inputs`) that the new run starts from. Changes
@@ -430,7 +443,7 @@ def check_usable(path: str | Path, overwrite: bool, inputs: Sequence[str] = (), 
         # cut off before its first state: nothing is lost by beginning again
         begun = [file for file in earlier if file.name.startswith("ckpt_E_") or file.name in REPORT_FILES]
         require(not begun, f"--cv_dir {path}: holds a run without {STATE_FILE} to go on from; name another folder")
-    elif earlier and not overwrite and not resume:
+    elif not overwrite and not resume and not _failed_at_once(folder, earlier):
         raise BlockdropError(
             f"--cv_dir {path}: already holds a run ({earlier[0].name}); name another folder, pass --resume to go "
             "on with it, or --overwrite to delete it"

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -223,3 +224,17 @@ def test_a_reader_that_has_gone_ends_a_command_quietly() -> None:
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=100)
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == "0"
+
+
+def test_home_is_understood_in_every_path() -> None:
+    config = parse_flags(evaluate.EvaluateConfig, ["--data_dir=~/photos", "--load", "~/a.t7", "b~.t7"])
+    assert config.data_dir == str(Path.home() / "photos")
+    assert config.load == (str(Path.home() / "a.t7"), "b~.t7")
+
+
+def test_help_can_be_written_in_any_encoding(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    command = [sys.executable, "-m", "blockdrop.evaluate", "--help"]
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT, timeout=100)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"--data_dir" in done.stdout

@@ -1,9 +1,11 @@
 """Checkpoint names, and whose folder it is."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from blockdrop import pretrain
 from blockdrop.errors import BlockdropError
 from blockdrop.finetune import FinetuneConfig
 from blockdrop.training.run_directory import RunDirectory
@@ -20,7 +22,7 @@ def test_a_folder_in_use_is_nobody_elses(tmp_path: Path) -> None:
     config = FinetuneConfig()
     with RunDirectory(tmp_path, "finetune", config):
         first = (tmp_path / "config.json").read_text()
-        with pytest.raises(BlockdropError, match="already holds a run"):
+        with pytest.raises(BlockdropError, match="another process trains there"):
             RunDirectory(tmp_path, "finetune", config)
         for how in ("overwrite", "resume"):
             with pytest.raises(BlockdropError, match="another process trains there"):
@@ -39,3 +41,17 @@ def test_another_programs_config_is_never_deleted(tmp_path: Path, how: str, cont
     with pytest.raises(BlockdropError, match=r"a config\.json that is no run's of blockdrop; name another folder"):
         RunDirectory(tmp_path, "finetune", FinetuneConfig(), **{how: True} if how else {})
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == files
+
+
+def test_a_run_that_failed_in_its_first_epoch_does_not_block_the_next(
+    tmp_path: Path, image_tree: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    flags = ("--model", "R8_Folder", "--data_dir", image_tree, "--cv_dir", tmp_path / "p", "--max_epochs", 1)
+    good = (image_tree / "train" / "cat" / "0000.png").read_bytes()
+    (image_tree / "train" / "cat" / "0000.png").write_bytes(good[:40])
+    assert command(pretrain, *flags)[0] == 2
+    (image_tree / "train" / "cat" / "0000.png").write_bytes(good)
+    assert command(pretrain, *flags)[0] == 0
+    code, _, error = command(pretrain, *flags)
+    assert code == 2
+    assert "already holds a run" in error
