@@ -29,7 +29,7 @@ LARGEST_RESIZED = 100_000_000
 """Pixels that an image may have after its short side is resized: a thin strip grows without bound."""
 FAULTS_OF_A_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP)
 """Other errors of the system may be gone a moment later, so no image is left out for them."""
-PARTS = {True: ("train",), False: ("test", "val", "valid", "validation")}
+PARTS = {True: ("train", "training"), False: ("test", "val", "valid", "validation", "testing")}
 """Names of the parts of a data set: training and test."""
 LISTED = 10
 """So many bad images are named in a line."""

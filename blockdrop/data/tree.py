@@ -94,12 +94,22 @@ def find_trees(data_dir: Path) -> tuple[dict[bool, Path], list[str]]:
 
 
 def _part_folder(data_dir: Path, names: Sequence[str]) -> Path:
+    try:
+        there = {entry.name.lower(): entry.name for entry in os.scandir(data_dir) if entry.is_dir()}
+    except OSError as error:
+        raise DataError(f"{data_dir}: can't be read ({error.strerror})") from None
     for name in names:
         if os.path.isdir(data_dir / name):
             return data_dir / name
+        if name in there:  # Train, TEST, …
+            return data_dir / there[name]
+    parts = {name for either in PARTS.values() for name in either}
+    up = f"; --data_dir {data_dir.parent} may be meant" if data_dir.name.lower() in parts else ""
+    found = ", ".join(sorted(there.values())[:LISTED]) or "no folder"
+    wanted = "train" if "train" in names else " or ".join(names[:2])
     raise DataError(
-        f"{data_dir}: no {' or '.join(names[:2])} folder; expected train/<class>/… and test/<class>/… (or val/), "
-        "or archives train/*.tar and test/*.tar"
+        f"{data_dir}: no {wanted} folder (found {found}); expected train/<class>/… and "
+        f"test/<class>/… (or val/), or archives train/*.tar and test/*.tar{up}"
     )
 
 

@@ -5,6 +5,7 @@ shortcuts. Without torch; `blockdrop.models.zoo` builds the networks.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from blockdrop.data.sets import DATASETS
@@ -167,6 +168,11 @@ def parse_name(name: str) -> Spec:
     return ForeignSpec(name, library, target)
 
 
+def _in_its_case(word: str, known: Iterable[str]) -> str | None:
+    """A known word as it is spelled, whatever the case it was written in."""
+    return next((one for one in known if one.lower() == word.lower()), None)
+
+
 def parse_model_name(name: str) -> ModelSpec:
     """`<family><depth>_<dataset>` to what it stands for; see `FAMILIES`.
 
@@ -186,6 +192,9 @@ def parse_model_name(name: str) -> ModelSpec:
             "networks of others timm:<name>, torchvision:<name> or <module>:<function>"
         )
     family, depth, dataset = match[1], int(match[2]), match[3]
+    likely = _in_its_case(family, FAMILIES), _in_its_case(dataset, DATASETS)
+    if likely != (family, dataset) and None not in likely:
+        raise BlockdropError(f"{name}: did you mean {likely[0]}{depth}_{likely[1]}?")
     if family not in FAMILIES:
         raise BlockdropError(f"{name}: unknown architecture {family}; choose {', '.join(FAMILIES)}")
     if dataset not in DATASETS:

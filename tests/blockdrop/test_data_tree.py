@@ -382,3 +382,12 @@ def test_photos_are_turned_as_their_exif_data_say(tmp_path: Path) -> None:
     exif[0x0112] = 6  # to be turned right
     Image.new("RGB", (30, 20), "red").save(tmp_path / "a.jpg", exif=exif)
     assert read_image(tmp_path / "a.jpg").size == (20, 30)
+
+
+def test_parts_are_known_in_any_case_and_a_part_itself_is_told_from_the_whole(tmp_path: Path) -> None:
+    write_image_tree(tmp_path, count=2)
+    (tmp_path / "train").rename(tmp_path / "Train")
+    (tmp_path / "test").rename(tmp_path / "Testing")
+    assert len(DataSource("Folder", tmp_path).train) == 4
+    with pytest.raises(DataError, match=r"no train folder \(found cat, dog\); .*--data_dir .* may be meant"):
+        DataSource("Folder", tmp_path / "Train")

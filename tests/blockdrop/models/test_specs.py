@@ -36,3 +36,11 @@ def test_a_name_that_is_none_of_ours_says_which_there_are() -> None:
         parse_model_name("resnet18")
     with pytest.raises(BlockdropError, match="timm:resnet18: a network of others; here a name R<depth>_<dataset>"):
         parse_model_name("timm:resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("r32_c10", "R32_C10"), ("R50_imgnet", "R50_ImgNet"), ("Plain20_c10", "plain20_C10")]
+)
+def test_a_name_in_another_case_is_told_the_right_one(name: str, meant: str) -> None:
+    with pytest.raises(BlockdropError, match=rf"{name}: did you mean {meant}\?"):
+        parse_model_name(name)
