@@ -104,12 +104,14 @@ def _part_folder(data_dir: Path, names: Sequence[str]) -> Path:
         if name in there:  # Train, TEST, …
             return data_dir / there[name]
     parts = {name for either in PARTS.values() for name in either}
-    up = f"; --data_dir {data_dir.parent} may be meant" if data_dir.name.lower() in parts else ""
+    inside = [name for name in there.values() if any(os.path.isdir(data_dir / name / part) for part in names)]
+    meant = data_dir.parent if data_dir.name.lower() in parts else data_dir / inside[0] if inside else None
+    hint = "" if meant is None else f"; --data_dir {meant} may be meant"
     found = ", ".join(sorted(there.values())[:LISTED]) or "no folder"
     wanted = "train" if "train" in names else " or ".join(names[:2])
     raise DataError(
         f"{data_dir}: no {wanted} folder (found {found}); expected train/<class>/… and "
-        f"test/<class>/… (or val/), or archives train/*.tar and test/*.tar{up}"
+        f"test/<class>/… (or val/), or archives train/*.tar and test/*.tar{hint}"
     )
 
 

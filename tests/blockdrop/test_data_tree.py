@@ -391,3 +391,6 @@ def test_parts_are_known_in_any_case_and_a_part_itself_is_told_from_the_whole(tm
     assert len(DataSource("Folder", tmp_path).train) == 4
     with pytest.raises(DataError, match=r"no train folder \(found cat, dog\); .*--data_dir .* may be meant"):
         DataSource("Folder", tmp_path / "Train")
+    write_image_tree(tmp_path / "once" / "more", count=1)
+    with pytest.raises(DataError, match=r"\(found more\); .*--data_dir .*once/more may be meant"):
+        DataSource("Folder", tmp_path / "once")

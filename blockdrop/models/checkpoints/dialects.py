@@ -39,6 +39,10 @@ LARGEST_ORIGIN = 100_000
 State = dict[str, Tensor]
 
 
+WEIGHTS = (".pt", ".pth", ".th", ".t7", ".bin", ".ckpt", ".safetensors")
+"""Endings that files of weights have."""
+
+
 @dataclass
 class Checkpoint:
     """What a checkpoint file says, whichever dialect it speaks."""
@@ -175,7 +179,9 @@ def _newest_checkpoint(path: Path) -> Path:
         except OSError as error:
             raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
         if not found:
-            raise CheckpointError(f"{path}: no ckpt_E_*.t7 checkpoint in this folder")
+            others = sorted(p.name for p in path.iterdir() if p.suffix in WEIGHTS)
+            hint = f"; name a file of it: {', '.join(others[:3])}" if others else ""
+            raise CheckpointError(f"{path}: no ckpt_E_*.t7 checkpoint in this folder{hint}")
         return max(found)[2]
     if not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such checkpoint file")

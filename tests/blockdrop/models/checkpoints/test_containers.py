@@ -146,6 +146,15 @@ def test_a_wide_cifar_network_is_named(tmp_path: Path) -> None:
         network_from(read_checkpoint(tmp_path / "c.pth"), parse_model_name("R8_C10"))
 
 
+def test_a_folder_of_other_files_names_them(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "best.pth", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        CheckpointError, match=r"in this folder; name a file of it: best\.pth, model\.safetensors$"
+    ):
+        read_checkpoint(tmp_path)
+
+
 def test_what_holds_no_weights_is_refused_with_the_mend(tmp_path: Path) -> None:
     torch.save({"optimizer": {"state": {}}, "epoch": 3}, tmp_path / "c.pth")
     with pytest.raises(CheckpointError, match=r"found optimizer, epoch\); save the network's state_dict\(\)"):
