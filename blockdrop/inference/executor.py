@@ -13,6 +13,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import math
 import os
 import threading
 import time
@@ -738,6 +739,11 @@ class Executor:
             raise BlockdropError(f"images: {height} × {width} pixels; the network is made for {side} × {side}")
         if images.device != self.device:
             raise BlockdropError(f"images: on {images.device}, the network is on {self.device}")
+        if not math.isfinite(images.sum().item()):  # fused ReLUs would make numbers of NaN
+            finite = images.flatten(1).isfinite().all(1)
+            if not bool(finite.all()):
+                number = int((~finite).nonzero()[0])
+                raise BlockdropError(f"images: number {number} holds values that aren't finite")
 
 
 class _PolicyRunner:

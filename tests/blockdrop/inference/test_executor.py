@@ -135,6 +135,20 @@ def test_programs_take_as_many_rows_as_was_measured_to_pay(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("count", [1, 5])
+def test_images_that_are_not_finite_are_refused_by_their_number(
+    make_resnet: Callable[..., DroppableResNet], count: int, value: float, engine: Any
+) -> None:
+    run = blockdrop.compile(make_resnet("R8_C10"), engine=engine)
+    images = torch.randn(count, 3, 32, 32)
+    images[-1, 2, 5, 5] = value
+    with pytest.raises(BlockdropError, match=f"images: number {count - 1} holds values that aren't finite"):
+        run(images)
+    assert run(torch.full((count, 3, 32, 32), 1e38))[0].shape == (count, 10), "large, but finite"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("expansion", [0.5, 3])
 def test_shift_nets_drop_blocks_as_masked_execution_does(
     make_resnet: Callable[..., DroppableResNet], expansion: float, engine: Any
