@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from blockdrop.data.memory import MemoryImages, decode_once, load_digits
 from blockdrop.data.sets import DATASETS, LARGEST_IN_MEMORY, Preprocessing
 from blockdrop.data.shards import Archives, find_shards, open_shards, read_class_names
 from blockdrop.data.streamed import StreamedImages
-from blockdrop.data.tree import find_trees, open_tree
+from blockdrop.data.tree import find_trees, has_part, open_tree
 from blockdrop.errors import DataError
 
 
@@ -42,6 +42,7 @@ class DataSource:
         skip_bad_images: bool = False,
         *,
         preprocessing: Preprocessing | None = None,
+        classes: Sequence[str] | None = None,
     ):
         """
         Args:
@@ -56,6 +57,8 @@ class DataSource:
                 stopping at the first.
             preprocessing: how images of more than 64 px are resized and cut out; its `image_size` wins. Default:
                 the usual of `image_size`.
+            classes: of an image tree of which the test images alone are wanted: it needs no train/ then, and not
+                every class in test/.
         Raises:
             DataError: missing or empty folder, unknown name.
         """
@@ -72,7 +75,16 @@ class DataSource:
             self.classes = [str(digit) for digit in range(10)]
         elif archives := find_shards(self.data_dir):
             self.classes = self._open_shards(archives)
-        elif name in ("C10", "C100") and not os.path.isdir(self.data_dir / "train"):
+        elif (
+            classes is not None
+            and not has_part(self.data_dir, train=True)
+            and has_part(self.data_dir, train=False)
+        ):
+            folders, self.classes = find_trees(self.data_dir, classes)
+            self._files[False] = functools.cache(
+                partial(open_tree, folders[False], self.classes, self.cache, some=True)
+            )
+        elif name in ("C10", "C100") and not has_part(self.data_dir, train=True):
             self.cifar = _open_cifar(name, self.data_dir, download)
             self.classes = list(self.cifar[False].classes)
         else:
@@ -125,6 +137,8 @@ class DataSource:
             images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
             labels = torch.tensor(part.targets)
         else:
+            if train not in self._files:
+                raise DataError(f"{self.data_dir}: no train folder, whose images are needed")
             files = self._files[train]()
             if self.image_size > LARGEST_IN_MEMORY:
                 return StreamedImages(files, self.preprocessing, self.workers, self._bad_images)

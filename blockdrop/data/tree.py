@@ -77,20 +77,41 @@ class ImageTree:
         return digest.hexdigest()[:16]
 
 
-def find_trees(data_dir: Path) -> tuple[dict[bool, Path], list[str]]:
+def find_trees(data_dir: Path, known: Sequence[str] | None = None) -> tuple[dict[bool, Path], list[str]]:
     """The roots of training and test images, by whether it's training, and their classes in label order.
+
+    Args:
+        known: the classes, where only the test images are needed: training images may be missing then, and some
+            of the classes in the test images.
 
     Raises:
         DataError: a folder is missing, empty or can't be read; the two have other classes.
     """
     if not os.path.isdir(data_dir):
         raise DataError(f"{data_dir}: no such folder; point --data_dir at the images")
+    if known is not None:
+        test = _part_folder(data_dir, PARTS[False])
+        strange = [name for name in _class_folders(test) if name not in known]
+        if strange:
+            raise DataError(
+                f"{test}: class {strange[0]} is none of the checkpoint's: {', '.join(known[:LISTED])}, …"
+            )
+        return {False: test}, list(known)
     folders = {train: _part_folder(data_dir, names) for train, names in PARTS.items()}
     (classes, others) = (_class_folders(folder) for folder in folders.values())
     if classes != others:
         odd = sorted(set(classes) ^ set(others))[0]
         raise DataError(f"{data_dir}: class {odd} is in only one of train and {folders[False].name}")
     return folders, classes
+
+
+def has_part(data_dir: Path, train: bool) -> bool:
+    """Whether there is a folder of training (or test) images."""
+    try:
+        _part_folder(data_dir, PARTS[train])
+    except DataError:
+        return False
+    return True
 
 
 def _part_folder(data_dir: Path, names: Sequence[str]) -> Path:
@@ -126,8 +147,11 @@ def _class_folders(folder: Path) -> list[str]:
     return classes
 
 
-def open_tree(root: Path, classes: Sequence[str], cache: Cache) -> ImageTree:
+def open_tree(root: Path, classes: Sequence[str], cache: Cache, some: bool = False) -> ImageTree:
     """The images of the class folders and the folders in them.
+
+    Args:
+        some: whether classes may have no folder.
 
     Names come from the index that an earlier run left in the cache. It holds every folder's last change, which is
     compared: adding, removing or renaming a file is one. Class folders in which one differs are read again.
@@ -135,6 +159,9 @@ def open_tree(root: Path, classes: Sequence[str], cache: Cache) -> ImageTree:
     Raises:
         DataError: a folder that can't be read, a class without images.
     """
+    every = classes
+    if some:
+        classes = [name for name in classes if os.path.isdir(root / name)]
     with cache.entry(f"{root.name}-tree-3.npz") as entry:
         known: dict[str, list[Folder]] = entry.load(SCHEMA, _by_class) or {}
         stale = [name for name in classes if name not in known or not _unchanged(root, known[name])]
@@ -156,7 +183,7 @@ def open_tree(root: Path, classes: Sequence[str], cache: Cache) -> ImageTree:
                 lengths=np.array([len(folder.names) for folder in folders]),
                 names=np.concatenate([folder.names for folder in folders]),
             )
-    return ImageTree(root, classes, folders)
+    return ImageTree(root, every, folders)
 
 
 def _by_class(arrays: Arrays) -> dict[str, list[Folder]]:

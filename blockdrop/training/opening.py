@@ -99,7 +99,7 @@ def open_networks(
         variant=Variant(config.expansion, config.reduction, config.reduction_mode),
         image_size=config.image_size or recorded_size(checkpoints),
     )
-    data = _open_data(config, source)
+    data = _open_data(config, source, checkpoints)
     backbones = [c for c in checkpoints if c.resnet is not None]
     if backbones and not new_head:
         _check_classes(backbones[-1], data)
@@ -150,7 +150,9 @@ def _renamed(checkpoints: Sequence[Checkpoint], data: DataSource) -> Iterator[st
         )
 
 
-def _open_data(config: ModelConfig, source: Source) -> DataSource:
+def _open_data(config: ModelConfig, source: Source, checkpoints: Sequence[Checkpoint]) -> DataSource:
+    known = [checkpoint.classes for checkpoint in checkpoints if checkpoint.classes is not None]
+
     def opened(download: bool) -> DataSource:
         return DataSource(
             source.spec.dataset,
@@ -160,6 +162,7 @@ def _open_data(config: ModelConfig, source: Source) -> DataSource:
             workers=config.workers,
             skip_bad_images=config.skip_bad_images,
             preprocessing=source.preprocessing(),
+            classes=None if isinstance(config, RunConfig) or not known else known[-1],
         )
 
     processes = current_processes()

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -446,3 +447,16 @@ def test_a_real_process_prints_one_line_and_no_traceback(tmp_path: Path) -> None
     assert done.returncode == 2
     assert done.stderr.startswith("error: R33_C10: no ResNet has depth 33; choose 8, 14")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_evaluation_needs_no_training_images(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+    tree = write_image_tree(tmp_path / "data", ("ant", "bee", "cat"), count=2)
+    flags = ("--model", "R8_Folder", "--data_dir", tree)
+    assert command(pretrain, *flags, "--max_epochs", 1, "--cv_dir", tmp_path / "p")[0] == 0
+    everything = command(evaluate, "--data_dir", tree, "--load", tmp_path / "p", "--no_speed")[1]
+    shutil.rmtree(tree / "train")
+    alone = command(evaluate, "--data_dir", tree, "--load", tmp_path / "p", "--no_speed")
+    assert alone[:2] == (0, everything)
+    code, _, error = command(pretrain, *flags, "--init", tmp_path / "p", "--cv_dir", tmp_path / "q")
+    assert code == 2
+    assert "no train folder" in error

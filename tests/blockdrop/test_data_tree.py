@@ -394,3 +394,18 @@ def test_parts_are_known_in_any_case_and_a_part_itself_is_told_from_the_whole(tm
     write_image_tree(tmp_path / "once" / "more", count=1)
     with pytest.raises(DataError, match=r"\(found more\); .*--data_dir .*once/more may be meant"):
         DataSource("Folder", tmp_path / "once")
+
+
+def test_test_images_alone_do_where_the_classes_are_known(tmp_path: Path) -> None:
+    write_image_tree(tmp_path, ("ant", "bee", "cat"), count=2)
+    shutil.rmtree(tmp_path / "train")
+    shutil.rmtree(tmp_path / "test" / "ant")
+    source = DataSource("Folder", tmp_path, classes=["ant", "bee", "cat"])
+    assert source.classes == ["ant", "bee", "cat"]
+    assert source.test.labels.tolist() == [1, 1, 2, 2]
+    with pytest.raises(DataError, match="no train folder, whose images are needed"):
+        _ = source.train
+    with pytest.raises(DataError, match="class cat is none of the checkpoint's: ant, bee"):
+        DataSource("Folder", tmp_path, classes=["ant", "bee"])
+    with pytest.raises(DataError, match="no train folder"):
+        DataSource("Folder", tmp_path)
