@@ -62,6 +62,9 @@ ANSWERS: Recipe = {
 """The policy network learns to answer, and the ResNet stays as it is; see `blockdrop.training.answers`."""
 GLANCE: Recipe = {**FAST, **ANSWERS, "max_epochs": 15, "target_flops": 0.35, "rest_flops": 0.45}
 """The policy network learns to answer, then the ResNet is fine-tuned under policies for what isn't answered."""
+ONE_POLICY: Recipe = {**GLANCE, "one_policy": True, "target_flops": 0.45, "rest_flops": 0.59}
+"""The policy network learns to answer, then the ResNet is fine-tuned under one policy, which is learned, for all
+images. Answers stand in front of it."""
 
 
 @dataclass(kw_only=True)
@@ -70,10 +73,11 @@ class FinetuneConfig(AnswerConfig):
 
     RECIPES: ClassVar[dict[str, Recipe]] = {
         "reference": {}, "fast": FAST, "answers": ANSWERS, "glance": GLANCE,
+        "one_policy": ONE_POLICY,
     }  # fmt: skip
 
     GROUPS: ClassVar[Groups] = {
-        "policy learning": ("temperature", "information", "initial_keep", "policy"),
+        "policy learning": ("temperature", "information", "initial_keep", "one_policy", "policy"),
         "who learns when": ("freeze_epochs", "alternate", "settle", "rewind", "shuffle_policies"),
         "teaching by the full network": ("distill", "settled_distill", "distill_temperature", "keep_full"),
         "optimisation": ("bias_lr", "optimizer", "resnet_lr", "resnet_wd"),
@@ -128,6 +132,9 @@ class FinetuneConfig(AnswerConfig):
     """Number of epochs at the start in which the policy network learns alone."""
     alternate: bool = False
     """After --freeze_epochs let the two networks learn in turns, step by step, instead of together."""
+    one_policy: bool = False
+    """Learn one policy for all images that aren't answered: of the policy network's decisions the bias alone
+    learns."""
     shuffle_policies: bool = False
     """Give each image the policy of another one, to measure what policies are worth that know nothing of their
     image."""
@@ -166,6 +173,9 @@ class FinetuneConfig(AnswerConfig):
         require(
             not self.reinforce_answers or (self.policy is None and self.distill == 0),
             "--reinforce_answers: goes with neither --policy nor --distill",
+        )
+        require(
+            not self.one_policy or self.policy is None, "--one_policy: learns a policy, and --policy gives one"
         )
         self.check_meaning("temperature", self.estimator == "gumbel", "--estimator gumbel")
         self.check_meaning("distill_temperature", self.distills, "--distill")
@@ -312,6 +322,9 @@ def train(
     if config.answer_epochs:
         answers.teach()
     resnet = compute.place(dynamic.network)
+    if config.one_policy:
+        assert dynamic.policy_network is not None
+        torch.nn.init.zeros_(dynamic.policy_network.logit.weight).requires_grad_(False)
     assert isinstance(resnet, Droppable), "checked with the flags"
     policies = JointPolicies(dynamic, compute, static, config.shuffle_policies, config.reinforce_answers)
     flops = dynamic.flop_table()
@@ -419,6 +432,8 @@ def train(
         answers.begin(policies.point, flops)
         answers.choose(policies.point, flops)
         test_policies(session, dynamic, data, 0, reward, policies.test())
+    if config.one_policy and dynamic.policy_network is not None:
+        dynamic.policy_network.logit.weight.requires_grad_(True)
     for parameter in (*learning, *answers.frozen):
         parameter.requires_grad_(True)
     if static is None:
@@ -428,7 +443,7 @@ def train(
         warn_of_learning(
             metrics, flops, steps=batches * min(config.settled_from, config.max_epochs),
             target=config.target_flops, threshold=policies.point.threshold,
-            same_for_all=dynamic.policy_net == "constant",
+            same_for_all=config.one_policy or dynamic.policy_net == "constant",
         )  # fmt: skip
     return metrics
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from blockdrop.dynamic import DynamicNetwork
     from blockdrop.report.table import Report
 
-Recipe = Literal["fast", "answers", "glance", "reference"]
+Recipe = Literal["fast", "answers", "glance", "one_policy", "reference"]
 DECIDED = {
     "recipe", "model", "arch", "shortcut", "expansion", "reduction", "reduction_mode", "image_size",
     "normalisation", "policy_net", "initial_keep", "policy", "policy_init", "data_dir", "download",
@@ -56,7 +56,8 @@ class TrainConfig(RunConfig):
     the word torchvision, which fetches its weights."""
     recipe: Recipe = "fast"
     """Recipe: fast (toward a budget, from a trained network), answers (the policy network answers easy images by
-    itself, and the network stays as it is), glance (both) or reference (curriculum learning and then joint
+    itself, and the network stays as it is), glance (both), one_policy (answers in front of one policy that is
+    learned for all images) or reference (curriculum learning and then joint
     fine-tuning, as BlockDrop was published)."""
     budget: Annotated[float, Range(above=0, most=1, meaning="a fraction of the full network's FLOPs")] | None = (
         None
@@ -121,8 +122,8 @@ def train(
 ) -> tuple[DynamicNetwork, Report]:
     """Teaches the policy network which blocks each image needs, and the network to do without the others.
 
-    What `python -m blockdrop.finetune` does (`recipe="fast"`, "answers", "glance"), or `cl_train`, in
-    `run_dir/curriculum`, and then `finetune` (`recipe="reference"`): with a progress bar, TensorBoard's curves,
+    What `python -m blockdrop.finetune` does (`recipe="fast"`, "answers", "glance", "one_policy"), or `cl_train`,
+    in `run_dir/curriculum`, and then `finetune` (`recipe="reference"`): with a progress bar, TensorBoard's curves,
     checkpoints, and several processes under torchrun.
 
     Args:
@@ -132,9 +133,10 @@ def train(
             `blockdrop.data.DataSource`, which holds test images, too.
         test_data: the same, to test and report on.
         recipe: "fast": from a trained network, toward a budget; "answers": the policy network learns to answer
-            easy images by itself, and the network stays as it is; "glance": both. To answer, a policy network has
-            to see much of an image, as `make_dynamic(…, policy_net="reference")` makes. "reference": curriculum
-            learning and joint fine-tuning, as BlockDrop was published.
+            easy images by itself, and the network stays as it is; "glance": both; "one_policy": answers in front of
+            one policy that is learned for all images. To answer, a policy network has to see much of an image, as
+            `make_dynamic(…, policy_net="reference")` makes. "reference": curriculum learning and joint fine-tuning,
+            as BlockDrop was published.
         budget: mean cost to aim for, a fraction of the full network's FLOPs, policy network included; default: the
             recipe's.
         epochs: of each command, those in which answers are learned not counted; of "answers" just those; default:
@@ -251,7 +253,7 @@ def plan(
 
 def usual_net(recipe: Recipe) -> PolicyNet:
     """The policy network of a network that has none."""
-    return "reference" if recipe in ("answers", "glance") else DEFAULT_POLICY_NET
+    return "reference" if recipe in ("answers", "glance", "one_policy") else DEFAULT_POLICY_NET
 
 
 def copy_to_train(dynamic: DynamicNetwork, data: Data, seed: int, recipe: Recipe = "fast") -> DynamicNetwork:

@@ -334,6 +334,21 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, d
     return read_checkpoint(root / "run"), flags
 
 
+def test_one_policy_for_all_images_is_learned_behind_answers(
+    tmp_path: Path, image_tree: Path, backbone: Path, command: Command
+) -> None:
+    flags = ("--recipe", "one_policy", *GLANCE[2:], *MORE, "--rest_flops", 1.1, "--lr", 0.1)
+    code, _, error = command(
+        finetune, *flags, "--data_dir", image_tree, "--pretrained", backbone, "--cv_dir", tmp_path / "run"
+    )
+    assert code == 0, error
+    policies = read_checkpoint(tmp_path / "run").policy_network
+    assert policies is not None
+    assert not policies["logit.weight"].any()
+    assert policies["logit.bias"].unique().numel() > 1
+    assert policies["answer.weight"].any()
+
+
 def test_answers_alone_leave_the_resnet_as_it_was_brought(
     tmp_path: Path, image_tree: Path, backbone: Path, command: Command
 ) -> None:
