@@ -133,10 +133,10 @@ def train(
             `blockdrop.data.DataSource`, which holds test images, too.
         test_data: the same, to test and report on.
         recipe: "fast": from a trained network, toward a budget; "answers": the policy network learns to answer
-            easy images by itself, and the network stays as it is; "glance": both; "one_policy": answers in front of
-            one policy that is learned for all images. To answer, a policy network has to see much of an image, as
-            `make_dynamic(…, policy_net="reference")` makes. "reference": curriculum learning and joint fine-tuning,
-            as BlockDrop was published.
+            easy images by itself, and the network stays as it is; "glance": both; "one_policy": answers in front
+            of one policy that is learned for all images. To answer, a policy network has to see much of an image,
+            as `make_dynamic(…, policy_net="reference")` makes. "reference": curriculum learning and joint
+            fine-tuning, as BlockDrop was published.
         budget: mean cost to aim for, a fraction of the full network's FLOPs, policy network included; default: the
             recipe's.
         epochs: of each command, those in which answers are learned not counted; of "answers" just those; default:
