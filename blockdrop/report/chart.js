@@ -182,7 +182,10 @@ class Chart {
       });
       element.addEventListener("focus", () => this.show(point));
       element.addEventListener("blur", () => this.hide());
-      element.addEventListener("keydown", (event) => this.step(event, point));
+      element.addEventListener("keydown", (event) => {
+        if (event.key === "Enter") this.chosen(point);
+        else this.step(event, point);
+      });
       this.elements.set(point, element);
       return element;
     });
@@ -195,7 +198,7 @@ class Chart {
 
   listen() {
     this.svg.addEventListener("pointermove", (event) => this.point(event));
-    this.svg.addEventListener("pointerdown", (event) => this.point(event));
+    this.svg.addEventListener("pointerdown", (event) => this.chosen(this.point(event) ?? { label: "" }));
     this.svg.addEventListener("pointerleave", () => this.hide());
     this.svg.addEventListener("keydown", (event) => event.key === "Escape" && this.hide());
   }
@@ -205,8 +208,10 @@ class Chart {
     const distance = (point) =>
       Math.hypot(this.x(point.flops) + box.left - event.clientX, this.y(point.accuracy) + box.top - event.clientY);
     const nearest = this.shown.reduce((best, point) => (best && distance(best) <= distance(point) ? best : point), null);
-    if (nearest && distance(nearest) < NEAR) this.show(nearest);
+    const near = nearest && distance(nearest) < NEAR ? nearest : null;
+    if (near) this.show(near);
     else this.hide();
+    return near;
   }
 
   /** Left and right along a curve, up and down to the nearest point of the curve listed before or after. */

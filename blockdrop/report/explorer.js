@@ -317,7 +317,7 @@ class ThresholdControl {
   /** `source` keeps what the person is typing there. */
   set(value, source) {
     if (!Number.isFinite(value)) return;
-    this.show(value, source);
+    this.show(Math.min(Math.max(value, 0), NEVER), source);
     this.change();
   }
 
@@ -327,6 +327,34 @@ class ThresholdControl {
     if (source !== this.number) this.number.value = value;
     this.slider.setAttribute("aria-valuetext", value);
     this.printed.textContent = value;
+  }
+}
+
+/** A budget in percent of the full network's FLOPs, which sets the threshold; it shows what is spent. */
+class BudgetControl {
+  constructor(report, change) {
+    Object.assign(this, { report, slider: byId("budget"), number: byId("budget-number") });
+    for (const source of [this.slider, this.number]) {
+      source.addEventListener("input", () => {
+        if (!Number.isFinite(source.valueAsNumber)) return;
+        this.source = source;
+        change(source.valueAsNumber / 100);
+      });
+      source.addEventListener("change", () => {
+        this.source = null;
+        this.show(this.share, this.range);
+      });
+    }
+  }
+
+  /** `range`: shares at the thresholds 1 and 0. What is being moved or typed stays as it is. */
+  show(share, range) {
+    Object.assign(this, { share, range });
+    this.slider.min = Math.floor(1000 * range[0]) / 10;
+    this.slider.max = Math.ceil(1000 * range[1]) / 10;
+    if (this.source !== this.slider) this.slider.value = 100 * share;
+    if (this.source !== this.number) this.number.value = (100 * share).toFixed(1);
+    this.slider.setAttribute("aria-valuetext", coarsePercent(share));
   }
 }
 
@@ -344,9 +372,19 @@ class Explorer {
     const change = () => this.scheduleUpdate();
     this.threshold = new ThresholdControl("threshold", "reset", report.threshold, change);
     this.answerThreshold = new ThresholdControl("answer-threshold", "answer-reset", report.answerThreshold, change);
+    this.budget = new BudgetControl(report, (share) =>
+      this.threshold.set(thresholdWithin(report, share, this.answerThreshold.value)),
+    );
+    this.chart.chosen = (point) => this.choose(point);
     document.querySelectorAll("form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
     this.prepareFilters();
     this.update();
+  }
+
+  /** A point of a curve that a threshold gives sets it. */
+  choose({ label }) {
+    const [, answer, value] = label.match(/^(answer )?threshold ([0-9.e-]+)$/) ?? [];
+    if (value) (answer ? this.answerThreshold : this.threshold).set(Number(value));
   }
 
   /** Many changes between two frames cost one update. */
@@ -392,6 +430,8 @@ class Explorer {
   update() {
     this.outcome = evaluate(this.report, this.threshold.value, this.answerThreshold.value);
     this.showNumbers();
+    const share = (threshold) => meanFlops(this.report, threshold, this.answerThreshold.value) / this.report.fullFlops;
+    this.budget.show(this.outcome.means.flops / this.report.fullFlops, [share(1), share(0)]);
     this.chart.place(this.outcome);
     this.usage.show(this.outcome);
     this.updateImages(false);

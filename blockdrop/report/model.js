@@ -74,6 +74,47 @@ function evaluate(report, threshold, answerThreshold) {
   return outcome;
 }
 
+/** Mean FLOPs per image, as `evaluate` counts them. */
+function meanFlops(report, threshold, answerThreshold) {
+  const { numImages, numBlocks, keepProbs, flops, answering, confidence } = report;
+  const limit = Math.fround(threshold);
+  const sure = Math.fround(answerThreshold);
+  let sum = 0;
+  for (let image = 0; image < numImages; image++) {
+    sum += flops.policyNetwork;
+    if (answering && confidence[image] >= sure) continue;
+    sum += flops.fixed;
+    for (let block = 0; block < numBlocks; block++) {
+      if (keepProbs[image * numBlocks + block] >= limit) sum += flops.blocks[block];
+    }
+  }
+  return sum / numImages;
+}
+
+/** The lowest threshold at which images cost at most a share of the full network's FLOPs, or 1 if none is so high. */
+function thresholdWithin(report, share, answerThreshold) {
+  report.levels ??= Float32Array.from(new Set(report.keepProbs)).sort();
+  const { levels, fullFlops } = report;
+  let low = 0;
+  let high = levels.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (meanFlops(report, levels[middle], answerThreshold) <= share * fullFlops) high = middle;
+    else low = middle + 1;
+  }
+  if (low === 0) return 0;
+  return low === levels.length ? 1 : between(levels[low - 1], levels[low]);
+}
+
+/** A short number above `below` and at most `most`, both float32. */
+function between(below, most) {
+  for (let digits = 2; digits < 17; digits++) {
+    const value = Number(((below + most) / 2).toPrecision(digits));
+    if (Math.fround(value) > below && Math.fround(value) <= most) return value;
+  }
+  return most;
+}
+
 /** Accuracy in [0, 1], blocks used, FLOPs and the answered share over some images; the answered ones' accuracy. */
 function means(outcome, images) {
   let right = 0;
@@ -150,11 +191,13 @@ function rightWith(report, image) {
   return ranges.map(({ from, to }) => (from === to ? `${from}` : `${from}–${to}`)).join(", ") || "no number";
 }
 
-// Rounds halves to even, as Python's format does, so that both show the same digits.
+// Rounds what a number is exactly, halves to even, as Python's format does, so that both show the same digits. (Intl
+// rounds the shortest decimal, which for 5.555 is a half, though the number is a little less.)
 function numberFormat(digits) {
   const options = { minimumFractionDigits: digits, maximumFractionDigits: digits, roundingMode: "halfEven" };
   const format = new Intl.NumberFormat("en", options);
-  return (value) => format.format(value);
+  const isHalf = (value) => /^50*$/.test(value.toFixed(digits + 60).slice(-60));
+  return (value) => format.format(Number.isFinite(value) && !isHalf(value) ? Number(value.toFixed(digits)) : value);
 }
 
 const integer = numberFormat(0);

@@ -269,6 +269,59 @@ def test_answered_images_can_be_filtered_ordered_and_opened(open_page: Callable[
     assert detail.locator("li.kept").count() == 0
 
 
+def cheapest_within(report: Report, share: float, answer_threshold: float = NEVER) -> float:
+    """The lowest threshold within a budget, by trying all."""
+    for threshold in [*sorted(set(report.keep_probs.flatten().tolist())), 1.0]:
+        policy, _ = policy_of(report, threshold)
+        answered = torch.zeros(len(policy), dtype=torch.bool)
+        if report.answers is not None:
+            policy, _, answered = answered_of(report, threshold, answer_threshold)
+        if report.flops.per_image(policy, answered).double().mean().item() <= share * report.flops.full:
+            return threshold
+    return 1.0
+
+
+@pytest.mark.parametrize("answering", [False, True])
+def test_a_budget_sets_the_lowest_threshold_within_it(open_page: Callable[..., Page], answering: bool) -> None:
+    report = answering_report() if answering else make_report()
+    page = open_page(report)
+    answer_threshold = 0.9 if answering else NEVER
+    for share in (0.6, 0.35, 0.8, 5.0, 0.01):
+        page.locator("#budget-number").fill(f"{100 * share:g}")
+        expect_numbers(page, report, cheapest_within(report, share, answer_threshold), answer_threshold)
+        expect(page.locator("#budget-number")).to_have_value(f"{100 * share:g}")
+    page.locator("#budget-number").blur()
+    shown = numbers_of(report, 1.0, answer_threshold)["share"].split()[0]
+    expect(page.locator("#budget-number")).to_have_value(shown)
+    page.locator("#threshold").fill("0.5")
+    expect(page.locator("#budget-number")).to_have_value(
+        numbers_of(report, 0.5, answer_threshold)["share"].split()[0]
+    )
+    page.locator("#budget").fill("50")
+    expect_numbers(page, report, cheapest_within(report, 0.5, answer_threshold), answer_threshold)
+
+
+def test_a_point_of_a_curve_sets_its_threshold(open_page: Callable[..., Page]) -> None:
+    report = make_report()
+    page = open_page(report)
+    page.locator('#chart .marker[aria-label*="threshold 0.8"]').click()
+    expect(page.locator("#threshold-number")).to_have_value("0.8")
+    expect_numbers(page, report, 0.8)
+    page.locator('#chart .marker[aria-label*="threshold 0.2"]').focus()
+    page.keyboard.press("Enter")
+    expect_numbers(page, report, 0.2)
+    page.locator('#chart .marker[aria-label*="first 3 blocks"]').click()
+    expect_numbers(page, report, 0.2)
+
+
+def test_a_threshold_out_of_range_ends_at_the_range(open_page: Callable[..., Page]) -> None:
+    page = open_page(make_report())
+    for typed, value in (("5", "1.001"), ("-3", "0")):
+        page.locator("#threshold-number").fill(typed)
+        page.locator("#threshold-number").blur()
+        expect(page.locator("#threshold-number")).to_have_value(value)
+
+
 def test_a_number_being_typed_changes_nothing_until_it_is_one(open_page: Callable[..., Page]) -> None:
     report = make_report()
     page = open_page(report)
