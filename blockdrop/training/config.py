@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Groups = dict[str, tuple[str, ...]]
 """Flags that belong together in --help, by the title of their box."""
+Colour = Annotated[float, Range(least=0, most=1)]
+"""Of an image scaled to [0, 1]."""
 Share = Annotated[float, Range(above=0, most=2, meaning="a fraction of the full network's")]
 """Of the full network's FLOPs."""
 
@@ -39,7 +41,7 @@ class ModelConfig:
         "network": (
             "arch", "shortcut", "expansion", "reduction", "reduction_mode", "image_size", "policy_net",
         ),
-        "data": ("normalisation", "download", "workers", "skip_bad_images"),
+        "data": ("normalisation", "mean", "std", "download", "workers", "skip_bad_images"),
         "device and seed": ("device", "precision", "channels_last", "seed"),
     }  # fmt: skip
 
@@ -79,6 +81,11 @@ class ModelConfig:
     """Kind of the ResNet's downsampling shortcuts. Default: the checkpoint's, else that of the architecture."""
     normalisation: Literal["imagenet", "cifar", "none", "half"] | None = None
     """How input images are normalised. Default: the checkpoint's, else that of the data set."""
+    mean: tuple[Colour, Colour, Colour] | None = None
+    """Mean of red, green and blue that images, scaled to [0, 1], are normalised by, with --std; in the place of a
+    name for --normalisation."""
+    std: tuple[Positive, Positive, Positive] | None = None
+    """Standard deviation of red, green and blue that images are normalised by, with --mean."""
     policy_net: PolicyNet | None = None
     """Policy network: reference (a small ResNet), pooled and pooled4 (the same on images pooled by 2 and 4), stem
     (looks through the ResNet's own stem) or constant (the same policy for all images). Default: the checkpoint's,
@@ -97,6 +104,8 @@ class ModelConfig:
     def check(self) -> None:
         """Raises `BlockdropError` for a value out of range, and for flags that don't go together."""
         check_ranges(self)
+        require((self.mean is None) == (self.std is None), "--mean, --std: pass both of them")
+        require(self.mean is None or self.normalisation is None, "--normalisation, --mean: pass one of them")
         if self.model is not None or self.arch is not None:
             parse_name(self.network)
         Variant(self.expansion, self.reduction, self.reduction_mode)

@@ -11,7 +11,7 @@ import torch
 
 from agents.static_policies import StaticPolicy
 from blockdrop.data import NORMALISATIONS, Data, DataSource, identify
-from blockdrop.data.sets import CIFAR10_CLASSES
+from blockdrop.data.sets import CIFAR10_CLASSES, Normalisation
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import CheckpointError, require
 from blockdrop.loading import WhichPolicy, assemble, name_of_network, recorded_size
@@ -113,13 +113,20 @@ def open_networks(
         usual_net=usual_net,
         new_head=new_head,
         initial_keep=initial_keep,
-        normalisation=NORMALISATIONS[config.normalisation] if config.normalisation else None,
+        normalisation=_normalisation(config),
         classes=data.classes,
     )
     if current_processes().first:
         for note in (*_guesses(config, source, checkpoints), *_renamed(checkpoints, data)):
             print(f"note: {note}", file=sys.stderr)
     return Opened(dynamic, data, checkpoints)
+
+
+def _normalisation(config: ModelConfig) -> Normalisation | None:
+    """What the flags ask for, if they do."""
+    if config.mean is not None and config.std is not None:
+        return Normalisation(config.mean, config.std)
+    return NORMALISATIONS[config.normalisation] if config.normalisation else None
 
 
 def _guesses(config: ModelConfig, source: Source, checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
@@ -130,7 +137,7 @@ def _guesses(config: ModelConfig, source: Source, checkpoints: Sequence[Checkpoi
         if checkpoint.dialect == FORMAT or checkpoint.resnet is None or isinstance(source.spec, ForeignSpec):
             continue
         assumed = []
-        if config.normalisation is None:
+        if _normalisation(config) is None:
             names = [name for name, value in NORMALISATIONS.items() if value == checkpoint.normalisation]
             assumed.append(f"--normalisation {names[0]}")
         if config.shortcut is None and checkpoint.shortcut not in (None, "projection"):

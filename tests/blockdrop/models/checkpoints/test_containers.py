@@ -15,7 +15,7 @@ from torchvision.models import resnet18, resnext50_32x4d, wide_resnet50_2
 
 from blockdrop import build, evaluate, save_checkpoint
 from blockdrop.data import NORMALISATIONS
-from blockdrop.data.sets import CIFAR10_CLASSES
+from blockdrop.data.sets import CIFAR10_CLASSES, Normalisation
 from blockdrop.errors import CheckpointError
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.models.checkpoints.filling import load_checkpoint, network_from
@@ -80,6 +80,10 @@ def test_averaged_weights_beside_the_others_are_told_of_with_what_was_assumed(
     assert "c.pth: averaged weights (model_ema) are left aside" in error
     assert "c.pth doesn't say all; assumed: --normalisation none --shortcut pad_avgpool" in error
     evaluate.main(replace(config, normalisation="cifar", shortcut="pad_stride"))
+    assert "assumed" not in capsys.readouterr().err
+    numbers = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 0.5, 0.25)}
+    found = evaluate.main(replace(config, **numbers, shortcut="pad_stride"))  # type: ignore[arg-type]
+    assert found.opened.dynamic.normalisation == Normalisation(**numbers)
     assert "assumed" not in capsys.readouterr().err
 
 
