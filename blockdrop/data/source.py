@@ -18,8 +18,9 @@ from blockdrop.data.images import Images
 from blockdrop.data.memory import MemoryImages, decode_once, load_digits
 from blockdrop.data.sets import DATASETS, LARGEST_IN_MEMORY, Preprocessing
 from blockdrop.data.shards import Archives, find_shards, open_shards, read_class_names
+from blockdrop.data.splitting import SomeFiles, split_rows
 from blockdrop.data.streamed import StreamedImages
-from blockdrop.data.tree import find_trees, has_part, open_tree
+from blockdrop.data.tree import ImageTree, find_trees, flat_classes, has_part, open_tree
 from blockdrop.errors import DataError
 
 
@@ -43,6 +44,7 @@ class DataSource:
         *,
         preprocessing: Preprocessing | None = None,
         classes: Sequence[str] | None = None,
+        split: float | None = None,
     ):
         """
         Args:
@@ -59,6 +61,8 @@ class DataSource:
                 the usual of `image_size`.
             classes: of an image tree of which the test images alone are wanted: it needs no train/ then, and not
                 every class in test/.
+            split: share of each class's images that are for tests, of a folder that holds class folders and no
+                train/ and test/; see `split_rows`.
         Raises:
             DataError: missing or empty folder, unknown name.
         """
@@ -75,6 +79,11 @@ class DataSource:
             self.classes = [str(digit) for digit in range(10)]
         elif archives := find_shards(self.data_dir):
             self.classes = self._open_shards(archives)
+        elif split is not None:
+            self.classes = flat_classes(self.data_dir)
+            files = functools.cache(partial(open_tree, self.data_dir, self.classes, self.cache))
+            for train in (True, False):
+                self._files[train] = functools.cache(partial(_part, files, self.data_dir, split, train))
         elif (
             classes is not None
             and not has_part(self.data_dir, train=True)
@@ -144,6 +153,13 @@ class DataSource:
                 return StreamedImages(files, self.preprocessing, self.workers, self._bad_images)
             images, labels = decode_once(files, self.image_size, self.cache, self._bad_images)
         return MemoryImages(images, labels, self.info.padding, self.info.flip)
+
+
+def _part(files: Callable[[], ImageTree], root: Path, share: float, train: bool) -> ImageFiles:
+    tree = files()
+    names = [os.path.relpath(tree.name(row), root) for row in range(len(tree.labels))]
+    rows = split_rows(names, tree.labels, share)
+    return SomeFiles(tree, rows[0] if train else rows[1])
 
 
 def _open_cifar(name: str, data_dir: Path, download: bool) -> dict[bool, Any]:

@@ -105,6 +105,19 @@ def find_trees(data_dir: Path, known: Sequence[str] | None = None) -> tuple[dict
     return folders, classes
 
 
+def flat_classes(data_dir: Path) -> list[str]:
+    """The classes of a folder that holds class folders and no parts.
+
+    Raises:
+        DataError: it has parts, or no class folders.
+    """
+    if not os.path.isdir(data_dir):
+        raise DataError(f"{data_dir}: no such folder; point --data_dir at the images")
+    if has_part(data_dir, train=True) or has_part(data_dir, train=False):
+        raise DataError(f"--split: {data_dir} has parts already; leave it out")
+    return _class_folders(data_dir)
+
+
 def has_part(data_dir: Path, train: bool) -> bool:
     """Whether there is a folder of training (or test) images."""
     try:
@@ -128,6 +141,8 @@ def _part_folder(data_dir: Path, names: Sequence[str]) -> Path:
     inside = [name for name in there.values() if any(os.path.isdir(data_dir / name / part) for part in names)]
     meant = data_dir.parent if data_dir.name.lower() in parts else data_dir / inside[0] if inside else None
     hint = "" if meant is None else f"; --data_dir {meant} may be meant"
+    if meant is None and there:
+        hint = "; --split 0.2 keeps a fifth of the images of class folders for tests"
     found = ", ".join(sorted(there.values())[:LISTED]) or "no folder"
     wanted = "train" if "train" in names else " or ".join(names[:2])
     raise DataError(

@@ -41,7 +41,7 @@ class ModelConfig:
         "network": (
             "arch", "shortcut", "expansion", "reduction", "reduction_mode", "image_size", "policy_net",
         ),
-        "data": ("normalisation", "mean", "std", "download", "workers", "skip_bad_images"),
+        "data": ("split", "normalisation", "mean", "std", "download", "workers", "skip_bad_images"),
         "device and seed": ("device", "precision", "channels_last", "seed"),
     }  # fmt: skip
 
@@ -67,6 +67,9 @@ class ModelConfig:
     data_dir: Folder = "data/"
     """Folder of the data: an image tree (train/<class>/…, and test/ or val/), tar shards (train/*.tar, …) or
     torchvision's CIFAR files."""
+    split: Annotated[float, Range(above=0, below=1)] | None = None
+    """Share of the images of each class that are for tests, of a --data_dir that holds class folders and no train/
+    and test/. The images' names tell which, so that it is the same ones in every run. Default: there are parts."""
     cv_dir: Folder = "cv/tmp/"
     """Run directory: checkpoints, logs and TensorBoard events are written here."""
     batch_size: Count = 256

@@ -169,6 +169,7 @@ def _open_data(config: ModelConfig, source: Source, checkpoints: Sequence[Checkp
             workers=config.workers,
             skip_bad_images=config.skip_bad_images,
             preprocessing=source.preprocessing(),
+            split=config.split,
             classes=None if isinstance(config, RunConfig) or not known else known[-1],
         )
 

@@ -181,7 +181,11 @@ def test_every_number_has_a_range_and_refuses_what_lies_outside(config_class: An
         (evaluate, ("--lod", "x"), "did you mean --load? --help lists the flags"),
         (pretrain, ("--max-epoch", "3"), "did you mean --max_epochs?"),
         (evaluate, ("--mean", "0.5", "0.5", "0.5"), "--mean, --std: pass both of them"),
-        (evaluate, ("--mean", "0.5", "0.5", "0.5", "--std", "1", "1", "0"), "--std 0.0: must be a positive number"),
+        (
+            evaluate,
+            ("--mean", "0.5", "0.5", "0.5", "--std", "1", "1", "0"),
+            "--std 0.0: must be a positive number",
+        ),
         (
             evaluate,
             ("--budget", "60"),
