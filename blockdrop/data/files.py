@@ -11,13 +11,12 @@ from typing import IO, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from blockdrop.errors import DataError
 
-ENDINGS = (*IMG_EXTENSIONS, ".jpe", ".jfif", ".gif")
+ENDINGS = (
+    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jpe", ".jfif", ".gif",
+)  # fmt: skip
 """Of image files: torchvision's, and others that `FORMATS` can hold."""
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
 """What a file may hold, whatever its name: Pillow would hand PostScript over to an interpreter."""
@@ -142,7 +141,9 @@ def resize_short_side(image: Image.Image, side: int, name: str, interpolation: s
     """
     if side * side * max(image.size) > LARGEST_RESIZED * min(image.size):
         raise UnreadableImageError(name, "a strip of {} × {} pixels".format(*image.size))
-    return transforms.resize(image, [side], InterpolationMode(interpolation))
+    from torchvision.transforms.v2 import InterpolationMode, functional  # takes two seconds to import
+
+    return functional.resize(image, [side], InterpolationMode(interpolation))
 
 
 def _system_error(name: str, error: OSError) -> DataError:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from blockdrop.data.batching import Augment, batch_sizes, derived_seed, normalise, plan_batches
 from blockdrop.data.cache import Arrays, Cache, in_range
@@ -185,6 +184,8 @@ def _pixels(files: ImageFiles, row: int, image_size: int) -> np.ndarray:
     """uint8 (3, image_size, image_size): the short side resized, the centre cut out."""
     image = files.read(row)
     if image.size != (image_size, image_size):
+        from torchvision.transforms.v2 import functional as transforms
+
         image = transforms.center_crop(resize_short_side(image, image_size, files.name(row)), [image_size])
     return np.asarray(image).transpose(2, 0, 1)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 from blockdrop.data.cache import Cache
 from blockdrop.data.files import ImageFiles, left_out
@@ -163,6 +162,8 @@ def _part(files: Callable[[], ImageTree], root: Path, share: float, train: bool)
 
 
 def _open_cifar(name: str, data_dir: Path, download: bool) -> dict[bool, Any]:
+    import torchvision
+
     dataset = {"C10": torchvision.datasets.CIFAR10, "C100": torchvision.datasets.CIFAR100}[name]
     try:  # torchvision compares the files with known checksums before it reads them
         return {train: dataset(str(data_dir), train=train, download=download) for train in (True, False)}

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from blockdrop.data.batching import Augment, batch_sizes, derived_seed, normalise, plan_batches
 from blockdrop.data.files import ImageFiles, UnreadableImageError, none_readable, resize_short_side
@@ -89,6 +88,8 @@ class StreamedImages:
             DataError: an image that can't be read and isn't to be left out; all images of a batch or of the whole
                 that can't; a worker process that is killed.
         """
+        import torchvision.transforms.v2  # noqa: F401  # once, before there are processes that would each do it
+
         order = torch.arange(len(self))
         if augment is not None:
             generator = torch.Generator().manual_seed(derived_seed(*augment))
@@ -145,6 +146,8 @@ class _Reader(torch.utils.data.Dataset[Any]):
 
     def _image(self, index: int) -> Tensor:
         """uint8 (3, H, W)."""
+        from torchvision.transforms.v2 import functional as transforms
+
         row, wanted = int(self.rows[index]), self.preprocessing
         size, name = wanted.image_size, self.files.name(row)
         image = resize_short_side(self.files.read(row), wanted.resize, name, wanted.interpolation)

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from importlib import import_module
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from blockdrop.data.sets import DATASETS, Normalisation, Preprocessing
@@ -159,7 +158,8 @@ class BroughtSource(Source):
                 raise BlockdropError(f"{spec.name}: timm {timm.__version__} has no such network")
             return timm.create_model(spec.target, **options)
         if spec.library == "torchvision":
-            models = torchvision.models
+            from torchvision import models
+
             if spec.target not in models.list_models(module=models):
                 raise BlockdropError(
                     f"{spec.name}: torchvision has no such network; it has resnet50, resnext50_32x4d, …"

@@ -527,7 +527,7 @@ def test_other_errors_of_the_reading_processes_stay_as_they_are(
     def fail(*_: object) -> None:
         raise RuntimeError("a mistake in the program")
 
-    monkeypatch.setattr(blockdrop.data.streamed.transforms, "pil_to_tensor", fail)
+    monkeypatch.setattr("torchvision.transforms.v2.functional.pil_to_tensor", fail)
     for images.workers in (0, 1):
         with pytest.raises(RuntimeError, match="a mistake in the program") as caught:
             batches(images, None)
@@ -562,7 +562,7 @@ def test_a_process_that_ends_by_itself_is_not_said_to_lack_memory(
     images = image_set("streamed", tmp_path)
     assert isinstance(images, StreamedImages)
     images.workers = 1
-    monkeypatch.setattr(blockdrop.data.streamed.transforms, "pil_to_tensor", lambda *_: os._exit(7))
+    monkeypatch.setattr("torchvision.transforms.v2.functional.pil_to_tensor", lambda *_: os._exit(7))
     with pytest.raises(DataError, match=r"ended with exit code 7; pass --workers 0 to see why"):
         batches(images, None)
 
@@ -597,7 +597,7 @@ def test_torchvisions_cifar_files_are_read(tmp_path: Path, monkeypatch: pytest.M
             self.data[1, :, :, 2] = 7
             self.targets = [3, 1, 9]
 
-    monkeypatch.setattr(blockdrop.data.source.torchvision.datasets, "CIFAR10", FakeCifar)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeCifar)
     source = DataSource("C10", tmp_path, download=True)
     assert source.num_classes == 10
     assert isinstance(source.test, MemoryImages)

@@ -46,3 +46,13 @@ def test_a_package_has_exactly_what_it_lists(package: ModuleType) -> None:
         assert getattr(package, name) is getattr(package, name)
     with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'resnet'"):
         package.resnet  # noqa: B018
+
+
+def test_the_rooms_of_the_commands_need_no_torchvision() -> None:
+    """It takes longer to import than all the rest but torch."""
+    script = (
+        "import sys, blockdrop.bench, blockdrop.training.joint, blockdrop.training.opening;"
+        "assert not {'torchvision', 'torch._dynamo', 'sympy'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr

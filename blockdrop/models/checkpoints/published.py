@@ -7,7 +7,6 @@ from http.client import HTTPException
 from pathlib import Path
 
 import torch
-import torchvision
 
 from blockdrop.errors import CheckpointError
 from blockdrop.models.checkpoints.dialects import Checkpoint, read_checkpoint
@@ -25,6 +24,8 @@ def torchvision_checkpoint(spec: ModelSpec) -> Checkpoint:
         raise CheckpointError(
             f"torchvision has no weights for {spec.architecture}; it has ResNets of depth {depths}"
         )
+    import torchvision  # takes two seconds
+
     weights = torchvision.models.get_model_weights(f"resnet{spec.depth}").DEFAULT
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not path.exists():
