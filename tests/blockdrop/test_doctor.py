@@ -90,8 +90,8 @@ def test_torchvisions_cifar_folders_are_recognised(
         data = np.zeros((2 * classes, 32, 32, 3), np.uint8)
         return lambda root, train, download: SimpleNamespace(classes=names, data=data, targets=labels)
 
-    monkeypatch.setattr(blockdrop.data.source.torchvision.datasets, "CIFAR10", fake_cifar(10))
-    monkeypatch.setattr(blockdrop.data.source.torchvision.datasets, "CIFAR100", fake_cifar(100))
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", fake_cifar(10))
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", fake_cifar(100))
     (tmp_path / "cifar-100-python").mkdir()
     code, printed, _ = command(doctor, "--data_dir", tmp_path)
     assert code == 0
