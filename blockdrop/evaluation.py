@@ -197,8 +197,11 @@ class Evaluation:
     """The flags of evaluate."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, its keys in the order of the fields; nothing about answers where none can be given."""
+        """Plain data, its keys in the order of the fields; nothing about answers where none can be given, nor
+        about the brought network where nothing is known."""
         content = asdict(self)
+        if self.brought_accuracy is None:
+            del content["brought_accuracy"]
         if self.answered is None:
             for part in (content, *content["curve"], content["statistics"] or {}):
                 for name in ABOUT_ANSWERS:

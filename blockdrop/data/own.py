@@ -274,7 +274,7 @@ class _OwnStart:
 
     def __call__(self, worker: int) -> None:
         info: Any = get_worker_info()
-        object.__setattr__(info, "dataset", info.dataset.dataset)
+        object.__setattr__(info, "dataset", info.dataset.reader.dataset)
         self.start(worker)
 
 

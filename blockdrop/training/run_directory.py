@@ -390,13 +390,12 @@ def check_same_run(folder: Path, record: Mapping[str, Any], mend: str = "pass wh
                 f"--cv_dir {folder}: the run began with {' and '.join(others)}; name another folder, or {mend}",
             )
         elif flag not in (*EITHER_WAY, "blockdrop", "torch"):
-            if flag in ("max_epochs", "epochs"):
-                start = "--init" if record.get("command") == "pretrain" else "--pretrained, --load"
-                mend = f"for more epochs, start a new run from this one's checkpoint ({start})"
+            more = "" if flag != "max_epochs" else "; more epochs need a new run that starts from its checkpoint"
             what = flag if flag == "command" else f"--{flag}"
             require(
                 found == value,
-                f"--cv_dir {folder}: holds a run of {what} {found}, not {value}; name another folder, or {mend}",
+                f"--cv_dir {folder}: holds a run of {what} {found}, not {value}; name another folder, or "
+                f"{mend}{more}",
             )
 
 

@@ -254,7 +254,7 @@ def test_an_unknown_recipe_is_one_line_that_names_those_of_the_command(
     module: Any, config_class: Any, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(finetune.FinetuneConfig.RECIPES, "mine", {"alpha": 0.6})
-    names = "reference, fast, answers, glance, mine" if module is finetune else "reference, fast"
+    names = "reference, fast, answers, glance, one_policy, mine" if module is finetune else "reference, fast"
     line = f"--recipe slow: no recipe of this command; choose {names}"
     for how in (lambda: config_class(recipe="slow"), lambda: config_class.of_recipe("slow", lr=0.1)):
         with pytest.raises(BlockdropError, match=line):

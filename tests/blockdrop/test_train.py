@@ -215,7 +215,7 @@ BAD_FLAGS: list[tuple[dict[str, Any], str]] = [
     ({"bath_size": 8}, "bath_size: blockdrop.train has no such flag; did you mean batch_size?"),
     ({"epoch": 3}, "epoch: blockdrop.train has no such flag; did you mean epochs?"),
     ({"bugdet": 0.5}, "did you mean budget?"),
-    ({"recipe": "quick"}, "choose fast, answers, glance, reference"),
+    ({"recipe": "quick"}, "choose fast, answers, glance, one_policy, reference"),
     ({"budget": 1.5}, "budget 1.5: must be above 0 and at most 1"),
     ({"epochs": 0}, "^epochs 0"),
     ({"lr": -1.0}, "^lr -1.0"),

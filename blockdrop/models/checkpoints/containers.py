@@ -19,6 +19,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", 
 """What wrappers and training libraries put before every name: DataParallel, torch.compile, Lightning, …."""
 COUNTERS = ("n_averaged",)
 """Tensors of `torch.optim.swa_utils.AveragedModel`, which are no weights."""
+RESNET_BLOCK = re.compile(r"blocks\.\d+\.\d+\.conv1\.")
 HEAD = re.compile(r"(?:fc|head|classifier|last_linear|linear|logits|output)(?:\.\d+|\.fc)?\.(weight|bias)")
 
 
@@ -74,9 +75,9 @@ def _prefix_of(names: Mapping[str, Any]) -> str | None:
 
 
 def head_as_fc(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict with its head called `fc`, if it has one linear layer under a name that heads have, such as
-    `fc.1` behind a dropout layer."""
-    if "fc.weight" in state:
+    """A ResNet's state dict with its head called `fc`, if it has one linear layer under a name that heads have, such
+    as `fc.1` behind a dropout layer."""
+    if "fc.weight" in state or not any(RESNET_BLOCK.match(key) for key in state):
         return dict(state)
     names = [key for key in state if HEAD.fullmatch(key) and key.endswith("weight")]
     heads = [key for key in names if state[key].dim() == 2]

@@ -61,7 +61,7 @@ def test_cifar_depth_counts_its_convolutions(depth: int) -> None:
             "vgg16_C10",
             "vgg16_C10: unknown architecture vgg; choose R, resnet, plain, dsplain, exactplain, shiftres",
         ),
-        ("Plain20_C10", "unknown architecture Plain; choose"),
+        ("Planar20_C10", "unknown architecture Planar; choose"),
         ("plain33_C10", "plain33_C10: no ResNet has depth 33"),
         ("plain20_ImgNet", "plain20_ImgNet: depth 20 is .* for 224 px choose 18, 34"),
         ("shiftresnet18_C10", "shiftresnet18_C10: shift nets have 3 stages; choose depth 8, 14, 20"),
