@@ -75,8 +75,8 @@ def _prefix_of(names: Mapping[str, Any]) -> str | None:
 
 
 def head_as_fc(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A ResNet's state dict with its head called `fc`, if it has one linear layer under a name that heads have, such
-    as `fc.1` behind a dropout layer."""
+    """A ResNet's state dict with its head called `fc`, if it has one linear layer under a name that heads have,
+    such as `fc.1` behind a dropout layer."""
     if "fc.weight" in state or not any(RESNET_BLOCK.match(key) for key in state):
         return dict(state)
     names = [key for key in state if HEAD.fullmatch(key) and key.endswith("weight")]
