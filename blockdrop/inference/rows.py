@@ -8,29 +8,34 @@ SIZES = (1, 4, 16, 64)
 """Rows that a program may take."""
 USUAL = (1, 4)
 """What is used where nothing was measured: enough rows to keep arithmetic busy, few enough to stay in cache."""
-GAIN = 1.05
-"""By how much a row has to be faster in larger programs to make more of them worth their compilation."""
+GAIN = 1.25
+"""How much slower than in the fastest programs a row may be to make larger ones not worth their compilation:
+more than the noise of a busy machine."""
 PADDED = 0.75
 """Share of a program's rows from which on it is filled up instead of taking smaller ones."""
 
 
 def worthwhile(seconds: Callable[[int], float], most: int) -> tuple[int, ...]:
-    """The sizes of programs that pay, smallest first: each runs a row faster than the one before.
+    """The sizes of programs that pay, smallest first: the usual ones, and more up to the first that runs a row about as
+    fast as any does.
 
     Args:
-        seconds: of one row in programs of so many. It is called for one size after the other, until one is no
-            faster than the one before.
+        seconds: of one row in programs of so many; infinite where they don't fit into memory, nor larger ones.
         most: largest size that matters.
 
-    >>> worthwhile({1: 4.0, 4: 2.0, 16: 1.0, 64: 0.99}.__getitem__, 256)
+    >>> worthwhile({1: 4.0, 4: 2.0, 16: 1.02, 64: 1.0}.__getitem__, 256)
     (1, 4, 16)
     """
-    chosen, fastest = [SIZES[0]], seconds(SIZES[0])
-    for size in SIZES[1:]:
-        if size > most or (now := seconds(size)) * GAIN > fastest:
+    times: dict[int, float] = {}
+    for size in SIZES:
+        if size > max(most, SIZES[0]) or (now := seconds(size)) == float("inf"):
             break
+        times[size] = now
+    chosen = []
+    for size, time in times.items():
         chosen.append(size)
-        fastest = now
+        if size >= USUAL[-1] and time <= GAIN * min(times.values()):
+            break
     return tuple(chosen)
 
 

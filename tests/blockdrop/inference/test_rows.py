@@ -8,14 +8,15 @@ from blockdrop.inference.rows import SIZES, split, worthwhile
 @pytest.mark.parametrize(
     ("seconds", "most", "sizes"),
     [
-        ({1: 1.0, 4: 1.0}, 256, (1,)),
-        ({1: 1.0, 4: 0.9, 16: 0.88}, 256, (1, 4)),
-        ({1: 4.0, 4: 1.6, 16: 1.1, 64: 1.0}, 256, (1, 4, 16, 64)),
-        ({1: 4.0, 4: 1.6, 16: 1.1, 64: 1.0}, 63, (1, 4, 16)),
+        ({1: 1.0, 4: 1.0, 16: 1.0, 64: 0.99}, 256, (1, 4)),
+        ({1: 1.3, 4: 1.09, 16: 1.01, 64: 1.0}, 256, (1, 4)),
+        ({1: 4.0, 4: 1.6, 16: 1.3, 64: 1.0}, 256, (1, 4, 16, 64)),
+        ({1: 4.0, 4: 1.6, 16: 1.1}, 63, (1, 4, 16)),
         ({1: 1.0, 4: float("inf")}, 256, (1,)),
+        ({1: 1.0}, 0, (1,)),
     ],
 )
-def test_sizes_pay_as_long_as_each_is_faster_than_the_one_before(
+def test_sizes_pay_up_to_the_first_that_is_about_as_fast_as_any(
     seconds: dict[int, float], most: int, sizes: tuple[int, ...]
 ) -> None:
     assert worthwhile(seconds.__getitem__, most) == sizes, "and nothing else was measured"
