@@ -9,8 +9,8 @@ SIZES = (1, 4, 16, 64)
 USUAL = (1, 4)
 """What is used where nothing was measured: enough rows to keep arithmetic busy, few enough to stay in cache."""
 GAIN = 1.25
-"""How much slower than in the fastest programs a row may be to make larger ones not worth their compilation:
-more than the noise of a busy machine."""
+"""How much slower than in the fastest programs a row may be to make larger ones not worth compiling: more than the
+noise of a busy machine."""
 PADDED = 0.75
 """Share of a program's rows from which on it is filled up instead of taking smaller ones."""
 
