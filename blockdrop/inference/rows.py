@@ -16,8 +16,8 @@ PADDED = 0.75
 
 
 def worthwhile(seconds: Callable[[int], float], most: int) -> tuple[int, ...]:
-    """The sizes of programs that pay, smallest first: the usual ones, and more up to the first that runs a row about
-    as fast as any does.
+    """The sizes of programs that pay, smallest first: the usual ones, and more up to the first that runs a row
+    about as fast as any does.
 
     Args:
         seconds: of one row in programs of so many; infinite where they don't fit into memory, nor larger ones.
