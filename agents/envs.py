@@ -16,6 +16,7 @@ from torch import Tensor
 
 from agents.answers import split_decisions
 from agents.curriculum import keep_undecided
+from agents.registration import register_envs
 from agents.rewards import Reward
 
 Classifier = Callable[[Tensor, Tensor], Tensor]
@@ -271,9 +272,4 @@ class BlockDropVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return {k: self._give(v) for k, v in info.items()} | {f"_{k}": present for k in info}
 
 
-if "BlockDrop-v0" not in gymnasium.registry:  # it is where the package is installed, by an entry point
-    gymnasium.register(
-        id="BlockDrop-v0",
-        entry_point=f"{__name__}:BlockDropEnv",
-        vector_entry_point=f"{__name__}:BlockDropVectorEnv",
-    )
+register_envs()

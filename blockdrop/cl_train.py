@@ -88,6 +88,7 @@ def train(dynamic: DynamicNetwork, data: Data, session: Session[CurriculumConfig
     from agents.policies import bound_keep_probs, entropy
     from blockdrop.data import derived_seed
     from blockdrop.measure import executor, look_through
+    from blockdrop.training.closing import MISSED
     from blockdrop.training.policies import OperatingPoint
     from blockdrop.training.policy_epoch import SampledEpoch, Test, finish_epoch, gathered, make_reward
     from blockdrop.training.update import Update
@@ -104,7 +105,10 @@ def train(dynamic: DynamicNetwork, data: Data, session: Session[CurriculumConfig
     flops = dynamic.flop_table()
     estimator = make_estimator(config.estimator, config.samples)
     reward = make_reward(config, flops)
-    budget = None if config.target_flops is None else BudgetPrice(config.target_flops, config.price_rate)
+    budget = None
+    if config.target_flops is not None:
+        budget = BudgetPrice(config.target_flops, config.price_rate)
+        session.run.most_flops = (config.target_flops + MISSED) * flops.full
     update = Update(
         config, session.run, session.count_batches(data.train), [optimizer], {"policy network": policy_network},
         processes,

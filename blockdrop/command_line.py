@@ -152,6 +152,11 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return getattr(parser.parse_known_args(arguments)[0], flag)
 
 
+def flag_words(arguments: Sequence[str]) -> list[str]:
+    """The flags on a command line that isn't parsed yet, as fields are spelled."""
+    return [word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
+
+
 # ---- commands of several config classes
 
 
@@ -177,7 +182,7 @@ def choose_class(
         return _common_class(config_class.values()), list(arguments)
     if name not in config_class:
         raise BlockdropError(f"invalid choice {name!r} for argument '--{flag}'; choose {names}")
-    words = [word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
+    words = flag_words(arguments)
     given = [form for word in words for form in (word, word.removeprefix("no_"))]
     refuse_flags_of_others(config_class, name, given)
     return config_class[name], list(arguments)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from blockdrop.command_line import choose_class, parse_flags
+from blockdrop.command_line import choose_class, flag_words, parse_flags
 from blockdrop.errors import BlockdropError, Interrupted
 
 Config = TypeVar("Config")
@@ -88,10 +88,9 @@ def _likely(config_class: type, arguments: Sequence[str]) -> str:
     """What misspelt flags may have meant, or nothing."""
     names = [field.name for field in dataclasses.fields(config_class)]
     known = {form for name in names for form in (name, f"no_{name}")}
-    words = [word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
     found = [
         f"did you mean --{likely[0]}?"
-        for word in words
+        for word in flag_words(arguments)
         if word not in known and (likely := difflib.get_close_matches(word, names, 1))
     ]
     return " ".join(found)

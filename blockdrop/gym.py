@@ -1,19 +1,5 @@
-"""Makes Gymnasium know `BlockDrop-v0` wherever this package is installed: `gymnasium.make` calls it by an entry
-point, and imports the environment (and torch) when one is made."""
+"""Where Gymnasium's entry point leads: `gymnasium.make("BlockDrop-v0")` works wherever this is installed."""
 
-from __future__ import annotations
+from agents.registration import register_envs
 
-from importlib.util import find_spec
-
-ID = "BlockDrop-v0"
-
-
-def register_envs() -> None:
-    """Registers the environment, unless it is."""
-    import gymnasium
-
-    module = "blockdrop.agents.envs" if find_spec("blockdrop.agents") else "agents.envs"
-    if ID not in gymnasium.registry:
-        gymnasium.register(
-            id=ID, entry_point=f"{module}:BlockDropEnv", vector_entry_point=f"{module}:BlockDropVectorEnv"
-        )
+__all__ = ["register_envs"]

@@ -26,10 +26,10 @@ def test_brought(dynamic: DynamicNetwork, data: Data, session: Session[Any], kee
     the run. What a checkpoint of an earlier training says of the same number of images is kept, since that one
     began with the network that was brought.
     """
-    known = {name: dynamic.metrics[name] for name in (ACCURACY, IMAGES) if name in dynamic.metrics}
+    known = {name: dynamic.metrics[name] for name in (ACCURACY, IMAGES) if keep and name in dynamic.metrics}
     if session.run.state.saved is not None:
         known = session.run.last_or_none("brought") or known
-    if not keep or known.get(IMAGES) != len(data.test):
+    if known.get(IMAGES) != len(data.test):
         compute = session.compute.in_float32()
         network = session.compute.place(dynamic.network)
         run = executor(network, None, compute, engine="torch")

@@ -286,8 +286,9 @@ class RunDirectory:
     def keep_checkpoints(self, newest: int | None) -> None:
         """Deletes all but so many of the newest checkpoints and the best one; None: none."""
         if newest is not None:
-            paths = {test["epoch"]: self.checkpoint_path(test["epoch"], test) for test in self.tests()}
-            best = best_test(self.tests(), self.most_flops)
+            tests = self.tests()
+            paths = {test["epoch"]: self.checkpoint_path(test["epoch"], test) for test in tests}
+            best = best_test(tests, self.most_flops)
             drop_checkpoints(paths, newest, None if best is None else best["epoch"])
 
     def finish(self, final_metrics: Mapping[str, float]) -> None:

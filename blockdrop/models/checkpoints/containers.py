@@ -47,7 +47,7 @@ def find_state(content: Mapping[Any, Any]) -> tuple[Mapping[Any, Any] | None, st
     for key in CONTAINERS:  # {"model": {"state_dict": …}}
         inner = content.get(key)
         if isinstance(inner, Mapping):
-            state, other = find_state(inner) if inner is not content else (None, None)
+            state, other = find_state(inner)
             if state is not None:
                 return state, other
     return None, None

@@ -156,7 +156,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         normalisation=_customary_normalisation(resnet, linear_head),
         epoch=_integer(content.get("epoch")),
         passed_over=passed_over,
-        variant=variant_of(resnet) if resnet else Variant(),
+        variant=_variant_of(resnet) if resnet else Variant(),
         family="shiftresnet" if resnet and _shifts(resnet) else None,
     )
     for key in ("acc", "reward", "best_prec1"):
@@ -361,7 +361,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
-def variant_of(state: State) -> Variant:
+def _variant_of(state: State) -> Variant:
     """Widths other than usual, as the shapes of a CIFAR network's weights tell."""
     try:
         blocks = [(state[f"blocks.{s}.0.conv1.weight"], state[f"blocks.{s}.0.conv2.weight"]) for s in range(3)]

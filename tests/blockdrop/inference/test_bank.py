@@ -15,7 +15,7 @@ import blockdrop
 from agents.answers import confidence
 from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
-from blockdrop.inference.bank import GrowingBank
+from blockdrop.inference.bank import Banks, GrowingBank
 from blockdrop.inference.cache import AGEING_ROWS
 from blockdrop.inference.choice import Choice
 from blockdrop.inference.executor import Executor
@@ -118,6 +118,36 @@ def test_what_goes_wrong_in_the_background_comes_out_once() -> None:
     ask(growing, b"a", 2)
     growing.wait()
     assert growing.bank == {b"a"}
+
+
+class Engine:
+    """Makes banks of 10 bytes, and 10 more for each policy, when it is told to."""
+
+    def __init__(self) -> None:
+        self.bank_of = Maker()
+
+    def bank(self, policies: Sequence[bytes], in_shape: tuple[int, ...]) -> set[bytes]:
+        return self.bank_of(policies)
+
+    def bank_bytes(self, policies: Sequence[bytes], in_shape: tuple[int, ...]) -> int:
+        return 10 + 10 * len(policies)
+
+
+def test_old_and_new_banks_of_all_shapes_share_the_memory() -> None:
+    engine = Engine()
+    banks: Banks[set[bytes]] = Banks(engine, 1, 100, most=64)
+    held = []
+    for turn, shape in enumerate(((1, 1, 3), (2, 2, 3), (1, 1, 3), (2, 2, 3))):
+        for round_ in range(4):
+            engine.bank_of.ready.clear()
+            for policy in list(range(20)) * 4**turn:  # wanted more than what is held
+                banks.find(b"%d %d %d" % (turn, round_, policy), shape)
+                held.append(banks.num_bytes)
+            engine.bank_of.ready.set()
+            for growing in banks.by_shape.values():
+                growing.wait()
+    assert max(held) <= 100
+    assert all(growing.bank for growing in banks.by_shape.values()), "none is left without programs"
 
 
 # ---- compiled ones

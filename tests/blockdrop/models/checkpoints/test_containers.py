@@ -136,7 +136,14 @@ def test_whole_modules_of_shift_nets_and_reduced_nets_open_by_their_shapes(
 def test_a_network_of_other_widths_is_named_with_the_mend(
     module: Callable[[], nn.Module], name: str, says: str, tmp_path: Path
 ) -> None:
-    torch.save(module().state_dict(), tmp_path / "c.pth")
+    with torch.device("meta"):  # of 70 million weights a few say all
+        state = module().state_dict()
+    few = {
+        key: torch.zeros(value.shape)
+        for key, value in state.items()
+        if "layer1.0." in key or value.numel() < 30_000
+    }
+    torch.save(few, tmp_path / "c.pth")
     with pytest.raises(CheckpointError, match=says):
         network_from(read_checkpoint(tmp_path / "c.pth"), parse_model_name(name))
 
