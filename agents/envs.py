@@ -199,8 +199,8 @@ class BlockDropEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 class BlockDropVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     """`BlockDropEnv` for a batch of images at once, computed where the images lie (CPU or GPU).
 
-    Every step ends all episodes and shows the next images at once (`AutoresetMode.SAME_STEP`); `info` holds
-    arrays (num_envs,), and Gymnasium's `_key` masks beside them. The images just judged are not copied into
+    Every step ends all episodes. By default it shows the next images at once (`AutoresetMode.SAME_STEP`); `info`
+    holds arrays (num_envs,), and Gymnasium's `_key` masks beside them. The images just judged are not copied into
     `final_obs`, as nothing follows from them.
 
     ## Arguments
@@ -208,6 +208,9 @@ class BlockDropVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     - `num_envs`: images per step.
     - `as_tensors`: observations, rewards and infos stay torch tensors on the images' device instead of
       becoming NumPy arrays; actions may be either.
+    - `autoreset_mode`: an `AutoresetMode` or its value. Wrappers that refuse `SAME_STEP`, such as those that
+      transform observations, take `NEXT_STEP`: every second step ignores its actions, shows the next images, earns
+      0 and ends nothing. `DISABLED`: `reset` must be called after each step.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -226,6 +229,7 @@ class BlockDropVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         answers: Answers | None = None,
         num_envs: int = 1,
         as_tensors: bool = False,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ):
         self._game = _Images(
             classifier, images, labels, num_blocks,
@@ -234,6 +238,9 @@ class BlockDropVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if num_envs < 1:
             raise ValueError(f"num_envs: got {num_envs}; expected at least 1")
         self.num_envs, self.as_tensors = num_envs, as_tensors
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self._ended = self.autoreset_mode is AutoresetMode.DISABLED
         self.single_observation_space = self._game.observation_space
         self.single_action_space = self._game.action_space
         self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
@@ -243,24 +250,35 @@ class BlockDropVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
+        mask = (options or {}).get("reset_mask")
+        if mask is not None and not np.asarray(mask).all():
+            raise ValueError("options: reset_mask must hold True alone, as each step ends all episodes")
         if options and "index" in options:
             raise ValueError("options: the vector environment draws its images; index is for the single one")
         if isinstance(seed, list):
             raise ValueError("seed: one number seeds the whole batch; got a list")
         super().reset(seed=seed, options=options)
         self._chosen = self._game.draw(self.np_random, self.num_envs)
+        self._ended = False
         return self._give(self._game.images[self._chosen]), self._infos({"index": self._chosen})
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        reward, info = self._game.play(self._chosen, actions)
-        self._chosen = self._game.draw(self.np_random, self.num_envs)
-        observations = self._give(self._game.images[self._chosen])
-        terminated = torch.ones(self.num_envs, dtype=torch.bool, device=reward.device)
+        if self._ended and self.autoreset_mode is AutoresetMode.DISABLED:
+            raise gymnasium.error.ResetNeeded("all episodes have ended; call reset() before the next step()")
+        if begins := self._ended:  # NEXT_STEP: this step only shows the next images
+            reward = torch.zeros(self.num_envs, device=self._chosen.device)
+            info: dict[str, Tensor] = {}
+        else:
+            reward, info = self._game.play(self._chosen, actions)
+        if begins or self.autoreset_mode is AutoresetMode.SAME_STEP:
+            self._chosen = self._game.draw(self.np_random, self.num_envs)
+        self._ended = not begins and self.autoreset_mode is not AutoresetMode.SAME_STEP
+        terminated = torch.full((self.num_envs,), not begins, device=reward.device)
         return (
-            observations,
+            self._give(self._game.images[self._chosen]),
             self._give(reward),
             self._give(terminated),
-            self._give(~terminated),
+            self._give(torch.zeros_like(terminated)),
             self._infos(info),
         )
 

@@ -28,7 +28,7 @@ from blockdrop.inference.operating_point import (
     pair_for_budget,
     threshold_for_budget,
 )
-from blockdrop.measure import evaluate_images, executor, look_through, measure_speed
+from blockdrop.measure import Latency, evaluate_images, executor, look_through, measure_latency, measure_speed
 from blockdrop.models.checkpoints.operating_points import (
     check_operating_point,
     thresholds_of,
@@ -119,6 +119,26 @@ class Bench:
             policies=policies,
             channels_last=self.compute.channels_last,
         )
+
+    def latencies(self, images: Images, policy: Thresholds | Tensor) -> tuple[Latency, Latency] | None:
+        """Milliseconds of single images, of the full network and of the dynamic one; None with --no_speed."""
+        if not self.measures_speed:
+            return None
+        return measure_latency(
+            self.full, self.run, images, self.dynamic.normalisation, policy, self.compute.channels_last
+        )
+
+
+def latency_words(full: Latency, dynamic: Latency) -> str:
+    """Both for people.
+
+    >>> latency_words(Latency(4.0, 4.5), Latency(2.0, 3.9))
+    'full 4.00 ms (95 % of them: 4.50), dynamic 2.00 ms (3.90), 2.00 × as fast by the medians'
+    """
+    return (
+        f"full {full.median:.2f} ms (95 % of them: {full.p95:.2f}), dynamic {dynamic.median:.2f} ms "
+        f"({dynamic.p95:.2f}), {full.median / dynamic.median:.2f} × as fast by the medians"
+    )
 
 
 def given_operating_point(
@@ -246,6 +266,7 @@ def print_report(
     full: Outcomes,
     full_speed: float | None,
     speed: float | None,
+    latencies: tuple[Latency, Latency] | None = None,
 ) -> None:
     """What the dynamic network does and costs, beside the full one."""
     table = bench.table
@@ -280,6 +301,8 @@ def print_report(
             f"images/s at batch {bench.batch_size}: full {full_speed:.0f}, dynamic {speed:.0f} "
             f"({speed / full_speed:.2f} ×)"
         )
+    if latencies is not None:
+        print(f"one image at a time: {latency_words(*latencies)}")
     print("usage per block, stage by stage:")
     usage = outcomes.usage_per_block.split(list(bench.dynamic.network.stage_sizes))
     for stage, shares in enumerate(usage):

@@ -62,6 +62,7 @@ class CurriculumConfig(PolicyTrainingConfig):
 def main(config: CurriculumConfig) -> dict[str, float]:
     """Opens networks, data and run directory, and trains; returns the last test's metrics."""
     from blockdrop.training.brought import test_brought  # torch, which --help does without
+    from blockdrop.training.closing import beside, close, print_next
     from blockdrop.training.opening import open_training
 
     config.check()
@@ -72,7 +73,10 @@ def main(config: CurriculumConfig) -> dict[str, float]:
     with session.run:
         session.announce("cl_train", opened.dynamic, opened.data, opened.origins)
         test_brought(opened.dynamic, opened.data, session, keep=True)
-        return train(opened.dynamic, opened.data, session)
+        metrics = train(opened.dynamic, opened.data, session)
+        close(session, metrics, opened.dynamic)
+        print_next(config, "finetune", "--pretrained", config.cv_dir, "--cv_dir", beside(config.cv_dir, "ft"))
+    return metrics
 
 
 def train(dynamic: DynamicNetwork, data: Data, session: Session[CurriculumConfig]) -> dict[str, float]:
@@ -115,7 +119,9 @@ def train(dynamic: DynamicNetwork, data: Data, session: Session[CurriculumConfig
     )  # fmt: skip
     state = session.run.state
     state.track(policy_network=policy_network, optimizer=optimizer, budget=budget)
-    for epoch in state.epochs(config.max_epochs):
+    all_decided = -(-dynamic.num_blocks // config.cl_step) - 1
+    enough = functools.partial(session.run.stalled, config.patience, all_decided)
+    for epoch in state.epochs(config.max_epochs, enough=enough):
         decided = num_decided(epoch, classifier.num_blocks, config.cl_step)
         optimizer.param_groups[0]["lr"] = config.step_lr(epoch)
         policy_network.train()

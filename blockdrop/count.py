@@ -45,8 +45,9 @@ class CountConfig:
     reduction: Width | None = None
     """Factor by which the widths of a ResNet or a plain net shrink. Default: the checkpoint's, else 1."""
     reduction_mode: ReductionMode | None = None
-    """What --reduction shrinks: block (inner widths / reduction), net (all widths / √reduction) or depthwise
-    (inner convolutions become depthwise). Default: the checkpoint's, else block."""
+    """What --reduction shrinks: block (inner widths / reduction), net (all widths / √reduction), depthwise
+    (inner convolutions become depthwise), shuffle (ShuffleNet's blocks) or mobile (MobileNetV2's blocks, with six
+    times their input's channels / reduction inside). Default: the checkpoint's, else block."""
     shortcut: Shortcut | None = None
     """Kind of the ResNet's downsampling shortcuts. Default: the checkpoint's, else that of the architecture."""
     num_classes: Annotated[int, Range(least=1, most=100_000)] | None = None

@@ -171,7 +171,8 @@ def main(config: EvaluateConfig) -> Evaluated:
     used = [thresholds if opened.static is None else outcomes.policy]
     full_speed, speeds = bench.speeds(images, used if opened.decides else [])
     speed = speeds[0] if speeds else full_speed
-    benches.print_report(bench, point, outcomes, full, full_speed, speed)
+    latencies = bench.latencies(images, used[0]) if opened.decides else None
+    benches.print_report(bench, point, outcomes, full, full_speed, speed, latencies)
     statistics = None
     if config.stats:
         statistics = policy_statistics(outcomes, full, data.classes, dynamic.network.stage_sizes)
@@ -203,6 +204,8 @@ def main(config: EvaluateConfig) -> Evaluated:
         flops_saved=1 - flops / bench.table.full,
         full_images_per_second=full_speed,
         images_per_second=speed,
+        full_latency_ms=None if latencies is None else asdict(latencies[0]),
+        latency_ms=None if latencies is None else asdict(latencies[1]),
         batch_size=config.batch_size,
         usage_per_block=outcomes.usage_per_block.tolist(),
         stage_sizes=list(dynamic.network.stage_sizes),

@@ -177,6 +177,10 @@ class Evaluation:
     threshold: Probability
     answer_threshold: Positive | None = None
     """None: no image is answered."""
+    full_latency_ms: dict[str, float] | None = None
+    """Of single images: median and p95, in milliseconds. None where no clock ran or nothing is dropped."""
+    latency_ms: dict[str, float] | None = None
+    """The same of the dynamic network."""
     brought_accuracy: Share | None = None
     """Of the full network before it was trained to drop blocks, on all test images; None where the checkpoint
     doesn't say it."""

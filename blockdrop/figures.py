@@ -27,14 +27,10 @@ STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito: d
 
 
 RIGHT, WRONG = "#0072B2", "#D55E00"
-CURVE_STYLES: tuple[dict[str, Any], ...] = (
-    {"color": "#0072B2", "marker": "o", "linewidth": 2.2},
-    {"color": "black", "marker": "*", "markersize": 13},
-    {"color": "#E69F00", "marker": "s", "linestyle": (0, (4, 1.5))},
-    {"color": "#009E73", "marker": "^", "linestyle": (0, (1.2, 1.2))},
-    {"color": "#CC79A7", "marker": "D", "linestyle": "-."},
-    {"color": "0.45", "marker": "v", "linestyle": (0, (6, 2, 1, 2, 1, 2))},
-)
+CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "black")
+CURVE_DASHES = ("", "7 4", "2 3", "9 3 2 3", "4 2", "12 4")
+CURVE_MARKERS = ("o", "s", "^", "D", "v", "P")
+"""Of curves in their order, as on the report page (chart.js)."""
 MANY = 40
 """Classes from which on a heat map shows only some."""
 
@@ -101,14 +97,14 @@ def usage_per_class(classes: Sequence[ClassStatistics], stage_sizes: Sequence[in
         note = f" (of {len(ranked):,} those with the fewest and the most)"
         ranked = ranked[: MANY // 2] + ranked[-MANY // 2 :]
     width, height = 0.32 * sum(stage_sizes) + 3.2, 0.28 * len(ranked) + 1.5
-    figure = Figure(figsize=(min(max(width, 6), 13), max(height, 2.2)), layout="constrained")
+    figure = Figure(figsize=(min(max(width, 6), 13), max(height, 3)), layout="constrained")
     axes = figure.subplots()
     shares = [[100 * share for share in part.usage_per_block] for part in ranked]
     drawn = axes.imshow(shares, vmin=0, vmax=100, cmap="cividis", aspect="auto", interpolation="nearest")
     for border in _borders(stage_sizes):
         axes.axvline(border, color="white", linewidth=2)
     axes.set_yticks(range(len(ranked)), [f"{label_text(part.name)}  {part.blocks:.1f}" for part in ranked])
-    axes.set(xlabel="block (lines: borders of stages)", ylabel=f"class and its mean blocks used{note}")
+    axes.set(xlabel="block (lines: borders of stages)", ylabel=f"class, mean blocks used{note}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(drawn, ax=axes, label="images that run it (%)", pad=0.02)
     return figure
@@ -187,13 +183,19 @@ def extremes(
     present = labels.unique()
     chosen = present[evenly_spaced(len(present), rows)].tolist()
     ranked, used = rank_by_blocks(policy, keep_probs), policy.sum(1).tolist()
-    figure = Figure(figsize=(1.2 + 1.5 * columns, 0.5 + 0.85 * len(chosen)), layout="constrained")
-    (halves,) = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.25, 1))
-    for half, title, order in zip(halves, ("fewest blocks", "most blocks"), (ranked, ranked.flip(0)), strict=True):
-        half.suptitle(title, fontsize=10)
-        for row, label in zip(half.subplots(len(chosen), columns, squeeze=False), chosen, strict=True):
+    figure = Figure(figsize=(1.6 + 1.3 * columns, 0.6 + 0.8 * len(chosen)), layout="constrained")
+    widths = [1.0] * columns + [0.4] + [1.0] * columns
+    grid = figure.subplots(len(chosen), len(widths), squeeze=False, width_ratios=widths)
+    for row in grid:
+        row[columns].axis("off")
+    first, second = slice(0, columns), slice(columns + 1, None)
+    halves = ("fewest blocks", ranked, first), ("most blocks", ranked.flip(0), second)
+    for title, order, place in halves:
+        middle = grid[0][place][columns // 2]
+        middle.text(0.5, 1.55, title, ha="center", va="bottom", fontsize=10, transform=middle.transAxes)
+        for row, label in zip(grid[:, place], chosen, strict=True):
             of_class = order[labels[order] == label][:columns]
-            name = label_text(classes[label]) if half is halves[0] else ""
+            name = label_text(classes[label]) if place is first else ""
             draw_images(row, images[of_class], [str(used[index]) for index in of_class.tolist()], name)
     return figure
 
@@ -203,7 +205,7 @@ def frequent_policies(
     policy: Tensor,
     images: Tensor,
     stage_sizes: Sequence[int],
-    columns: int = 6,
+    columns: int = 4,
     rows: int = 8,
 ) -> Figure:
     """The most frequent policies, each as a strip of its blocks (filled: runs), with its share of the images and
@@ -217,7 +219,7 @@ def frequent_policies(
         rows: policies at most.
     """
     shown = list(frequent[:rows])
-    figure = Figure(figsize=(11, 0.4 + 0.72 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(7.5, 0.4 + 0.72 * len(shown)), layout="constrained")
     ((left, right),) = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.35, 1))
     strips = left.subplots(len(shown), 1, squeeze=False)[:, 0]
     for axes, one, row in zip(strips, shown, right.subplots(len(shown), columns, squeeze=False), strict=True):
@@ -255,10 +257,9 @@ def accuracy_against_flops(curves: Sequence[Curve], full_flops: int) -> Figure:
     """
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     axes = figure.subplots()
-    styles = itertools.cycle(CURVE_STYLES)
-    for curve, style in zip(curves, styles, strict=False):
+    for index, curve in enumerate(curves):
         line = [point.flops / 1e6 for point in curve.points], [100 * point.accuracy for point in curve.points]
-        axes.plot(*line, label=curve.name, **{"markersize": 4.5, "linewidth": 1.4, **style})
+        axes.plot(*line, label=label_text(curve.name, 40), **curve_style(index, alone=len(curve.points) == 1))
     axes.set(xlabel="MFLOPs per image, policy network included", ylabel="test accuracy (%)", xlim=(0, None))
     percent = 1e8 / full_flops
     share = axes.secondary_xaxis(
@@ -269,6 +270,22 @@ def accuracy_against_flops(curves: Sequence[Curve], full_flops: int) -> Figure:
     axes.spines[["right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def curve_style(index: int, alone: bool) -> dict[str, Any]:
+    """How matplotlib draws a curve: colour, dash and marker by its place; a single point as a larger ring, so that
+    what lies under it is seen."""
+    dash = tuple(float(length) / 1.75 for length in CURVE_DASHES[index % len(CURVE_DASHES)].split())
+    style: dict[str, Any] = {
+        "color": CURVE_COLOURS[index % len(CURVE_COLOURS)],
+        "marker": CURVE_MARKERS[index % len(CURVE_MARKERS)],
+        "linestyle": (0, dash) if dash else "-",
+        "linewidth": 1.75,
+        "markersize": 4.5,
+    }
+    if alone:
+        style |= {"linestyle": "none", "markersize": 9, "markerfacecolor": "none", "markeredgewidth": 2}
+    return style
 
 
 def _borders(stage_sizes: Sequence[int]) -> list[float]:

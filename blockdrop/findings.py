@@ -13,10 +13,20 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.answers import Thresholds, confidence
 from agents.deciders import Learned, keep_all
 from blockdrop import figures
+from blockdrop.bench import latency_words
 from blockdrop.data import Images, Normalisation, evenly_spaced
 from blockdrop.errors import BlockdropError
 from blockdrop.flops import FlopTable
-from blockdrop.measure import evaluate_images, executor, look_through, predict_under
+from blockdrop.measure import (
+    Latency,
+    evaluate_images,
+    executor,
+    look_through,
+    measure_latency,
+    measure_speed,
+    predict_under,
+)
+from blockdrop.models.checkpoints.operating_points import thresholds_of
 from blockdrop.names import EngineName
 from blockdrop.output import write_bytes, write_text
 from blockdrop.policy_curves import (
@@ -25,6 +35,7 @@ from blockdrop.policy_curves import (
     answer_outcomes,
     answer_words,
     blind_curves,
+    brought_curve,
     dynamic_curve,
     full_curve,
     nested_policies,
@@ -33,6 +44,7 @@ from blockdrop.policy_curves import (
 from blockdrop.policy_stats import Outcomes, PolicyStatistics
 from blockdrop.report.page import Report, ReportFigure, report_page
 from blockdrop.training.brought import brought_accuracy
+from blockdrop.training.closing import learning_warnings
 from blockdrop.training.compute import Compute
 from blockdrop.training.opening import Opened
 from blockdrop.version import project_version
@@ -57,6 +69,30 @@ class Findings:
     nested_predictions: Tensor
     """int64 (K + 1, N), see `nested_policies`; no image is answered."""
     curves: list[Curve]
+    speed: Speed | None
+    """None: not measured."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of the full network and of the dynamic one, at the thresholds."""
+
+    batch_size: int
+    full_images_per_second: float
+    images_per_second: float
+    full_latency: Latency
+    latency: Latency
+
+    def facts(self) -> list[tuple[str, str]]:
+        """For the head of a page."""
+        times = self.images_per_second / self.full_images_per_second
+        return [
+            (
+                f"images/s, batches of {self.batch_size}",
+                f"full {self.full_images_per_second:,.0f}, dynamic {self.images_per_second:,.0f} ({times:.2f} ×)",
+            ),
+            ("one image at a time", latency_words(self.full_latency, self.latency)),
+        ]
 
 
 def evenly_by_class(images: Images, count: int) -> Images:
@@ -75,11 +111,13 @@ def look(
     engine: EngineName,
     threshold: float | None,
     answer_threshold: float | None = None,
+    speed: bool = True,
 ) -> Findings:
     """Runs the images under every policy that a threshold can give them, and under policies that don't look.
 
     Args:
         threshold, answer_threshold: default: the checkpoint's.
+        speed: whether to measure seconds.
     """
     dynamic = opened.dynamic
     thresholds = Thresholds(
@@ -111,9 +149,22 @@ def look(
     if answers is not None:
         rest = rest_at(keep_probs, nested, labels, table, thresholds.keep)
         curves.append(answer_curve(rest, answers, table, thresholds.answer))
-    curves += [full_curve(full.correct, table), *blind_curves(keep_probs, labels, table, predict)]
+    curves += blind_curves(keep_probs, labels, table, predict)
+    brought = brought_accuracy(dynamic, len(opened.data.test))
+    if brought is not None:
+        curves.append(brought_curve(brought, table))
+    curves.append(full_curve(full.correct, table))
     pixels = small_pixels(images, dynamic.normalisation, batch_size)
-    return Findings(opened, table, thresholds, pixels, outcomes, full, nested, curves)
+    found = None
+    if speed:
+        whole = executor(dynamic.network, None, compute, engine)
+        together = measure_speed(
+            whole, run, images, dynamic.normalisation, batch_size=batch_size, policies=[thresholds],
+            channels_last=compute.channels_last,
+        )  # fmt: skip
+        alone = measure_latency(whole, run, images, dynamic.normalisation, thresholds, compute.channels_last)
+        found = Speed(batch_size, together[0], together[1][0], *alone)
+    return Findings(opened, table, thresholds, pixels, outcomes, full, nested, curves, found)
 
 
 def small_pixels(images: Images, normalisation: Normalisation, batch_size: int = 256) -> Tensor:
@@ -163,17 +214,19 @@ def draw(findings: Findings, statistics: PolicyStatistics) -> dict[str, ReportFi
                 outcomes.keep_probs,
                 findings.opened.data.classes,
             ),
+            photos=True,
         ),
         "frequent_policies": ReportFigure(
             "Most frequent policies",
             f"The policies that most images get, {at}: filled blocks run. Beside each some of its images.",
             figures.frequent_policies(statistics.frequent, outcomes.policy, findings.images, stages),
+            photos=True,
         ),
         "accuracy_against_flops": ReportFigure(
             "Accuracy against FLOPs",
             f"The learned policies {curves}, beside the full network and policies that don't look at the "
-            "image, all with the same weights. Class means are told the class; dealt policies are the learned "
-            "ones, each given to another image.",
+            "image, all with the same weights but the network as brought, which is of all test images. Class "
+            "means are told the class. “Of another image”: the learned policies, each given to another image.",
             figures.accuracy_against_flops(findings.curves, findings.table.full),
         ),
     }
@@ -223,8 +276,10 @@ def page_of(findings: Findings, drawn: list[ReportFigure]) -> Report:
             ("checkpoint", ", ".join(opened.origins)),
             *(() if brought is None else (("network as brought", f"accuracy {brought:.4f} on all test images"),)),
             ("with all blocks now", f"accuracy {full.accuracy:.4f} on these images"),
+            *([] if findings.speed is None else findings.speed.facts()),
             ("made by", f"blockdrop {project_version()}"),
         ],
+        warnings=warnings_of(findings),
         classes=data.classes,
         stage_sizes=stage_sizes,
         keep_probs=outcomes.keep_probs,
@@ -240,3 +295,21 @@ def page_of(findings: Findings, drawn: list[ReportFigure]) -> Report:
         curves=findings.curves,
         figures=drawn,
     )
+
+
+def warnings_of(findings: Findings) -> list[str]:
+    """What a person should know before they believe the numbers."""
+    outcomes, dynamic = findings.outcomes, findings.opened.dynamic
+    metrics = {
+        "blocks": outcomes.block_usage[0],
+        "unique_policies": outcomes.unique_policies,
+        "flops": outcomes.flops_per_image[0],
+        "answered": outcomes.answered_share or 0.0,
+    }
+    stored = dynamic.operating_point or {}
+    own = findings.thresholds == thresholds_of(dynamic.operating_point)
+    lines = learning_warnings(
+        metrics, findings.table, steps=0, target=stored.get("budget") if own else None,
+        threshold=findings.thresholds.keep, same_for_all=dynamic.policy_net == "constant",
+    )  # fmt: skip
+    return list(lines)

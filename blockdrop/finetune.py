@@ -261,6 +261,7 @@ WARM_UP = 0.05
 def main(config: FinetuneConfig) -> dict[str, float]:
     """Opens networks, data and run directory, and trains; returns the last test's metrics."""
     from blockdrop.training.brought import test_brought  # torch, which --help does without
+    from blockdrop.training.closing import close, print_next
     from blockdrop.training.opening import open_training
 
     config.check()
@@ -279,7 +280,11 @@ def main(config: FinetuneConfig) -> dict[str, float]:
     with session.run:
         session.announce("finetune", opened.dynamic, opened.data, opened.origins, config.policy)
         test_brought(opened.dynamic, opened.data, session, keep=True)
-        return train(opened.dynamic, opened.data, session, opened.static)
+        metrics = train(opened.dynamic, opened.data, session, opened.static)
+        close(session, metrics, opened.dynamic)
+        static = () if config.policy is None else ("--policy", config.policy)
+        print_next(config, "evaluate", "--load", config.cv_dir, *static, "--stats")
+    return metrics
 
 
 def train(
@@ -302,7 +307,7 @@ def train(
     from blockdrop.models.droppable import Droppable
     from blockdrop.training.answers import AnswerTraining
     from blockdrop.training.batchnorm import recalibrate
-    from blockdrop.training.closing import MISSED, warn_of_learning
+    from blockdrop.training.closing import MISSED, warn_of_few_steps, warn_of_learning
     from blockdrop.training.hinton import kl_divergence
     from blockdrop.training.joint import BlockRunner, JointBatch, SettledLearner, make_learner, make_optimizers
     from blockdrop.training.joint_policies import JointPolicies
@@ -346,6 +351,9 @@ def train(
     target = answers.policy_target(flops) if static is None else None
     budget = None if target is None else BudgetPrice(target, config.price_rate)
     batches = session.count_batches(train_images)
+    steps = batches * min(config.settled_from, config.max_epochs) if static is None else 0
+    if processes.first:
+        warn_of_few_steps(steps, batches, config.max_epochs)
     learning = [parameter for parameter in resnet.parameters() if parameter.requires_grad]
     loaded = copy.deepcopy(resnet.state_dict()) if config.rewinds else None
     fixed = policies.borrowed if config.rewinds else ()
@@ -361,7 +369,10 @@ def train(
     state.track(
         resnet=resnet, budget=budget, point=policies.point, policy_network=dynamic.policy_network, **optimizers
     )
-    for epoch in state.epochs(config.max_epochs):
+    settled_from = config.settled_from if config.settled_from < config.max_epochs else 0
+    for epoch in state.epochs(
+        config.max_epochs, enough=lambda: session.run.stalled(config.patience, settled_from)
+    ):
         answers.begin(policies.point, flops)
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
@@ -441,7 +452,7 @@ def train(
     metrics = session.run.finish_with_test()
     if static is None and config.max_epochs and processes.first:
         warn_of_learning(
-            metrics, flops, steps=batches * min(config.settled_from, config.max_epochs),
+            metrics, flops, steps=steps,
             target=config.target_flops, threshold=policies.point.threshold,
             same_for_all=config.one_policy or dynamic.policy_net == "constant",
         )  # fmt: skip

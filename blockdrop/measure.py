@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +31,8 @@ from blockdrop.training.compute import Compute
 Item = TypeVar("Item")
 SPEED_ROUNDS = 5
 SPEED_BATCHES, SPEED_IMAGES = 8, 128  # at least so many a round
+LATENCY_IMAGES, LATENCY_SECONDS = 200, 3.0
+"""Single images that are timed at most, and how long it may take for each way to run them."""
 TIMED_BYTES = 1 << 30
 MAPS_PER_IMAGE = 8
 """Bytes of the feature maps that a row holds at a time, of its image's, about."""
@@ -226,6 +230,69 @@ def measure_speed(
     seconds = seconds_in_turns(runs, list(enumerate(batches)), full.device)
     full_speed, *speeds = (len(chosen) / found for found in seconds)
     return full_speed, speeds
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of a single image, over several images."""
+
+    median: float
+    p95: float
+    """95 % of the images take at most so long."""
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        """From the seconds of each image."""
+        middle, late = np.quantile(seconds, (0.5, 0.95))
+        return cls(1000 * float(middle), 1000 * float(late))
+
+
+def measure_latency(
+    full: Executor,
+    dynamic: Executor,
+    images: Images,
+    normalisation: Normalisation,
+    policy: Thresholds | Tensor,
+    channels_last: bool = True,
+) -> tuple[Latency, Latency]:
+    """Milliseconds of single images, of the full network and of the dynamic one, in turns.
+
+    The images are drawn from all over the set and are already in memory; programs are compiled before. At most
+    `LATENCY_IMAGES` are timed, fewer if that takes longer than `LATENCY_SECONDS` for each network.
+
+    Args:
+        policy: what thresholds make of the policy network, which counts; or bool (N, K) for all images.
+    """
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[:LATENCY_IMAGES]
+    subset = images.subset(chosen).batches(1, normalisation, full.device, channels_last=channels_last)
+    singles = [image for image, _ in subset]
+    rows = list(policy[chosen].split(1)) if isinstance(policy, Tensor) else [None] * len(singles)
+
+    def run_dynamic(image: Tensor, row: Tensor | None) -> Tensor:
+        if row is not None:
+            return dynamic(image, policy=row)[1]
+        assert isinstance(policy, Thresholds)
+        return dynamic.run(image, threshold=policy.keep, answer_threshold=policy.answer).policy
+
+    size = singles[0].shape[-1]
+    full.warm(torch.ones(1, dynamic.num_blocks, dtype=torch.bool), size, 1)
+    found = torch.cat([run_dynamic(*pair) for pair in zip(singles, rows, strict=False)])
+    dynamic.warm(found[found.any(1)], size, 1)
+    for _ in range(2):
+        full(singles[0])
+        run_dynamic(singles[0], rows[0])
+    seconds: tuple[list[float], list[float]] = ([], [])
+    runs: tuple[Callable[[Tensor, Tensor | None], object], ...] = (lambda image, _: full(image), run_dynamic)
+    for image, row in zip(singles, rows, strict=False):
+        for run, times in zip(runs, seconds, strict=True):
+            start = time.perf_counter()
+            run(image, row)
+            if full.device.type == "cuda":
+                torch.cuda.synchronize(full.device)
+            times.append(time.perf_counter() - start)
+        if sum(map(sum, seconds)) > len(runs) * LATENCY_SECONDS:
+            break
+    return Latency.of(seconds[0]), Latency.of(seconds[1])
 
 
 def measure_passes(

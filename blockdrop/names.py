@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 Shortcut = Literal["pad_avgpool", "pad_stride", "projection"]
 SHORTCUTS: tuple[Shortcut, ...] = get_args(Shortcut)
-ReductionMode = Literal["block", "net", "depthwise"]
+ReductionMode = Literal["block", "net", "depthwise", "shuffle", "mobile"]
 REDUCTION_MODES: tuple[ReductionMode, ...] = get_args(ReductionMode)
 PolicyNet = Literal["reference", "pooled", "pooled4", "stem", "constant"]
 """reference: a ResNet-8 (224 px: the image pooled by 2, a [1, 1, 1, 1] ResNet). pooled, pooled4: the same on an

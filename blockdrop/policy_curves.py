@@ -166,7 +166,7 @@ def blind_curves(
     dealt = keep_probs[torch.randperm(num_images, generator=generator)]
     means = class_means(keep_probs, labels)[labels]
     for name, probabilities, costs in (
-        ("learned, dealt to other images", dealt, table),
+        ("learned, of another image", dealt, table),
         ("class means", means, alone),
     ):
         thresholds = curve_thresholds(probabilities, costs, POINTS)[::-1]
@@ -212,6 +212,11 @@ def class_means(values: Tensor, labels: Tensor) -> Tensor:
 def full_curve(right: Tensor, table: FlopTable) -> Curve:
     """The full network without a policy network: one point. right: bool (N,)."""
     return Curve("full network", (_point(torch.tensor([table.full]), right, "all blocks"),))
+
+
+def brought_curve(accuracy: float, table: FlopTable) -> Curve:
+    """The network before it was trained to drop blocks: one point. accuracy: on the same images."""
+    return Curve("network as brought", (CurvePoint(float(table.full), accuracy, "all blocks"),))
 
 
 def _point(flops: Tensor, right: Tensor, label: str) -> CurvePoint:

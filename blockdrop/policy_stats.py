@@ -136,6 +136,7 @@ class Outcomes:
             "blocks_std": deviation,
             "unique_policies": self.unique_policies,
             "flops": self.flops_per_image[0],
+            **({} if self.losses is None else {"loss": self.losses.double().mean().item()}),
             **answers,
         }
 

@@ -52,6 +52,7 @@ class PretrainConfig(SupervisedConfig):
 def main(config: PretrainConfig) -> dict[str, float]:
     """Opens network, data and run directory, and trains; returns the last test's metrics."""
     from blockdrop.training.brought import test_brought  # torch, which --help does without
+    from blockdrop.training.closing import beside, close, print_next
     from blockdrop.training.opening import open_training
 
     config.check()
@@ -64,7 +65,21 @@ def main(config: PretrainConfig) -> dict[str, float]:
         session.announce("pretrain", opened.dynamic, opened.data, opened.origins)
         if opened.has_backbone and not config.new_head:
             test_brought(opened.dynamic, opened.data, session, keep=False)
-        return train(opened.dynamic, opened.data, session)
+        metrics = train(opened.dynamic, opened.data, session)
+        close(session, metrics)
+        if opened.dynamic.network.droppable:
+            flags = (
+                "--recipe",
+                "answers",
+                "--pretrained",
+                config.cv_dir,
+                "--cv_dir",
+                beside(config.cv_dir, "answers"),
+            )
+            print_next(config, "finetune", "--model", opened.dynamic.model, *flags)
+        else:
+            print_next(config, "evaluate", "--load", config.cv_dir)
+    return metrics
 
 
 def train(dynamic: DynamicNetwork, data: Data, session: Session[PretrainConfig]) -> dict[str, float]:

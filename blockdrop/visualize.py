@@ -29,7 +29,7 @@ class VisualizeConfig(ModelConfig):
         *("model", "data_dir", "load", "cv_dir", "images"),
         *("threshold", "answer_threshold", "overwrite"),
     )
-    GROUPS: ClassVar[Groups] = {"device and seed": ("batch_size", "engine")}
+    GROUPS: ClassVar[Groups] = {"device and seed": ("batch_size", "engine", "speed")}
 
     load: tuple[CheckpointName, ...] = ()
     """Checkpoints of any dialect, or run directories: backbone and policy network, in one or in two."""
@@ -48,6 +48,8 @@ class VisualizeConfig(ModelConfig):
     engine: EngineName = "auto"
     """Engine that runs the networks: torch, openvino, or auto (openvino if it is installed and knows the network's
     layers)."""
+    speed: bool = True
+    """Measure images per second and the milliseconds of single images, for the head of the page."""
     overwrite: bool = False
     """Replace the page and the figures that the folder holds."""
 
@@ -97,6 +99,7 @@ def main(config: VisualizeConfig) -> Findings:
         config.engine,
         config.threshold,
         config.answer_threshold,
+        config.speed,
     )
     statistics = policy_statistics(findings.outcomes, findings.full, data.classes, dynamic.network.stage_sizes)
     print(findings.outcomes.four_lines())

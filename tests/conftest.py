@@ -45,7 +45,7 @@ def _seeded() -> None:
 def _timed_once() -> Iterator[None]:
     """No test is about how fast a network is, so whatever is timed runs once, on one batch."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("SPEED_ROUNDS", "SPEED_BATCHES", "SPEED_IMAGES"):
+        for name in ("SPEED_ROUNDS", "SPEED_BATCHES", "SPEED_IMAGES", "LATENCY_IMAGES"):
             patch.setattr(measure, name, 1)
         yield
 

@@ -117,7 +117,7 @@ class StudentConfig(SupervisedConfig, DistillConfig):
     student_reduction: Width | None = None
     """Factor by which the widths of a student that is a ResNet or a plain net shrink."""
     student_reduction_mode: ReductionMode | None = None
-    """What --student_reduction shrinks: block, net or depthwise, as --reduction_mode."""
+    """What --student_reduction shrinks: block, net, depthwise, shuffle or mobile, as --reduction_mode."""
     milestones: tuple[int, ...] = ()
     """With --schedule step: epochs at which the learning rate is multiplied by --lr_decay_ratio, in place of every
     --epoch_step."""

@@ -28,6 +28,7 @@ from blockdrop.models.backbone import (
     PadShortcut,
     is_plain_conv,
 )
+from blockdrop.models.compact import ShuffleBranch
 from blockdrop.models.policy_networks import NoFeatures
 from blockdrop.models.shift import Shift, ShiftBranch
 
@@ -454,6 +455,10 @@ def _layer(layer: nn.Module, x: Any) -> Any:
             return op.relu(_layer(layer.bn2, _layer(layer.conv2, _layer(layer.shift, x))))
         case Shift():
             return _convolution(layer.as_convolution(), x)
+        case ShuffleBranch():
+            conv, norm = layer.layers()[0]
+            x = _shuffle_channels(op.relu(_layer(norm, _layer(conv, x))), layer.shuffle.groups)
+            return _layer(Branch(*zip(*layer.layers()[1:], strict=True)), x)
         case EndedBranch():
             branch = Branch(*zip(*layer.layers(), strict=True))
             return _squeeze_and_excite(layer.end, _layer(branch, x))
@@ -489,6 +494,14 @@ def _convolution(conv: nn.Conv2d, x: Any) -> Any:
     else:
         x = op.group_convolution(x, _weights(conv.weight, conv.groups, -1, *conv.weight.shape[1:]), *geometry)
     return x if conv.bias is None else op.add(x, _weights(conv.bias, 1, -1, 1, 1))
+
+
+def _shuffle_channels(x: Any, groups: int) -> Any:
+    shape = x.get_output_partial_shape(0)
+    channels, height, width = (shape[axis].get_length() for axis in (1, 2, 3))
+    x = op.reshape(x, _constant([0, groups, channels // groups, height, width]), True)
+    x = op.transpose(x, _constant([0, 2, 1, 3, 4]))
+    return op.reshape(x, _constant([0, channels, height, width]), True)
 
 
 def _squeeze_and_excite(layer: Any, x: Any) -> Any:

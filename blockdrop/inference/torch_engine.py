@@ -76,16 +76,18 @@ class PackedConv(nn.Module, _Conv):
         return run(total, x, self._weight(x), self.bias, *self.geometry, "add", 1.0, "relu", [], "")
 
 
-def _fuses(conv: nn.Module) -> bool:
+def _fuses(conv: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether oneDNN's fused convolution computes it in this number format, on this processor."""
     return (
         is_plain_conv(conv)
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)
         and conv.weight.device.type == "cpu"
-        and conv.weight.dtype in (torch.float32, torch.bfloat16)
+        and dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
+        and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
 
 
@@ -110,7 +112,7 @@ def copy_to_run(net: Net, dtype: torch.dtype) -> Net:
             for branch, ds in module.branches():
                 if _only_convs(branch) and (module.relu_after_sum or isinstance(ds, NoShortcut)):
                     convs += [conv for conv, _ in branch.layers()]  # type: ignore[operator]
-            memo |= {id(conv): PackedConv(conv, dtype) for conv in convs if _fuses(conv)}  # type: ignore[arg-type]
+            memo |= {id(conv): PackedConv(conv, dtype) for conv in convs if _fuses(conv, dtype)}  # type: ignore[arg-type]
     channels_last: Any = torch.channels_last
     return copy.deepcopy(net, memo).to(dtype).to(memory_format=channels_last)
 

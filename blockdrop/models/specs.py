@@ -44,7 +44,8 @@ class Variant:
     reduction: float | None = None
     """By how much widths shrink; see `reduction_mode`."""
     reduction_mode: ReductionMode | None = None
-    """block (inner widths / reduction), net (all widths / √reduction), depthwise (see `reduced_branch`)."""
+    """block (inner widths / reduction), net (all widths / √reduction), depthwise, shuffle, mobile (see
+    `reduced_branch`)."""
 
     def __post_init__(self) -> None:
         for name in ("expansion", "reduction"):

@@ -76,7 +76,8 @@ def _build_family(spec: ModelSpec, classes: int, shortcut: Shortcut | None, vari
     if spec.family in ("plain", "dsplain"):
         return make_plain(spec.layers, widths, classes, shortcut, **shape)
     assert shortcut is not None
-    return make_resnet(spec.layers, widths, classes, shortcut, **shape)
+    linear = variant.reduction_mode == "mobile"  # MobileNetV2's blocks end without a ReLU
+    return make_resnet(spec.layers, widths, classes, shortcut, relu_after_sum=not linear, **shape)
 
 
 def build(

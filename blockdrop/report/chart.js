@@ -15,9 +15,14 @@ const MARKERS = [
 const PRINTED_WIDTH = 680; // CSS pixels between the margins of a sheet of paper
 const NEAR = 24; // px from the pointer to a point that it means
 
-/** Colour, dash and marker of a curve; with 7 colours and 6 markers the first 42 curves differ in the pair. */
+/** Colour, dash and marker of a curve, as in the figures (figures.py); with 7 colours and 6 markers the first 42 curves
+ * differ in the pair. A network alone, one point, is a larger ring, so that what lies under it is seen. */
 function curveStyle(index) {
   return { colour: `colour-${index % COLOURS}`, dash: DASHES[index % 6], marker: MARKERS[index % 6] };
+}
+
+function markerClass(curve) {
+  return curve.points.length === 1 ? "marker alone" : "marker";
 }
 
 /** Round numbers in [low, high], about `count` of them. */
@@ -71,8 +76,9 @@ class Chart {
     const entries = this.report.curves.map((curve, index) => {
       const { colour, dash, marker } = curveStyle(index);
       const line = svg("path", { d: "M0,8H34", class: "line", "stroke-dasharray": dash });
-      const shape = svg("path", { d: marker, class: "marker", transform: "translate(17,8)" });
-      const sample = svg("svg", { width: 34, height: 16, class: colour, "aria-hidden": "true" }, line, shape);
+      const shape = svg("path", { d: marker, class: markerClass(curve), transform: "translate(17,8)" });
+      const shapes = curve.points.length === 1 ? [shape] : [line, shape];
+      const sample = svg("svg", { width: 34, height: 16, class: colour, "aria-hidden": "true" }, ...shapes);
       return html("li", {}, sample, html("span", { class: "name" }, curve.name));
     });
     const ring = svg("circle", { cx: 9, cy: 8, r: 6, class: "here" });
@@ -174,7 +180,7 @@ class Chart {
       const { colour, marker } = curveStyle(point.index);
       const element = svg("path", {
         d: marker,
-        class: `marker ${colour}`,
+        class: `${markerClass(this.report.curves[point.index])} ${colour}`,
         transform: `translate(${this.x(point.flops)},${this.y(point.accuracy)})`,
         role: "img",
         tabindex: i === 0 ? 0 : -1,

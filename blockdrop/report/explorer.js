@@ -191,6 +191,11 @@ class Grid {
     this.moveTo(place);
     this.tiles[place - this.first]?.button.focus();
   }
+
+  /** Scrolls as far as it takes to see the current tile. */
+  reveal() {
+    this.tiles[this.current - this.first]?.item.scrollIntoView({ block: "nearest" });
+  }
 }
 
 /** One image: what it is, what becomes of it at the threshold, and its policy, block by block. */
@@ -210,7 +215,17 @@ class Detail {
     const key = html("p", { class: "hint" }, "● runs, ○ is dropped; bar and number: keep probability; line: threshold");
     const policy = html("h4", {}, "Policy");
     this.parts = [this.heading, buttons, this.canvas, this.facts, policy, key, this.strip];
-    this.panel.addEventListener("keydown", (event) => event.key === "Escape" && this.close());
+    this.panel.addEventListener("keydown", (event) => this.press(event));
+  }
+
+  /** Escape closes; left and right arrows go to the image before and after, up and down scroll the panel. */
+  press(event) {
+    if (event.key === "Escape") return this.close();
+    const offset = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!offset || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    const button = offset < 0 ? this.previous : this.next;
+    if (!button.disabled) this.neighbour(offset);
   }
 
   button(text, act) {
@@ -237,6 +252,7 @@ class Detail {
     this.image = this.grid.images[this.grid.current];
     this.grid.show();
     this.show();
+    this.grid.reveal();
   }
 
   show() {

@@ -32,6 +32,8 @@ class ReportFigure:
     description: str
     """What it shows, in a sentence or two: caption, and text for those who can't see it."""
     figure: Figure
+    photos: bool = False
+    """Whether it shows images, whose colours must stay as they are on a dark page."""
 
     @cached_property
     def svg(self) -> bytes:
@@ -85,6 +87,8 @@ class Report:
     """uint8 (N, 3, S, S), S at most 64."""
     curves: Sequence[Curve]
     figures: Sequence[ReportFigure]
+    warnings: Sequence[str] = ()
+    """What a reader should know before they believe the numbers."""
     answers: Tensor | None = None
     """int64 (N,): what the policy network answers; None: it answers nothing."""
     confidence: Tensor | None = None
@@ -116,6 +120,7 @@ def report_page(report: Report) -> str:
         facts="\n".join(
             f"<div><dt>{as_text(name)}</dt><dd>{as_text(value)}</dd></div>" for name, value in report.facts
         ),
+        warnings="".join(f'<p class="warning">Note: {as_text(line)}.</p>\n' for line in report.warnings),
         figures=_figures(report.figures),
         sheets="\n".join(f'<img class="sheet" src="{sheet}" alt="" hidden>' for sheet in sheets),
         data=as_json(_data(report) | {"thumbnails": place}),
@@ -215,5 +220,6 @@ def _figure(shown: ReportFigure) -> str:
     width, height = (round(96 * inches) for inches in shown.figure.get_size_inches())  # CSS pixels
     title, description = as_text(shown.title), as_text(shown.description)
     source = f'src="{shown.uri}" width="{width}" height="{height}"'
-    image = f'<img {source} alt="{title}" loading="lazy">'
+    kind = "photos" if shown.photos else "drawing"
+    image = f'<img class="{kind}" {source} alt="{title}" loading="lazy">'
     return f"<figure>{image}<figcaption><strong>{title}</strong> {description}</figcaption></figure>"

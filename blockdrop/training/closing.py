@@ -1,11 +1,18 @@
-"""What a person should know when policies have been learned, before they believe the numbers."""
+"""What a training says before it begins and when it ends: warnings, what came out, the next command."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
+from blockdrop.dynamic import DynamicNetwork
 from blockdrop.flops import FlopTable
+from blockdrop.training.brought import ACCURACY
+from blockdrop.training.config import RunConfig
+from blockdrop.training.session import Session
 
 FEW_STEPS = 100
 """Steps of learning under which a policy network has hardly left its start."""
@@ -13,6 +20,69 @@ MISSED = 0.03
 """Share of the full network's FLOPs by which a target may be missed without a word."""
 EDGE = 0.001
 """How near to 0 or 1 a threshold is at an end of its range."""
+
+
+def warn_of_few_steps(steps: int, batches: int, epochs: int) -> None:
+    """Prints a line on stderr if a run will have too few steps to learn policies.
+
+    Args:
+        steps: in which the policy network will learn.
+        batches: of an epoch.
+        epochs: of the run.
+    """
+    if 0 < steps < FEW_STEPS:
+        needed = -(-FEW_STEPS * epochs // steps)
+        print(
+            f"warning: policies will be learned for {steps} steps, and need {FEW_STEPS} or more (an epoch has "
+            f"{batches} of them); pass --max_epochs {needed} or a smaller --batch_size",
+            file=sys.stderr,
+        )
+
+
+def close(session: Session[Any], metrics: Mapping[str, float], dynamic: DynamicNetwork | None = None) -> None:
+    """Prints what came out of a run, beside the network that was brought.
+
+    Args:
+        metrics: of the last test.
+        dynamic: what dropped blocks; None: all of them run.
+    """
+    words = [f"accuracy {metrics['accuracy']:.4f}"]
+    brought = (session.run.last_or_none("brought") or {}).get(ACCURACY)
+    if brought is not None:
+        difference = 100 * (metrics["accuracy"] - brought)
+        side = "above" if difference > 0 else "below"
+        points = f"{abs(difference):.2f} points {side}" if abs(difference) >= 0.005 else "the same as"
+        words.append(f"{points} the network as brought ({brought:.4f})")
+    if dynamic is not None and "flops" in metrics:
+        words.append(f"at {metrics['flops'] / dynamic.flop_table().full:.1%} of its FLOPs")
+    print(", ".join(words))
+
+
+def beside(folder: str, ending: str) -> str:
+    """A folder's name with an ending: the next run's.
+
+    >>> beside("cv/r32/", "ft")
+    'cv/r32-ft'
+    """
+    path = Path(folder)
+    return str(path.with_name(f"{path.name}-{ending}"))
+
+
+def print_next(config: RunConfig, command: str, *flags: str) -> None:
+    """Prints the command that usually comes next.
+
+    Args:
+        config: whose data it takes, and whose network if a function of the user's makes it.
+        command: its name, for example evaluate.
+        flags: of it, and their values.
+    """
+    words = [*flags]
+    if config.model is not None and ":" in config.model and "--model" not in words:
+        words += ["--model", config.model]
+    words += ["--data_dir", config.data_dir]
+    if config.split is not None:
+        words += ["--split", str(config.split)]
+    print(f"next: python -m blockdrop.{command} {shlex.join(words)}")
 
 
 def warn_of_learning(
@@ -49,7 +119,7 @@ def learning_warnings(
     blocks, share = metrics["blocks"], metrics["flops"] / flops.full
     if 0 < steps < FEW_STEPS:
         yield (
-            f"policies learned for {steps} steps, with which they hardly leave their start; pass a smaller "
+            f"policies were learned for {steps} steps, with which they hardly leave their start; pass a smaller "
             "--batch_size or more --max_epochs"
         )
     if blocks == 0 and not metrics.get("answered"):

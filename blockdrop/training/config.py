@@ -59,8 +59,9 @@ class ModelConfig:
     reduction: Width | None = None
     """Factor by which the widths of a ResNet or a plain net shrink. Default: the checkpoint's, else 1."""
     reduction_mode: ReductionMode | None = None
-    """What --reduction shrinks: block (inner widths / reduction), net (all widths / √reduction) or depthwise
-    (inner convolutions become depthwise). Default: the checkpoint's, else block."""
+    """What --reduction shrinks: block (inner widths / reduction), net (all widths / √reduction), depthwise
+    (inner convolutions become depthwise), shuffle (ShuffleNet's blocks) or mobile (MobileNetV2's blocks, with six
+    times their input's channels / reduction inside). Default: the checkpoint's, else block."""
     image_size: Annotated[int, Range(least=8, most=4096)] | None = None
     """Side in pixels of the square images of a network of others. Default: the checkpoint's, else what the network
     says of itself."""
@@ -157,7 +158,7 @@ class TrainingConfig(RunConfig):
         "model", "data_dir", "load", "cv_dir", "max_epochs", "batch_size", "lr", "resume",
     )  # fmt: skip
     GROUPS: ClassVar[Groups] = {
-        "optimisation": ("wd", "schedule", "epoch_step", "lr_decay_ratio", "clip_grad", "accumulate")
+        "optimisation": ("wd", "schedule", "epoch_step", "lr_decay_ratio", "patience", "clip_grad", "accumulate")
     }
 
     lr: Positive = 1e-3
@@ -170,6 +171,9 @@ class TrainingConfig(RunConfig):
     """Number of epochs after which the learning rate is multiplied by --lr_decay_ratio, again and again."""
     lr_decay_ratio: Annotated[float, Range(above=0, most=1)] = 0.1
     """Factor that the learning rate is multiplied by at each step of its decay."""
+    patience: Count | None = None
+    """Number of tests in a row, no better than the best one before, after which training stops early. Tests count
+    from when all blocks are decided and policies are settled. Default: all epochs are trained."""
     clip_grad: Positive | None = None
     """Largest norm of the gradient: a longer one is scaled down to it. Default: no limit."""
     accumulate: Count = 1

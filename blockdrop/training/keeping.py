@@ -21,6 +21,22 @@ def best_test(tests: Sequence[Test], most_flops: float | None = None) -> Test | 
     return max(within or tests, key=lambda test: (test["accuracy"], test["epoch"]), default=None)
 
 
+def stalled(tests: Sequence[Test], patience: int, since: int = 0, most_flops: float | None = None) -> bool:
+    """Whether so many tests in a row were no better than the best one before.
+
+    Args:
+        tests: in their order.
+        since: the first epoch whose test counts.
+        most_flops: as for `best_test`.
+    """
+    merits = [
+        (most_flops is None or test.get("flops", 0.0) <= most_flops, test["accuracy"])
+        for test in tests
+        if test["epoch"] >= since
+    ]
+    return bool(merits) and len(merits) - 1 - merits.index(max(merits)) >= patience
+
+
 def drop_checkpoints(paths: Mapping[int, Path], newest: int, best: int | None) -> None:
     """Deletes a run's checkpoints but the newest ones and the best.
 

@@ -71,6 +71,7 @@ class SampledEpoch:
         outcomes = Outcomes(policy, predictions, labels, flops, losses=losses)
         return {
             **outcomes.metrics(reward),
+            "flops_share": flops.double().mean().item() / self.flops.full,
             **self.means.means(),
             "lr": lr,
             "block_executions": self.block_executions,
@@ -141,6 +142,7 @@ def test_policies(
     compute = session.compute.in_float32()
     outcomes = evaluate_images(dynamic, data.test, compute, decider=test.decider, run=test.run)
     metrics = {**outcomes.metrics(reward), **test.facts}
+    metrics["flops_share"] = metrics["flops"] / dynamic.flop_table().full
     if test.point.found:
         metrics["threshold"] = test.point.threshold
     run.log(epoch, "test", metrics)

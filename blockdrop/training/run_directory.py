@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from blockdrop.errors import BlockdropError, NumericalError, require
 from blockdrop.output import check_folder, open_own, sync, write_whole
 from blockdrop.processes import ALONE, Processes
-from blockdrop.training.keeping import best_test, drop_checkpoints
+from blockdrop.training.keeping import best_test, drop_checkpoints, stalled
 from blockdrop.training.state import EVENTS, STATE_FILE, TrainingState, read_state
 from blockdrop.version import project_version
 
@@ -50,6 +50,23 @@ EITHER_WAY = (
     "keep_checkpoints",
 )
 """Flags in which two runs may differ and be the same."""
+
+TAGS = {
+    "answered": "answered_share_of_images",
+    "answered_accuracy": "accuracy_of_answered_images",
+    "answers": "answered_share_of_images",
+    "blocks": "blocks_per_image",
+    "blocks_std": "blocks_per_image_deviation",
+    "entropy": "entropy_of_keep_probabilities",
+    "flops": "FLOPs_per_image",
+    "flops_share": "FLOPs_share_of_full_network",
+    "lr": "learning_rate",
+    "price": "price_of_computation",
+    "rest_accuracy": "accuracy_of_other_images",
+    "spent": "FLOPs_share_of_full_network_in_batches",
+    "unique_policies": "different_policies",
+}
+"""What TensorBoard calls a metric, where its own name says little to a stranger."""
 
 
 class RunDirectory:
@@ -180,14 +197,14 @@ class RunDirectory:
         return f"going on at epoch {state['epoch']}" + (f", batch {state['batch']}" if state["batch"] else "")
 
     def log(self, epoch: int, phase: str, metrics: Mapping[str, float]) -> None:
-        """Appends to metrics.jsonl, and to TensorBoard under `phase/name`."""
+        """Appends to metrics.jsonl, and to TensorBoard under `phase/name`, some names longer (`TAGS`)."""
         line = {"epoch": epoch, "phase": phase, "time": round(time.time(), 3), **metrics}
         self._last[phase] = epoch, dict(metrics)
         if self.processes.first:
             with self._writing():
                 print(json.dumps(line), file=self._metrics, flush=True)
                 for name, value in metrics.items():
-                    self.writer.add_scalar(f"{phase}/{name}", value, epoch)
+                    self.writer.add_scalar(f"{phase}/{TAGS.get(name, name)}", value, epoch)
 
     def last(self, phase: str) -> tuple[int, dict[str, float]]:
         """Epoch and metrics of the phase's last line, before a resumption or after.
@@ -282,6 +299,16 @@ class RunDirectory:
     def tests(self) -> list[dict[str, Any]]:
         """What was logged of tests."""
         return [line for line in read_metrics(self.path) if line["phase"] == "test"]
+
+    def stalled(self, patience: int | None, since: int = 0) -> bool:
+        """Whether so many tests in a row, from epoch `since` on, were no better than the best one; says so. None:
+        never."""
+        if patience is None:
+            return False
+        enough = self.processes.from_first(lambda: stalled(self.tests(), patience, since, self.most_flops))
+        if enough:
+            print(f"stopped early: no better test among the last {patience} (--patience)")
+        return enough
 
     def keep_checkpoints(self, newest: int | None) -> None:
         """Deletes all but so many of the newest checkpoints and the best one; None: none."""

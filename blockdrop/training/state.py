@@ -99,8 +99,9 @@ class TrainingState:
             restore(parts, self.saved["epoch_parts"])
             self.saved = None
 
-    def epochs(self, last: int, first: int = 0) -> Iterator[int]:
-        """The epochs of a stage, first … last - 1, that are still to come."""
+    def epochs(self, last: int, first: int = 0, enough: Callable[[], bool] = lambda: False) -> Iterator[int]:
+        """The epochs of a stage, first … last - 1, that are still to come; fewer once there are `enough`, which is
+        asked before each."""
         self.stage += 1
         self.epoch, self.batch = first, 0
         if self.saved is not None:
@@ -109,7 +110,7 @@ class TrainingState:
             self._restore(self.saved)
         elif self.stage == 0:
             self.save()  # from now on there is something to go on from
-        while self.epoch < last:
+        while self.epoch < last and not enough():
             yield self.epoch
             self.epoch, self.batch = self.epoch + 1, 0
             self.epoch_parts, self.saved = {}, None

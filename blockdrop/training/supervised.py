@@ -103,7 +103,8 @@ def fit(
         )
     state = run.state
     state.track(module=module, optimizer=optimizer, one_cycle=one_cycle)
-    for epoch in state.epochs(first_epoch + epochs, first_epoch):
+    enough = functools.partial(run.stalled, config.patience, first_epoch)
+    for epoch in state.epochs(first_epoch + epochs, first_epoch, enough):
         begin_epoch()
         if one_cycle is None:
             for group in optimizer.param_groups:

@@ -1,12 +1,15 @@
 """The Gymnasium environment with a ten-line fake classifier."""
 
 import warnings
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import TransformObservation
 from torch import Tensor
 
 import agents.envs
@@ -134,6 +137,51 @@ def test_vector_environment_plays_a_batch(as_tensors: bool) -> None:
     assert terminated.all()
     assert not truncated.any()
     assert following.shape == (64, 3, 4, 4)
+
+
+def played_alone(**options: Any) -> Any:
+    return gymnasium.make_vec(
+        "BlockDrop-v0", num_envs=4, vectorization_mode="vector_entry_point", **ARGUMENTS, **options
+    )
+
+
+def test_autoreset_in_the_next_step_shows_the_judged_images_once_more() -> None:
+    envs = played_alone(autoreset_mode="NextStep")
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    shown, _ = envs.reset(seed=0)
+    judged, rewards, terminated, truncated, info = envs.step(envs.action_space.sample())
+    np.testing.assert_array_equal(judged, shown)
+    assert terminated.all()
+    assert not truncated.any()
+    assert "correct" in info
+    following, rewards, terminated, truncated, info = envs.step(envs.action_space.sample())
+    assert (following != shown).any()
+    assert not rewards.any()
+    assert not terminated.any()
+    assert not truncated.any()
+    assert info == {}
+
+
+def test_wrappers_that_transform_observations_take_autoreset_in_the_next_step() -> None:
+    with pytest.raises(ValueError, match="NEXT_STEP"):
+        TransformObservation(played_alone(), lambda observations: observations)
+    envs = TransformObservation(played_alone(autoreset_mode=AutoresetMode.NEXT_STEP), lambda shown: 1 - shown)
+    shown, _ = envs.reset(seed=0)
+    np.testing.assert_array_equal(shown, 1 - envs.unwrapped.reset(seed=0)[0])
+    envs.step(envs.action_space.sample())
+
+
+def test_without_autoreset_each_step_needs_a_reset() -> None:
+    envs = played_alone(autoreset_mode=AutoresetMode.DISABLED)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        envs.step(envs.action_space.sample())
+    for _ in range(2):
+        envs.reset(options={"reset_mask": np.ones(4, dtype=bool)})
+        assert envs.step(envs.action_space.sample())[2].all()
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        envs.step(envs.action_space.sample())
+    with pytest.raises(ValueError, match="reset_mask must hold True alone"):
+        envs.reset(options={"reset_mask": np.array([True, False, True, True])})
 
 
 def test_vector_environment_is_reproducible() -> None:

@@ -26,6 +26,7 @@ from blockdrop import (
 )
 from blockdrop.data import NORMALISATIONS
 from blockdrop.models.checkpoints.dialects import read_checkpoint
+from blockdrop.training.run_directory import TAGS
 from tests.conftest import write_image_tree
 
 Command = Callable[..., tuple[int, str, str]]
@@ -87,7 +88,8 @@ def test_from_pretraining_to_evaluation(tmp_path: Path, image_tree: Path, comman
     events = EventAccumulator(str(tmp_path / "c"))
     events.Reload()
     logged = {"accuracy", "reward", "blocks", "blocks_std", "unique_policies", "flops", "lr", "entropy"}
-    assert {f"train/{name}" for name in logged | {"images_per_second"}} <= set(events.Tags()["scalars"])
+    tags = {f"train/{TAGS.get(name, name)}" for name in logged | {"images_per_second", "flops_share"}}
+    assert tags | {"test/loss"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["test/usage_per_block"]
     assert [event.step for event in events.Scalars("train/reward")] == [0, 1, 2]
     assert json.loads((tmp_path / "c" / "config.json").read_text())["alpha"] == 0.8
@@ -119,12 +121,11 @@ def test_numbers_do_not_depend_on_the_batch_size(tmp_path: Path, command: Comman
     torch.save({"agent": policy_network.state_dict(), "resnet": resnet.state_dict()}, tmp_path / "c.t7")
     reports = []
     for batch_size in (7, 64, 450):
-        found = evaluate.main(
-            evaluate.EvaluateConfig(model="R14_Digits", load=(str(tmp_path / "c.t7"),), batch_size=batch_size)
-        ).evaluation.to_json()
-        reports.append(
-            {k: v for k, v in found.items() if "per_second" not in k and k not in ("batch_size", "config")}
+        config = evaluate.EvaluateConfig(
+            model="R14_Digits", load=(str(tmp_path / "c.t7"),), batch_size=batch_size, speed=False
         )
+        found = evaluate.main(config).evaluation.to_json()
+        reports.append({k: v for k, v in found.items() if k not in ("batch_size", "config")})
     assert reports[0] == reports[1] == reports[2]
     assert reports[0]["unique_policies"] > 1
 

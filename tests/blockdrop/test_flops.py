@@ -92,6 +92,8 @@ STATIC_NETS: list[tuple[str, dict[str, Any]]] = [
     ("resnet20_C10", {"reduction": 2.8, "reduction_mode": "block"}),
     ("resnet20_C10", {"reduction": 2.8, "reduction_mode": "net"}),
     ("resnet20_C10", {"reduction": 2.8, "reduction_mode": "depthwise"}),
+    ("resnet20_C10", {"reduction": 1.5, "reduction_mode": "shuffle"}),
+    ("resnet20_C10", {"reduction": 2, "reduction_mode": "mobile"}),
     ("R18_C10", {}),
     ("plain50_C10", {}),
 ]

@@ -60,7 +60,7 @@ def test_blind_policies_cost_and_reach_what_they_run() -> None:
 
     curves = {curve.name: curve.points for curve in blind_curves(keep_probs, labels, TABLE, predict)}
     (looks,) = asked  # all policies share one pass
-    assert looks.sum() == len(curves["learned, dealt to other images"])
+    assert looks.sum() == len(curves["learned, of another image"])
     first = {point.label: (point.flops, point.accuracy) for point in curves["first K blocks"]}
     assert first == {
         "first 0 blocks": (10, 0), "first 1 block": (11, 0), "first 2 blocks": (13, 0), "first 3 blocks": (17, 1),
@@ -68,7 +68,7 @@ def test_blind_policies_cost_and_reach_what_they_run() -> None:
     random = curves["random K blocks"]
     assert [point.label for point in random] == [f"random {k} block{'s' * (k != 1)}" for k in range(4)]
     assert (random[0].flops, random[-1].flops) == (10, 17)
-    dealt = curves["learned, dealt to other images"]
+    dealt = curves["learned, of another image"]
     assert (dealt[0].flops, dealt[-1].flops) == (110, 117), "the policy network still runs"
     # means are (0.55, 0.45, 0.65) for class 0, (0.5, 0.2, 0.5) for class 2, so there is a threshold for blocks 0
     # and 2 of both

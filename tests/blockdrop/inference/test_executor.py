@@ -84,6 +84,8 @@ def test_the_executor_gives_the_logits_of_masked_execution(
     [
         ("plain14_C10", {}),
         ("plain14_C10", {"reduction": 2, "reduction_mode": "depthwise"}),
+        ("resnet14_C10", {"reduction_mode": "shuffle"}),
+        ("resnet14_C10", {"reduction": 3, "reduction_mode": "mobile"}),
         ("exactplain14_C10", {}),
         ("dsplain14_C10", {}),
         ("dsplain14_C10", {"shortcut": "pad_avgpool"}),

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -52,6 +53,32 @@ def test_depthwise_mode_puts_a_depthwise_convolution_between_two_pointwise_ones(
     ]
 
 
+def test_shuffle_mode_groups_the_pointwise_convolutions() -> None:
+    # 16, 32 and 64 divided by 1.5 are 10.7, 21.3 and 42.7; the next multiples of 4 below are 8, 20 and 40
+    assert first_branches(build_static("resnet20_C10", reduction=1.5, reduction_mode="shuffle")) == [
+        [(16, 8, 1, 1, 4), (8, 8, 3, 1, 8), (8, 16, 1, 1, 4)],
+        [(16, 20, 1, 1, 4), (20, 20, 3, 2, 20), (20, 32, 1, 1, 4)],
+        [(32, 40, 1, 1, 4), (40, 40, 3, 2, 40), (40, 64, 1, 1, 4)],
+    ]
+
+
+def test_a_shuffle_lets_each_output_group_see_every_input_group() -> None:
+    branch = build_static("resnet8_C10", reduction_mode="shuffle").eval().blocks[0][0]
+    images = torch.randn(16, 16, 4, 4, requires_grad=True)
+    branch(images)[:, :4].sum().backward()  # the first of four groups of the last convolution
+    assert bool((images.grad.abs().sum((0, 2, 3)) > 0).all())
+
+
+def test_mobile_mode_inverts_the_bottleneck_and_ends_without_a_relu() -> None:
+    net = build_static("resnet20_C10", reduction=2, reduction_mode="mobile")
+    assert first_branches(net) == [
+        [(16, 48, 1, 1, 1), (48, 48, 3, 1, 48), (48, 16, 1, 1, 1)],
+        [(16, 48, 1, 1, 1), (48, 48, 3, 2, 48), (48, 32, 1, 1, 1)],
+        [(32, 96, 1, 1, 1), (96, 96, 3, 2, 96), (96, 64, 1, 1, 1)],
+    ]
+    assert not net.relu_after_sum
+
+
 @pytest.mark.parametrize(
     ("mode", "second_stage"),
     [
@@ -97,13 +124,20 @@ def test_a_mode_alone_reduces_by_one_and_a_reduction_alone_reduces_blocks() -> N
     [
         ({"reduction": 16.5}, "reduction 16.5: leaves nothing of a width of 16"),
         ({"reduction": 17, "reduction_mode": "depthwise"}, "reduction 17: leaves nothing of a width of 16"),
+        ({"reduction": 97, "reduction_mode": "mobile"}, "reduction 97: leaves nothing of a width of 96"),
     ],
-    ids=["block", "depthwise"],
+    ids=["block", "depthwise", "mobile"],
 )
 def test_a_reduction_that_leaves_no_channel_is_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(BlockdropError, match=message):
         build_static("resnet8_C10", **options)
-    assert build_static("resnet8_C10", **(options | {"reduction": 16})).blocks[0][0].conv1.out_channels == 1
+    most = build_static("resnet8_C10", **(options | {"reduction": 96 if options["reduction"] == 97 else 16}))
+    assert most.blocks[0][0].conv1.out_channels == 1
+
+
+def test_a_reduction_that_leaves_a_group_empty_is_named() -> None:
+    with pytest.raises(BlockdropError, match="reduction 5: leaves nothing of a width of 3"):
+        build_static("resnet8_C10", reduction=5, reduction_mode="shuffle")
 
 
 def test_net_mode_that_leaves_no_channel_is_named() -> None:

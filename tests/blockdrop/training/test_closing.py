@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from blockdrop import finetune, pretrain
 from blockdrop.flops import FlopTable
-from blockdrop.training.closing import learning_warnings
+from blockdrop.training.closing import learning_warnings, warn_of_few_steps
 
 FLOPS = FlopTable(fixed=10, blocks=(20, 20, 20, 30), policy_network=10)  # full: 100
 GOOD = {"blocks": 2.4, "flops": 60.0, "unique_policies": 7}
@@ -31,7 +32,7 @@ def test_nothing_is_said_where_all_is_well() -> None:
 @pytest.mark.parametrize(
     ("metrics", "more", "says"),
     [
-        ({}, {"steps": 15}, "policies learned for 15 steps"),
+        ({}, {"steps": 15}, "policies were learned for 15 steps"),
         ({"blocks": 0, "flops": 20.0}, {"target": None}, "every block is dropped for every image"),
         ({"blocks": 4}, {}, "no block is dropped for any image"),
         ({"unique_policies": 1}, {}, "one policy serves all images"),
@@ -55,6 +56,46 @@ def test_a_recipe_on_a_handful_of_images_warns_and_says_what_was_brought(
     assert code == 0
     assert "network as brought: accuracy 0." in out
     assert error.startswith("warning: ")
+
+
+def test_too_few_steps_are_said_before_training_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_of_few_steps(steps=5, batches=1, epochs=15)
+    error = capsys.readouterr().err
+    assert "learned for 5 steps" in error
+    assert "--max_epochs 300 " in error, "a third of 300 epochs of one step is 100 steps"
+    warn_of_few_steps(steps=0, batches=1, epochs=15)
+    warn_of_few_steps(steps=100, batches=10, epochs=30)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_last_lines_compare_with_what_was_brought_and_name_the_next_command(
+    tmp_path: Path, image_tree: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    data = ("--data_dir", image_tree, "--max_epochs", 1)
+    code, out, _ = command(pretrain, *data, "--model", "R8_Folder", "--cv_dir", tmp_path / "p")
+    assert code == 0
+    last = out.splitlines()[-1]
+    assert last == (
+        f"next: python -m blockdrop.finetune --model R8_Folder --recipe answers --pretrained {tmp_path / 'p'} "
+        f"--cv_dir {tmp_path / 'p-answers'} --data_dir {image_tree}"
+    )
+    flags = (
+        "--recipe",
+        "fast",
+        "--pretrained",
+        tmp_path / "p",
+        "--cv_dir",
+        tmp_path / "f",
+        "--model",
+        "R8_Folder",
+    )
+    code, out, _ = command(finetune, *data, *flags)
+    assert code == 0
+    brought = float(re.search(r"network as brought: accuracy ([\d.]+)", out)[1])
+    outcome, last = out.splitlines()[-2:]
+    assert f"the network as brought ({brought:.4f}), at " in outcome
+    assert outcome.endswith("% of its FLOPs")
+    assert last == f"next: python -m blockdrop.evaluate --load {tmp_path / 'f'} --stats --data_dir {image_tree}"
 
 
 def test_weights_that_are_brought_are_trained_gently() -> None:
