@@ -198,6 +198,7 @@ def draw(findings: Findings, statistics: PolicyStatistics) -> dict[str, ReportFi
             "Usage per class",
             f"Share of each class's images that run each block, {at}; classes by the blocks that they use.",
             figures.usage_per_class(statistics.classes, stages),
+            photos=True,
         ),
         "blocks_histogram": ReportFigure(
             "Blocks used",

@@ -37,7 +37,7 @@ class QuickstartConfig:
     """Epochs of the backbone."""
     curriculum_epochs: int = 16
     """Epochs of curriculum learning."""
-    finetune_epochs: int = 34
+    finetune_epochs: int = 22
     """Epochs of joint fine-tuning."""
     answer_epochs: int = 8
     """Epochs in which the other policy network learns to answer; half as many follow for its policies."""

@@ -33,7 +33,7 @@ class ReportFigure:
     """What it shows, in a sentence or two: caption, and text for those who can't see it."""
     figure: Figure
     photos: bool = False
-    """Whether it shows images, whose colours must stay as they are on a dark page."""
+    """Whether it shows images or a scale of colours, which must stay as they are on a dark page."""
 
     @cached_property
     def svg(self) -> bytes:

@@ -44,8 +44,10 @@ PROGRAM = r"(?:blockdrop |(?:python|torchrun)[^`…]* -m blockdrop\.)"
 
 
 def written_command_lines() -> Iterator[tuple[str, str, list[str]]]:
-    """File, command and flags of each command line of ours in README and results, shell variables replaced."""
-    for path in (ROOT / "README.md", *sorted((ROOT / "experiments" / "results").glob("*.md"))):
+    """File, command and flags of each command line of ours in README, pages and results, shell variables
+    replaced."""
+    results = (ROOT / "experiments" / "results").glob("*.md")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(results)):
         text = re.sub(r"\\\n\s*", " ", path.read_text(encoding="utf-8"))
         variables: dict[str, str] = {}
         for line in text.splitlines():
