@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from blockdrop.inference.executor import compile
     from blockdrop.loading import load, make_dynamic
     from blockdrop.models.checkpoints.filling import load_checkpoint, load_network
+    from blockdrop.models.checkpoints.places import pretrained
     from blockdrop.models.checkpoints.saving import save_checkpoint
     from blockdrop.models.conversion import from_torchvision
     from blockdrop.models.plain import remove_shortcuts
@@ -35,6 +36,7 @@ else:
             "inference.executor": ("compile",),
             "loading": ("load", "make_dynamic"),
             "models.checkpoints.filling": ("load_checkpoint", "load_network"),
+            "models.checkpoints.places": ("pretrained",),
             "models.checkpoints.saving": ("save_checkpoint",),
             "models.plain": ("remove_shortcuts",),
             "models.conversion": ("from_torchvision",),
@@ -64,6 +66,7 @@ __all__ = [
     "load_checkpoint",
     "load_network",
     "make_dynamic",
+    "pretrained",
     "remove_shortcuts",
     "save_checkpoint",
     "train",

@@ -28,7 +28,15 @@ from blockdrop.inference.operating_point import (
     pair_for_budget,
     threshold_for_budget,
 )
-from blockdrop.measure import Latency, evaluate_images, executor, look_through, measure_latency, measure_speed
+from blockdrop.measure import (
+    Latency,
+    evaluate_images,
+    executor,
+    latency_words,
+    look_through,
+    measure_latency,
+    measure_speed,
+)
 from blockdrop.models.checkpoints.operating_points import (
     check_operating_point,
     thresholds_of,
@@ -127,18 +135,6 @@ class Bench:
         return measure_latency(
             self.full, self.run, images, self.dynamic.normalisation, policy, self.compute.channels_last
         )
-
-
-def latency_words(full: Latency, dynamic: Latency) -> str:
-    """Both for people.
-
-    >>> latency_words(Latency(4.0, 4.5), Latency(2.0, 3.9))
-    'full 4.00 ms (95 % of them: 4.50), dynamic 2.00 ms (3.90), 2.00 × as fast by the medians'
-    """
-    return (
-        f"full {full.median:.2f} ms (95 % of them: {full.p95:.2f}), dynamic {dynamic.median:.2f} ms "
-        f"({dynamic.p95:.2f}), {full.median / dynamic.median:.2f} × as fast by the medians"
-    )
 
 
 def given_operating_point(

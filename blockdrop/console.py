@@ -40,7 +40,7 @@ def run_command(
     from blockdrop.processes import joined
 
     try:
-        with joined(getattr(config, "device", "auto")) as processes, _heard(processes.first):
+        with joined(getattr(config, "device", "auto")) as processes, _output_of(processes.first):
             main(config)
     except BrokenPipeError:
         if not _stdout_is_closed():
@@ -108,9 +108,9 @@ def _stdout_is_closed() -> bool:
     return True
 
 
-def _heard(whether: bool) -> contextlib.AbstractContextManager[object]:
+def _output_of(first: bool) -> contextlib.AbstractContextManager[object]:
     """Of several processes one speaks for all."""
-    return contextlib.nullcontext() if whether else contextlib.redirect_stdout(io.StringIO())
+    return contextlib.nullcontext() if first else contextlib.redirect_stdout(io.StringIO())
 
 
 def _unboxed(text: str, hint: str = "") -> str:

@@ -31,7 +31,7 @@ class ExportConfig:
 
     FIRST: ClassVar[tuple[str, ...]] = (
         "model", "load", "format", "output", "threshold", "answer_threshold", "shortcut", "policy_net",
-        "overwrite",
+        "half", "overwrite",
     )  # fmt: skip
 
     model: str | None = None
@@ -45,6 +45,8 @@ class ExportConfig:
     for this machine's kind of CPU) or safetensors (weights)."""
     output: str
     """File to write: *.onnx, *.pt2 (aoti) or *.safetensors."""
+    half: bool = False
+    """Store the weights of safetensors as float16, in half the space. They are rounded."""
     threshold: Probability | None = None
     """Threshold that is recorded in the file, and at which latency is measured. Default: the checkpoint's, else
     0.5."""
@@ -64,6 +66,7 @@ class ExportConfig:
         if self.model is not None:
             parse_name(self.model)
         require(bool(self.load), "--load: name a checkpoint, or two: backbone and policy network")
+        require(not self.half or self.format == "safetensors", "--half: goes with --format safetensors")
         path, suffix = Path(self.output), SUFFIXES[self.format]
         require(
             path.suffix == suffix and len(path.name) < 240,
@@ -103,7 +106,7 @@ def main(config: ExportConfig) -> Path:
     try:
         with TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
             temporary = Path(folder, output.name)
-            write_checked(networks, config.format, temporary)
+            write_checked(networks, config.format, temporary, config.half)
             os.replace(temporary, output)
     except OSError as error:
         raise BlockdropError(f"--output {output}: not writable ({error.strerror or error})") from None

@@ -13,7 +13,6 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.answers import Thresholds, confidence
 from agents.deciders import Learned, keep_all
 from blockdrop import figures
-from blockdrop.bench import latency_words
 from blockdrop.data import Images, Normalisation, evenly_spaced
 from blockdrop.errors import BlockdropError
 from blockdrop.flops import FlopTable
@@ -21,6 +20,7 @@ from blockdrop.measure import (
     Latency,
     evaluate_images,
     executor,
+    latency_words,
     look_through,
     measure_latency,
     measure_speed,

@@ -162,7 +162,8 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> DynamicNetwo
     Nothing in the file is executed. Files of other dialects hold weights alone, so `model` has to say of what.
 
     Args:
-        path: a file, or a run directory (its newest checkpoint).
+        path: a file, a run directory (its newest checkpoint), a published network's name (see `pretrained`),
+            `hf://owner/repository/network` of the Hugging Face hub, or a URL.
         model: of a network that its owner's code builds, a network of the same class (which is left as it is), or
             the `DynamicNetwork` that `make_dynamic` makes of its parts; of other dialects the name of the network.
     Raises:

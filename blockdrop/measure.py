@@ -247,6 +247,18 @@ class Latency:
         return cls(1000 * float(middle), 1000 * float(late))
 
 
+def latency_words(full: Latency, dynamic: Latency) -> str:
+    """Both for people.
+
+    >>> latency_words(Latency(4.0, 4.5), Latency(2.0, 3.9))
+    'full 4.00 ms (95 % of them: 4.50), dynamic 2.00 ms (3.90), 2.00 × as fast by the medians'
+    """
+    return (
+        f"full {full.median:.2f} ms (95 % of them: {full.p95:.2f}), dynamic {dynamic.median:.2f} ms "
+        f"({dynamic.p95:.2f}), {full.median / dynamic.median:.2f} × as fast by the medians"
+    )
+
+
 def measure_latency(
     full: Executor,
     dynamic: Executor,

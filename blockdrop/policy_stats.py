@@ -320,7 +320,7 @@ def statistics_lines(found: PolicyStatistics) -> str:
         tenths = " ".join(f"{flops:.2E}" for flops in found.flops_by_difficulty)
         lines.append(f"FLOPs/img by tenths of the images, from the full network's lowest loss on: {tenths}")
     lines.append(
-        f"mutual information of policy and class: {found.class_information:.3f} nats of at most "
+        f"mutual information of policy and class: {max(found.class_information, 0.0):.3f} nats of at most "
         f"{found.class_entropy:.3f} ({found.shuffled_information:.3f} with labels shuffled)"
     )
     if found.distance_within is not None and found.distance_between is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
@@ -25,6 +25,7 @@ from blockdrop.ranges import CheckpointName, Count, Range
 from blockdrop.training.config import Groups, PolicyTrainingConfig, RunConfig
 
 if TYPE_CHECKING:
+    from blockdrop.callbacks import Callback
     from blockdrop.data import Data
     from blockdrop.dynamic import DynamicNetwork
     from blockdrop.report.table import Report
@@ -87,7 +88,10 @@ def main(config: TrainConfig) -> Report:
         opened.has_backbone,
         f"--load {' '.join(config.load)}: no trained backbone in it; add a checkpoint that has one",
     )
-    shared = {"seed", "device", "precision", "channels_last", "save_minutes"}
+    shared = ("seed", "device", "precision", "channels_last", "save_minutes", "keep_checkpoints", "report_to")
+    given: dict[str, Any] = {flag: getattr(config, flag) for flag in shared}
+    if config.batch_size is not None:
+        given["batch_size"] = config.batch_size
     _, report = train(
         opened.dynamic,
         opened.data,
@@ -98,8 +102,7 @@ def main(config: TrainConfig) -> Report:
         resume=config.resume,
         overwrite=config.overwrite,
         speed=config.speed,
-        **({} if config.batch_size is None else {"batch_size": config.batch_size}),
-        **{flag: getattr(config, flag) for flag in shared},
+        **given,
     )
     print(report)
     return report
@@ -118,6 +121,7 @@ def train(
     overwrite: bool = False,
     workers: int = 0,
     speed: bool = True,
+    callbacks: Sequence[Callback] = (),
     **flags: Any,
 ) -> tuple[DynamicNetwork, Report]:
     """Teaches the policy network which blocks each image needs, and the network to do without the others.
@@ -146,6 +150,7 @@ def train(
         overwrite: delete the run in `run_dir`.
         workers: processes that read a Dataset; a DataLoader has its own.
         speed: whether to measure images/s at the end.
+        callbacks: are told what is logged, see `blockdrop.callbacks`.
         flags: any other flag of the commands, by its name: `batch_size=64, seed=1, lr=1e-4, device="cuda"`.
     Returns:
         the trained network in eval mode, and what it does on the test images beside the network as it was brought.
@@ -194,7 +199,7 @@ def train(
     for config in configs:
         command: Any = cl_train if isinstance(config, cl_train.CurriculumConfig) else finetune
         name = command.__name__.rpartition(".")[2]
-        session = open_session(config, name, trained, data, compute, network=digest(trained))
+        session = open_session(config, name, trained, data, compute, network=digest(trained), callbacks=callbacks)
         with session.run:
             session.announce(f"{name}, recipe {recipe}:", trained, data, ["the network given"])
             command.train(trained, data, session)

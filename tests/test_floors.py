@@ -23,6 +23,7 @@ GROUND = ("errors", "names", "lazy", "version", "output", "processes", "progress
 ROOMS: dict[str, set[str]] = {
     "command_line": set(),
     "console": {"command_line"},
+    "callbacks": set(),
     "data.sets": set(),
     "data": {"data.sets"},
     "models": {"data.sets"},
@@ -46,7 +47,7 @@ ROOMS: dict[str, set[str]] = {
     "reporting": {"calls", "data", "dynamic", "measure", "policy_stats", "report.table", "training.compute"},
     "training": {
         "data", "data.sets", "models", "flops", "inference", "dynamic", "loading", "policy_stats", "figures",
-        "measure", "training.compute",
+        "measure", "training.compute", "callbacks",
     },
     "distillation": {
         "data", "data.sets", "models", "flops", "dynamic", "measure", "training", "training.compute",
@@ -56,7 +57,7 @@ ROOMS: dict[str, set[str]] = {
         "training.compute",
     },
     "findings": {
-        "data", "flops", "measure", "policy_curves", "policy_stats", "figures", "report", "training",
+        "data", "flops", "models", "measure", "policy_curves", "policy_stats", "figures", "report", "training",
         "training.compute",
     },
     "diagnosis": {"data", "data.sets", "models", "loading", "training", "training.compute"},

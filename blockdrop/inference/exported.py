@@ -95,6 +95,8 @@ class Networks:
             values |= {"origin": dynamic.origin, "outputs": dynamic.num_classes}
         if self.policy_network is not None:
             values |= {"policy_net": dynamic.policy_net, **thresholds_record(self.thresholds)}
+        if dynamic.metrics:
+            values |= {"metrics": dynamic.metrics, "epoch": dynamic.epoch}
         return encode_metadata(values)
 
     def random_images(self) -> list[Tensor]:
@@ -108,15 +110,15 @@ def without_policy(networks: Networks) -> Networks:
     return replace(networks, dynamic=networks.dynamic.with_network(networks.network))
 
 
-def write_checked(networks: Networks, form: Format, path: Path) -> None:
+def write_checked(networks: Networks, form: Format, path: Path, half: bool = False) -> None:
     """Writes the file, compares it with torch, and prints its latency.
 
     Raises:
         BlockdropError: its outputs differ from torch's.
     """
     if form == "safetensors":
-        write_safetensors(networks, path)
-        _check_weights(networks, path)
+        write_safetensors(networks, path, half)
+        _check_weights(networks, path, half)
         return
     start = time.perf_counter()
     write, open_file = {"onnx": (write_onnx, open_onnx), "aoti": (write_aoti, open_aoti)}[form]
@@ -244,10 +246,10 @@ def open_aoti(path: Path) -> Runner:
     return run
 
 
-def write_safetensors(networks: Networks, path: Path) -> None:
+def write_safetensors(networks: Networks, path: Path, half: bool = False) -> None:
     """Weights under `resnet.` and `policy_network.`, BatchNorm not folded, with the metadata in the header; read
-    like any checkpoint."""
-    write_safetensors_file(path, _state(networks.network, networks.policy_network), networks.metadata())
+    like any checkpoint; floating-point numbers as float16 if `half`."""
+    write_safetensors_file(path, _state(networks.network, networks.policy_network, half), networks.metadata())
 
 
 def check_graph(run: Runner, networks: Networks) -> None:
@@ -366,20 +368,25 @@ def report_latency(graphs: dict[str, Callable[[Tensor], object]], networks: Netw
         print(f"    {name}: {1000 * median(found):.2f} ms")
 
 
-def _check_weights(networks: Networks, path: Path) -> None:
+def _check_weights(networks: Networks, path: Path, half: bool) -> None:
     found = read_checkpoint(path)
     parts = {"resnet": found.resnet or {}, "policy_network": found.policy_network or {}}
     read_back = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
-    expected = _state(networks.network, networks.policy_network)
+    expected = _state(networks.network, networks.policy_network, half)
     same = read_back.keys() == expected.keys() and all(read_back[key].equal(expected[key]) for key in expected)
     require(same, f"{path}: read back, the weights aren't those written; nothing written")
     print(f"check: {len(read_back)} tensors read back, all equal")
 
 
-def _state(resnet: Network, policy_network: PolicyNetwork | None) -> dict[str, Tensor]:
+def _state(resnet: Network, policy_network: PolicyNetwork | None, half: bool = False) -> dict[str, Tensor]:
     parts = {"resnet": resnet, "policy_network": policy_network}
+
+    def stored(value: Tensor) -> Tensor:
+        value = value.clone(memory_format=torch.contiguous_format)  # safetensors refuses what is shared
+        return value.half() if half and value.is_floating_point() else value
+
     return {
-        f"{part}.{key}": value.clone(memory_format=torch.contiguous_format)  # safetensors refuses what is shared
+        f"{part}.{key}": stored(value)
         for part, network in parts.items()
         if network is not None
         for key, value in network.state_dict().items()

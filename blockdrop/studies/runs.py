@@ -17,7 +17,13 @@ from blockdrop.finetune import FinetuneConfig
 from blockdrop.models.checkpoints.dialects import read_checkpoint
 from blockdrop.pretrain import PretrainConfig
 from blockdrop.training.config import ModelConfig, TrainingConfig
-from blockdrop.training.run_directory import EITHER_WAY, check_same_run, digest, read_flags, read_metrics
+from blockdrop.training.run_directory import (
+    FLAGS_THAT_MAY_DIFFER,
+    check_same_run,
+    digest,
+    read_flags,
+    read_metrics,
+)
 
 COMMANDS: dict[type[ModelConfig], str] = {
     PretrainConfig: "blockdrop.pretrain",
@@ -50,7 +56,7 @@ def starts_of(config: ModelConfig) -> tuple[str, ...]:
 
 def what_computes(config: ModelConfig) -> dict[str, Any]:
     """The flags in which two runs of the same weights can't differ and be the same run, as JSON has them."""
-    left_out = (*STARTS, *FOR_LOOKING, *EITHER_WAY)
+    left_out = (*STARTS, *FOR_LOOKING, *FLAGS_THAT_MAY_DIFFER)
     return json.loads(json.dumps({flag: value for flag, value in asdict(config).items() if flag not in left_out}))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from agents.names import RewardName
 from blockdrop.errors import BlockdropError, require
 from blockdrop.models.specs import DEFAULT_MODEL, Variant, parse_name
-from blockdrop.names import PolicyNet, Precision, ReductionMode, Shortcut
+from blockdrop.names import PolicyNet, Precision, ReductionMode, Service, Shortcut
 from blockdrop.ranges import (
     Count,
     CountOrNone,
@@ -134,7 +134,9 @@ class ModelConfig:
 class RunConfig(ModelConfig):
     """Flags of the commands that fill a run directory."""
 
-    GROUPS: ClassVar[Groups] = {"run directory": ("test_every", "keep_checkpoints", "save_minutes", "overwrite")}
+    GROUPS: ClassVar[Groups] = {
+        "run directory": ("test_every", "keep_checkpoints", "save_minutes", "report_to", "overwrite")
+    }
 
     overwrite: bool = False
     """Delete the run that the run directory already holds."""
@@ -144,6 +146,10 @@ class RunConfig(ModelConfig):
     """Number of the newest checkpoints that stay, beside the best one. Default: all stay."""
     save_minutes: Positive = 10.0
     """Minutes between two savings of the state that --resume needs. It is saved at the end of each epoch, too."""
+
+    report_to: tuple[Service, ...] = ()
+    """Services that metrics are sent to, beside TensorBoard: wandb (Weights & Biases) and mlflow, each if its
+    package is installed."""
 
     def check(self) -> None:
         super().check()

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from agents.static_policies import StaticPolicy
+from blockdrop.callbacks import Callback
 from blockdrop.data import NORMALISATIONS, Data, DataSource, identify
 from blockdrop.data.sets import CIFAR10_CLASSES, Normalisation
 from blockdrop.dynamic import DynamicNetwork
@@ -252,12 +253,14 @@ def open_session(
     inputs: Sequence[str] = (),
     *,
     network: str | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Session[Config]:
     """Checks that networks, data and flags fit, and begins the run directory, or goes on with it.
 
     Args:
         inputs: files that the run starts from.
         network: what tells the networks that it starts from, where they come from no file.
+        callbacks: are told what is logged.
     Raises:
         BlockdropError: see `RunDirectory`; a target that can't be reached; too few images for so many processes.
     """
@@ -272,6 +275,7 @@ def open_session(
         inputs=inputs,
         processes=compute.processes,
         data=identify(data) | ({} if network is None else {"network": network}),
+        callbacks=callbacks,
     )
     return Session(config, compute, run)
 

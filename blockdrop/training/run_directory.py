@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from blockdrop.callbacks import Callback, callbacks_for
 from blockdrop.errors import BlockdropError, NumericalError, require
 from blockdrop.output import check_folder, open_own, sync, write_whole
 from blockdrop.processes import ALONE, Processes
@@ -38,7 +39,7 @@ REPORT_FILES = ("report.json", "profile.txt")
 """Ours only beside a run's config.json: others may call their files so."""
 Lines = dict[str, tuple[int, dict[str, float]]]
 """By phase: epoch and metrics."""
-EITHER_WAY = (
+FLAGS_THAT_MAY_DIFFER = (
     "cv_dir",
     "data_dir",
     "download",
@@ -48,6 +49,7 @@ EITHER_WAY = (
     "resume",
     "save_minutes",
     "keep_checkpoints",
+    "report_to",
 )
 """Flags in which two runs may differ and be the same."""
 
@@ -88,6 +90,7 @@ class RunDirectory:
         inputs: checkpoint files that the run starts from.
         processes: which train together; the first one alone reads and writes.
         data: what tells the run's images from others, as plain values.
+        callbacks: are told what is logged, beside those of the flag report_to.
     Raises:
         BlockdropError: not writable, in use, an earlier run's and not `overwrite`, or another run's than `resume`
             could go on with.
@@ -104,6 +107,7 @@ class RunDirectory:
         inputs: Sequence[str | Path] = (),
         processes: Processes = ALONE,
         data: Mapping[str, Any] | None = None,
+        callbacks: Sequence[Callback] = (),
     ):
         self.path, self.processes = Path(path), processes
         self.flags = dataclasses.asdict(config)
@@ -126,6 +130,11 @@ class RunDirectory:
             accumulate=self.flags.get("accumulate", 1),
             processes=processes,
         )
+        self.callbacks: list[Callback] = []
+        if processes.first:
+            self.callbacks = [*callbacks, *callbacks_for(self.flags.get("report_to", ()))]
+            for callback in self.callbacks:
+                callback.begin(self.path, record)
         if saved is None and processes.first:
             flags = "\n".join(f"| {key} | {value} |" for key, value in record.items())
             self.writer.add_text("hyperparameters", f"| flag | value |\n| --- | --- |\n{flags}")
@@ -205,6 +214,8 @@ class RunDirectory:
                 print(json.dumps(line), file=self._metrics, flush=True)
                 for name, value in metrics.items():
                     self.writer.add_scalar(f"{phase}/{TAGS.get(name, name)}", value, epoch)
+            for callback in self.callbacks:
+                callback.log(epoch, phase, metrics)
 
     def last(self, phase: str) -> tuple[int, dict[str, float]]:
         """Epoch and metrics of the phase's last line, before a resumption or after.
@@ -285,6 +296,8 @@ class RunDirectory:
                 self.writer.close()
                 self._metrics.close()
             self._lock.release()
+            for callback in self.callbacks:
+                callback.end(self.state.finished)
 
     def finish_with_test(self) -> dict[str, float]:
         """Finishes a run that ended with a test: says where its checkpoint is, and returns the test's metrics."""
@@ -417,7 +430,7 @@ def check_same_run(folder: Path, record: Mapping[str, Any], mend: str = "pass wh
                 not others,
                 f"--cv_dir {folder}: the run began with {' and '.join(others)}; name another folder, or {mend}",
             )
-        elif flag not in (*EITHER_WAY, "blockdrop", "torch"):
+        elif flag not in (*FLAGS_THAT_MAY_DIFFER, "blockdrop", "torch"):
             more = "" if flag != "max_epochs" else "; more epochs need a new run that starts from its checkpoint"
             what = flag if flag == "command" else f"--{flag}"
             require(

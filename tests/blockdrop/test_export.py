@@ -262,7 +262,7 @@ def test_a_resnet_without_its_policy_network_runs_all_blocks_and_says_so(
 ) -> None:
     seen: list[exported.Networks] = []
     monkeypatch.setattr(
-        exported, "write_checked", lambda networks, form, path: (seen.append(networks), path.touch())
+        exported, "write_checked", lambda networks, form, path, half: (seen.append(networks), path.touch())
     )
     source = write_static(tmp_path / "net.t7", "R8_C10")
     flags = ("--model", "R8_C10", "--load", source, "--format", "aoti", "--output", tmp_path / "net.pt2")
@@ -411,7 +411,7 @@ def test_overwrite_replaces_the_file_only_once_the_new_one_is_whole(
         "--overwrite",
     )
 
-    def full_disk(networks: Any, path: Path) -> None:
+    def full_disk(networks: Any, path: Path, half: bool) -> None:
         path.write_text("half")
         raise OSError(28, "No space left on device")
 

@@ -26,6 +26,7 @@ from blockdrop.data.sets import INTERPOLATIONS, LARGEST_IN_MEMORY, NORMALISATION
 from blockdrop.errors import CheckpointError
 from blockdrop.models.checkpoints.containers import find_state, head_as_fc, plain_names
 from blockdrop.models.checkpoints.operating_points import check_operating_point, thresholds_of
+from blockdrop.models.checkpoints.places import MODEL_FILE, find, pretrained
 from blockdrop.models.checkpoints.safetensors_files import SUFFIX as SAFETENSORS
 from blockdrop.models.checkpoints.safetensors_files import read_safetensors_file
 from blockdrop.models.checkpoints.tensor_pickle import one_line
@@ -113,11 +114,13 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint file, or the newest checkpoint of a run directory.
 
+    Args:
+        path: of either; or a published network: the folder that holds it, or its name, see `places`.
     Raises:
         CheckpointError: missing, damaged, foreign, or a file that would run code.
         BlockdropError: a file of safetensors, which is not installed.
     """
-    path = _newest_checkpoint(Path(path))
+    path = _newest_checkpoint(find(path))
     safetensors = path.suffix == SAFETENSORS
     content = read_safetensors_file(path, FORMAT) if safetensors else read_torch_file(path)
     if not isinstance(content, Mapping):
@@ -178,13 +181,17 @@ def _newest_checkpoint(path: Path) -> Path:
             ]
         except OSError as error:
             raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
+        if not found and (path / MODEL_FILE).is_file():
+            return path / MODEL_FILE
         if not found:
             others = sorted(p.name for p in path.iterdir() if p.suffix in WEIGHTS)
             hint = f"; name a file of it: {', '.join(others[:3])}" if others else ""
             raise CheckpointError(f"{path}: no ckpt_E_*.t7 checkpoint in this folder{hint}")
         return max(found)[2]
     if not os.path.isfile(path):
-        raise CheckpointError(f"{path}: no such checkpoint file")
+        names = ", ".join(pretrained())
+        known = f"; known by name: {names}" if names and path.name == str(path) and not path.suffix else ""
+        raise CheckpointError(f"{path}: no such checkpoint file{known}")
     return path
 
 

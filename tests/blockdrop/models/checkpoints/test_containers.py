@@ -158,10 +158,10 @@ def test_a_wide_cifar_network_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_other_files_names_them(tmp_path: Path) -> None:
-    for name in ("model.safetensors", "best.pth", "notes.txt"):
+    for name in ("weights.safetensors", "best.pth", "notes.txt"):
         (tmp_path / name).touch()
     with pytest.raises(
-        CheckpointError, match=r"in this folder; name a file of it: best\.pth, model\.safetensors$"
+        CheckpointError, match=r"in this folder; name a file of it: best\.pth, weights\.safetensors$"
     ):
         read_checkpoint(tmp_path)
 
