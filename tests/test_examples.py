@@ -1,5 +1,7 @@
 """The examples are short, and run as they are on the little that they make up themselves."""
 
+import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -30,3 +32,26 @@ def test_an_example_runs(
     assert "as brought" in out
     assert "dynamic" in out
     assert (tmp_path / "mine.t7").is_file()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["engineer", "researcher"])
+def test_a_notebook_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "engineer":
+        for package in ("onnxruntime", "onnxscript"):
+            pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((ROOT / "examples" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    code = "\n".join(re.sub(r"^%.*$", "", cell, flags=re.MULTILINE) for cell in cells)
+    exec(
+        code.replace("epochs=12", "epochs=2").replace("repeats = 3, 2000", "repeats = 3, 50"),
+        {"__name__": "notebook"},
+    )
+    out = capsys.readouterr().out
+    assert {"engineer": "the first digit: 0, true: 0", "researcher": "antithetic 4"}[name] in out
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    assert outputs, "the notebook shows what comes out"
+    assert not any(output["output_type"] == "error" for output in outputs)

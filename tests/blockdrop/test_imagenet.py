@@ -1,4 +1,4 @@
-"""ImageNet's ResNet-101 through every command, on a made tree of 18 images.
+"""ImageNet's ResNet-50 through every command, on a made tree of 18 images.
 
 Its widths are an eighth of the real ones, which saves most of the time and nothing of the way.
 """
@@ -25,7 +25,7 @@ from blockdrop.models.zoo import build_backbone
 from blockdrop.training.update import Update
 from experiments.robustness.samples import as_torchvision
 
-MODEL = "R101_ImgNet"
+MODEL = "R50_ImgNet"
 EIGHTH = Variant(reduction=64, reduction_mode="net")
 CLASSES, TRAINING, TEST = 2, 6, 3
 Command = Callable[..., tuple[int, str, str]]
@@ -51,7 +51,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A backbone under torchvision's names, of 1000 classes."""
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "resnet101.pth"
+    path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
     resnet = build_backbone(parse_model_name(MODEL), variant=EIGHTH)
     torch.save(as_torchvision(resnet.state_dict()), path)
     return path
@@ -59,7 +59,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_torchvisions_names_are_those_of_the_made_file(weights: Path) -> None:
     with torch.device("meta"):
-        theirs = torchvision.models.resnet101().state_dict()
+        theirs = torchvision.models.resnet50().state_dict()
     found = torch.load(weights, weights_only=True)
     assert found.keys() == theirs.keys()
     narrowed = [key for key, value in found.items() if value.dim() == 1 and not key.startswith("fc")]
@@ -81,7 +81,7 @@ def test_every_command_runs(tmp_path: Path, tree: Path, weights: Path, command: 
     learned = ("--clip_grad", 1, "--batch_size", 6)
     start = ("--load", folder("pretrain"), "--policy_net", "pooled4")
     out = run(cl_train, "curriculum", *start, "--cl_step", 8, *learned)
-    assert "8 of 33 blocks decided" in out
+    assert "8 of 16 blocks decided" in out
     run(finetune, "finetune", "--pretrained", folder("curriculum"), *learned)
     fast = ("--recipe", "fast", "--target_flops", 0.7, "--recalibrate", 12, "--no_channels_last")
     run(finetune, "fast", "--pretrained", folder("pretrain"), *fast, "--batch_size", 6)
@@ -99,7 +99,7 @@ def test_every_command_runs(tmp_path: Path, tree: Path, weights: Path, command: 
     output = tmp_path / "r.safetensors"
     assert command(export, *common, "--format", "safetensors", "--output", output)[0] == 0
     found = network_from(read_checkpoint(output), parse_model_name(MODEL))
-    assert (found.num_blocks, found.fc.out_features) == (33, CLASSES)
+    assert (found.num_blocks, found.fc.out_features) == (16, CLASSES)
 
 
 def test_a_run_on_streamed_images_goes_on_with_the_same_bits(
