@@ -105,14 +105,14 @@ def tyro_fields(
         value = " ".join(map(str, default)) if isinstance(default, tuple) else default
         shown = f"(default{f' of {recipe}' if name in of_recipe else ''}: {value})"
         hidden = name not in of_recipe and (default in (None, ()) or name in choices)
-        how = tyro.conf.arg(
+        appearance = tyro.conf.arg(
             prefix_name=False,
             help=" ".join([texts.get(name, ""), *(f"Range: {words}." for words in ranges)]),
             metavar=f"{{{','.join(named[name])}}}" if name in named else _metavar(hints[name]),
             help_behavior_hint=None if default is dataclasses.MISSING else "" if hidden else shown,
         )
         field = dataclasses.field() if default is dataclasses.MISSING else dataclasses.field(default=default)
-        found[name] = (name, Annotated[hints[name], how], field)
+        found[name] = (name, Annotated[hints[name], appearance], field)
     return found
 
 

@@ -13,7 +13,6 @@ import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -185,9 +184,6 @@ def extremes(
     chosen = present[evenly_spaced(len(present), rows)].tolist()
     ranked, used = rank_by_blocks(policy, keep_probs), policy.sum(1).tolist()
     figure = Figure(figsize=(1.6 + 1.3 * columns, 0.6 + 0.8 * len(chosen)), layout="constrained")
-    engine = figure.get_layout_engine()
-    assert isinstance(engine, ConstrainedLayoutEngine)
-    engine.set(rect=(0, 0, 1, 1 - 0.25 / figure.get_figheight()))  # room for the titles of the halves
     widths = [1.0] * columns + [0.4] + [1.0] * columns
     grid = figure.subplots(len(chosen), len(widths), squeeze=False, width_ratios=widths)
     for row in grid:
@@ -195,13 +191,12 @@ def extremes(
     first, second = slice(0, columns), slice(columns + 1, None)
     halves = ("fewest blocks", ranked, first), ("most blocks", ranked.flip(0), second)
     for title, order, place in halves:
-        middle = grid[0][place][columns // 2]
-        words = middle.text(0.5, 1.4, title, ha="center", va="bottom", fontsize=10, transform=middle.transAxes)
-        words.set_in_layout(False)  # or its column would become as wide as the words
         for row, label in zip(grid[:, place], chosen, strict=True):
             of_class = order[labels[order] == label][:columns]
             name = label_text(classes[label]) if place is first else ""
             draw_images(row, images[of_class], [str(used[index]) for index in of_class.tolist()], name)
+        middle = grid[0][place][columns // 2]
+        middle.set_title(f"{title}\n{middle.get_title()}", fontsize=9, pad=3)
     return figure
 
 

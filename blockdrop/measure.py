@@ -276,9 +276,13 @@ def measure_latency(
         policy: what thresholds make of the policy network, which counts; or bool (N, K) for all images.
     """
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[:LATENCY_IMAGES]
-    subset = images.subset(chosen).batches(1, normalisation, full.device, channels_last=channels_last)
-    singles = [image for image, _ in subset]
-    rows = list(policy[chosen].split(1)) if isinstance(policy, Tensor) else [None] * len(singles)
+    batches = images.subset(chosen).batches(1, normalisation, full.device, channels_last=channels_last)
+    numbered = zip(chosen.tolist(), batches, strict=False)  # one that can't be read is an empty batch, or none
+    pairs = [
+        (policy[row : row + 1] if isinstance(policy, Tensor) else None, one)
+        for row, (one, _) in numbered
+        if len(one)
+    ]
 
     def run_dynamic(image: Tensor, row: Tensor | None) -> Tensor:
         if row is not None:
@@ -286,19 +290,19 @@ def measure_latency(
         assert isinstance(policy, Thresholds)
         return dynamic.run(image, threshold=policy.keep, answer_threshold=policy.answer).policy
 
-    size = singles[0].shape[-1]
+    size = pairs[0][1].shape[-1]
     full.warm(torch.ones(1, dynamic.num_blocks, dtype=torch.bool), size, 1)
-    found = torch.cat([run_dynamic(*pair) for pair in zip(singles, rows, strict=False)])
+    found = torch.cat([run_dynamic(one, row) for row, one in pairs])
     dynamic.warm(found[found.any(1)], size, 1)
-    for _ in range(2):
-        full(singles[0])
-        run_dynamic(singles[0], rows[0])
+    for row, one in 2 * pairs[:1]:
+        full(one)
+        run_dynamic(one, row)
     seconds: tuple[list[float], list[float]] = ([], [])
     runs: tuple[Callable[[Tensor, Tensor | None], object], ...] = (lambda image, _: full(image), run_dynamic)
-    for image, row in zip(singles, rows, strict=False):
+    for row, one in pairs:
         for run, times in zip(runs, seconds, strict=True):
             start = time.perf_counter()
-            run(image, row)
+            run(one, row)
             if full.device.type == "cuda":
                 torch.cuda.synchronize(full.device)
             times.append(time.perf_counter() - start)

@@ -52,8 +52,8 @@ def figure(report: dict[str, Any]) -> Figure:
         draw_points(axes, report, cost)
     times = report["times"]
     if times is not None:
-        how = f"batch {times['batch_size']}, {times['engine']}, all networks in turns"
-        panels[1].set_xlabel(f"{COST_LABELS['seconds']} ({how})")
+        clock = f"batch {times['batch_size']}, {times['engine']}, all networks in turns"
+        panels[1].set_xlabel(f"{COST_LABELS['seconds']} ({clock})")
     chart.legend(handles=list(legend(report)), loc="outside upper center", ncols=5, frameon=False)
     canvas.draw()  # places everything, so that labels know where their points are
     chart.set_layout_engine("none")

@@ -176,7 +176,11 @@ def _killed(reader: BaseProcess, setting: str) -> DataError:
     code = reader.exitcode or 0
     who = f"process {reader.pid}, which reads images,"
     if code > 0:
-        return DataError(f"{who} ended with exit code {code}; pass {setting} 0 to see why")
+        imports_the_script = getattr(reader, "_start_method", "fork") != "fork"
+        guard = '; a script must do its work under `if __name__ == "__main__":`, as each such process imports it'
+        return DataError(
+            f"{who} ended with exit code {code}; pass {setting} 0 to see why{guard if imports_the_script else ''}"
+        )
     name = signal.Signals(-code).name
     why = {"SIGKILL": ", as happens where memory runs out", "SIGBUS": ", as happens where shared memory is full"}
     return DataError(f"{who} was ended by {name}{why.get(name, '')}; pass fewer {setting}, or free memory")

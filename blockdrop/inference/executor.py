@@ -554,15 +554,18 @@ class Executor:
         in_shape = _map_shape(images)
         choice = self._choices.setdefault((in_shape, len(images)), Choice())
         bank = None if self._programs is None else self._programs.banks.there(in_shape)
-        way = int(bank is not None and choice.pick())
-        if bank is None or way:
+        one_by_one = bank is not None and choice.pick() == 1
+        if bank is None or one_by_one:
             for row in bits:
                 bank = self._bank(row, in_shape)
         begun, compiled = time.perf_counter(), self._compilations()
-        logits = self._run_groups(images, bits) if bank is None or not way else self._run_each(images, bits, bank)
-        # While a bank is being made, its threads take time from the other way; and compiling counts for neither.
+        if bank is None or not one_by_one:
+            logits = self._run_groups(images, bits)
+        else:
+            logits = self._run_each(images, bits, bank)
+        # While a bank is being made, its threads take time from the groups; and compiling counts for neither.
         if bank is not None and compiled == self._compilations():
-            choice.note(way, time.perf_counter() - begun)
+            choice.note(int(one_by_one), time.perf_counter() - begun)
         return logits
 
     def _bank(self, bits: NDArray[np.bool_], image_shape: tuple[int, ...]) -> Bank | None:

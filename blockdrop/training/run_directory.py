@@ -121,6 +121,10 @@ class RunDirectory:
             "inputs": {str(file): digest(file) for file in inputs},
             **({} if data is None else {"data": dict(data)}),
         }
+        self.callbacks = [
+            *callbacks,
+            *callbacks_for(self.flags.get("report_to", ())),
+        ]  # before anything is written
         self._lock = FileLock(self.path / LOCK_FILE, blocking=False)
         saved, self._last = processes.from_first(lambda: self._claim(record, overwrite, resume))
         self.state = TrainingState(
@@ -130,11 +134,10 @@ class RunDirectory:
             accumulate=self.flags.get("accumulate", 1),
             processes=processes,
         )
-        self.callbacks: list[Callback] = []
-        if processes.first:
-            self.callbacks = [*callbacks, *callbacks_for(self.flags.get("report_to", ()))]
-            for callback in self.callbacks:
-                callback.begin(self.path, record)
+        if not processes.first:
+            self.callbacks.clear()
+        for callback in self.callbacks:
+            callback.begin(self.path, record)
         if saved is None and processes.first:
             flags = "\n".join(f"| {key} | {value} |" for key, value in record.items())
             self.writer.add_text("hyperparameters", f"| flag | value |\n| --- | --- |\n{flags}")

@@ -164,13 +164,13 @@ class Sample:
 @functools.cache
 def samples(dialect: str) -> list[Sample]:
     """The sound checkpoints of a dialect in one serialisation, always the same."""
-    name, how = dialect.split("-")
+    name, serialisation = dialect.split("-")
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         contents = CONTENTS[name]()
-    if how == "safetensors":
+    if serialisation == "safetensors":
         return [Sample(content, save_safetensors(content)) for content in contents]
-    return [Sample(content, save(content, how == "pre16")) for content in contents]
+    return [Sample(content, save(content, serialisation == "pre16")) for content in contents]
 
 
 def file_name(dialect: str) -> str:

@@ -4,10 +4,12 @@ line where they aren't what a network takes."""
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,7 @@ from blockdrop.data import (
     as_data,
     as_images,
     identify,
+    reading,
 )
 from blockdrop.errors import DataError
 from tests.conftest import write_image_tree
@@ -562,6 +565,13 @@ def test_a_reading_process_that_ends_is_named_with_what_to_do() -> None:
     with pytest.raises(DataError, match=r"with exit code 9; pass num_workers 0 to see why") as caught:
         read(own(DataLoader(Dies(), num_workers=1, timeout=1)))  # by default torch looks every five seconds
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("method", "named"), [("spawn", True), ("forkserver", True), ("fork", False)])
+def test_a_script_without_a_guard_is_told_of_it_where_processes_import_it(method: str, named: bool) -> None:
+    process: Any = multiprocessing.get_context(method).Process()
+    ended: Any = SimpleNamespace(exitcode=1, pid=3, _start_method=process._start_method)
+    assert ('under `if __name__ == "__main__":`' in str(reading._killed(ended, "workers"))) == named
 
 
 # ---- both parts

@@ -78,7 +78,8 @@ def test_extremes_are_those_with_the_fewest_and_the_most_blocks_of_their_class()
     figure = figures.extremes(IMAGES, labels, policy, keep_probs, ["cat", "dog"], columns=2)
     assert shown(figure) == [1, 2, 0, 2, 5, 3, 4, 3]
     titles = [axes.get_title() for axes in figure.get_axes()]
-    assert titles == ["0", "1", "", "2", "1", "0", "1", "", "2", "1"], "the middle is a gap"
+    first_row = ["0", "fewest blocks\n1", "", "2", "most blocks\n1"]
+    assert titles == [*first_row, "0", "1", "", "2", "1"], "the middle is a gap"
     assert [axes.get_ylabel() for axes in figure.get_axes()][0::5] == ["cat", "dog"]
     figure.draw_without_rendering()
     assert len({round(axes.get_position().width, 6) for axes in figure.get_axes() if axes.images}) == 1
