@@ -8,13 +8,17 @@ From the command line: `--report_to wandb`.
 from __future__ import annotations
 
 import importlib
-import os
-from collections.abc import Mapping, Sequence
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from blockdrop.errors import BlockdropError
-from blockdrop.names import Service
+from blockdrop.names import ServiceName
+
+WANDB_ID = "wandb.id"
+"""A file of the run directory, which a run that goes on reads."""
 
 
 class Callback:
@@ -48,63 +52,100 @@ class Callback:
         """The run ends; `finished` is whether all its epochs are over."""
 
 
-class WandbCallback(Callback):
+class Service(Callback):
+    """A callback of a service, which may be out of reach for a while: that is said once, and training goes on.
+
+    Args:
+        package: of the service.
+    Raises:
+        BlockdropError: it isn't installed.
+    """
+
+    def __init__(self, package: str):
+        self.package = package
+        self.service = _import(package)
+        self.warned = False
+
+    def log(self, epoch: int, phase: str, metrics: Mapping[str, float]) -> None:
+        """Sends the metrics under `phase/name`."""
+        try:
+            self.send(epoch, {f"{phase}/{name}": value for name, value in metrics.items()})
+        except Exception as error:  # whatever the service's client raises
+            if not self.warned:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                print(f"warning: {self.package}: metrics couldn't be sent ({reason})", file=sys.stderr)
+            self.warned = True
+
+    def send(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """What `log` does if all is well."""
+
+
+class WandbCallback(Service):
     """Sends metrics to Weights & Biases. A run that goes on after a kill goes on there, too.
 
     Args:
         options: of `wandb.init`, for example project.
-    Raises:
-        BlockdropError: wandb isn't installed.
     """
 
     def __init__(self, **options: Any):
-        self.wandb, self.options = _import("wandb"), options
+        super().__init__("wandb")
+        self.options = options
         self.run: Any = None
 
     def begin(self, folder: Path, flags: Mapping[str, Any]) -> None:
-        usual = {"project": "blockdrop", "name": folder.name, "id": _run_id(folder), "resume": "allow"}
-        self.run = self.wandb.init(**{**usual, "config": dict(flags), **self.options})
+        file = folder / WANDB_ID
+        if not file.exists():
+            file.write_text(uuid.uuid4().hex[:16])
+        usual = {"project": "blockdrop", "name": folder.name, "id": file.read_text(), "resume": "allow"}
+        # another run may be open, as of the baseline of distill
+        self.run = self.service.init(**{**usual, "reinit": "create_new", "config": dict(flags), **self.options})
 
-    def log(self, epoch: int, phase: str, metrics: Mapping[str, float]) -> None:
-        self.run.log({"epoch": epoch, **{f"{phase}/{name}": value for name, value in metrics.items()}})
+    def send(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        self.run.log({"epoch": epoch, **metrics})
 
     def end(self, finished: bool) -> None:
         self.run.finish(exit_code=0 if finished else 1)
 
 
-class MlflowCallback(Callback):
+class MlflowCallback(Service):
     """Sends metrics to MLflow, to the server or folder that `MLFLOW_TRACKING_URI` names.
 
     Args:
-        options: of `mlflow.start_run`.
-    Raises:
-        BlockdropError: mlflow isn't installed.
+        experiment: its name; made if there is none.
     """
 
     LONGEST = 500
     """Characters of a flag's value."""
 
-    def __init__(self, **options: Any):
-        self.mlflow, self.options = _import("mlflow"), options
+    def __init__(self, experiment: str = "blockdrop"):
+        super().__init__("mlflow")
+        self.experiment = experiment
+        self.client: Any = None
+        self.run_id = ""
 
     def begin(self, folder: Path, flags: Mapping[str, Any]) -> None:
-        self.mlflow.start_run(**{"run_name": folder.name, **self.options})
-        self.mlflow.log_params({name: str(value)[: self.LONGEST] for name, value in flags.items()})
+        self.client = self.service.MlflowClient()  # and not the module's run, of which a process has one
+        there = self.client.get_experiment_by_name(self.experiment)
+        place = self.client.create_experiment(self.experiment) if there is None else there.experiment_id
+        self.run_id = self.client.create_run(place, run_name=folder.name).info.run_id
+        for name, value in flags.items():
+            self.client.log_param(self.run_id, name, str(value)[: self.LONGEST])
 
-    def log(self, epoch: int, phase: str, metrics: Mapping[str, float]) -> None:
-        self.mlflow.log_metrics({f"{phase}/{name}": value for name, value in metrics.items()}, step=epoch)
+    def send(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.client.log_metric(self.run_id, name, value, step=epoch)
 
     def end(self, finished: bool) -> None:
-        self.mlflow.end_run("FINISHED" if finished else "FAILED")
+        self.client.set_terminated(self.run_id, "FINISHED" if finished else "FAILED")
 
 
-def callbacks_for(services: Sequence[Service]) -> list[Callback]:
+def callbacks_for(services: Sequence[ServiceName]) -> list[Callback]:
     """Those of --report_to.
 
     Raises:
         BlockdropError: a service's package isn't installed.
     """
-    kinds = {"wandb": WandbCallback, "mlflow": MlflowCallback}
+    kinds: dict[ServiceName, Callable[[], Callback]] = {"wandb": WandbCallback, "mlflow": MlflowCallback}
     return [kinds[service]() for service in services]
 
 
@@ -113,10 +154,3 @@ def _import(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError:
         raise BlockdropError(f"--report_to {package}: {package} isn't installed; pip install {package}") from None
-
-
-def _run_id(folder: Path) -> str:
-    """The same for the same folder."""
-    import hashlib
-
-    return hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]

@@ -120,7 +120,7 @@ def train(dynamic: DynamicNetwork, data: Data, session: Session[CurriculumConfig
     state = session.run.state
     state.track(policy_network=policy_network, optimizer=optimizer, budget=budget)
     all_decided = -(-dynamic.num_blocks // config.cl_step) - 1
-    enough = functools.partial(session.run.stalled, config.patience, all_decided)
+    enough = functools.partial(session.run.stalled, config.patience, max(all_decided, config.annealed_from))
     for epoch in state.epochs(config.max_epochs, enough=enough):
         decided = num_decided(epoch, classifier.num_blocks, config.cl_step)
         optimizer.param_groups[0]["lr"] = config.step_lr(epoch)

@@ -202,10 +202,12 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, its keys in the order of the fields; nothing about answers where none can be given, nor
-        about the brought network where nothing is known."""
+        about the brought network where nothing is known, nor about single images where no clock ran."""
         content = asdict(self)
         if self.brought_accuracy is None:
             del content["brought_accuracy"]
+        if self.images_per_second is None:
+            del content["full_latency_ms"], content["latency_ms"]
         if self.answered is None:
             for part in (content, *content["curve"], content["statistics"] or {}):
                 for name in ABOUT_ANSWERS:

@@ -201,6 +201,11 @@ class FinetuneConfig(AnswerConfig):
             f"{self.max_epochs}",
         )
         has_settled = self.settled_from < self.max_epochs
+        require(
+            self.patience is None or has_settled or not target,
+            f"--patience {self.patience}: the threshold that meets --target_flops is chosen when policies settle; "
+            "pass --settle, too",
+        )
         for flag in ("rewind", "settled_distill"):
             self.check_meaning(flag, has_settled, "--settle")
         require(
@@ -369,7 +374,7 @@ def train(
     state.track(
         resnet=resnet, budget=budget, point=policies.point, policy_network=dynamic.policy_network, **optimizers
     )
-    settled_from = config.settled_from if config.settled_from < config.max_epochs else 0
+    settled_from = config.settled_from if config.settled_from < config.max_epochs else config.annealed_from
     for epoch in state.epochs(
         config.max_epochs, enough=lambda: session.run.stalled(config.patience, settled_from)
     ):

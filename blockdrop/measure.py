@@ -32,7 +32,9 @@ Item = TypeVar("Item")
 SPEED_ROUNDS = 5
 SPEED_BATCHES, SPEED_IMAGES = 8, 128  # at least so many a round
 LATENCY_IMAGES, LATENCY_SECONDS = 200, 3.0
-"""Single images that are timed at most, and how long it may take for each way to run them."""
+"""Single images that are timed at most, and how long it may take for each network, about."""
+LEAST_LATENCIES = 10
+"""Single images that are timed, however long they take."""
 TIMED_BYTES = 1 << 30
 MAPS_PER_IMAGE = 8
 """Bytes of the feature maps that a row holds at a time, of its image's, about."""
@@ -204,7 +206,10 @@ def measure_speed(
     ]
     pairs = list(zip(chosen.split(batch_size), batches, strict=False))
     given = [  # a batch may lack images that can't be read
-        [policy[rows][: len(batch)] if isinstance(policy, Tensor) else policy for rows, batch in pairs]
+        [
+            policy[rows % len(policy)][: len(batch)] if isinstance(policy, Tensor) else policy
+            for rows, batch in pairs
+        ]
         for policy in policies
     ]
     for number, batch in enumerate(batches):
@@ -273,13 +278,14 @@ def measure_latency(
     `LATENCY_IMAGES` are timed, fewer if that takes longer than `LATENCY_SECONDS` for each network.
 
     Args:
-        policy: what thresholds make of the policy network, which counts; or bool (N, K) for all images.
+        policy: what thresholds make of the policy network, which counts; or bool (M, K), a row for an image, over
+            and over where there are more images (some may not be readable).
     """
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[:LATENCY_IMAGES]
     batches = images.subset(chosen).batches(1, normalisation, full.device, channels_last=channels_last)
     numbered = zip(chosen.tolist(), batches, strict=False)  # one that can't be read is an empty batch, or none
     pairs = [
-        (policy[row : row + 1] if isinstance(policy, Tensor) else None, one)
+        (policy[row % len(policy)][None] if isinstance(policy, Tensor) else None, one)
         for row, (one, _) in numbered
         if len(one)
     ]
@@ -292,11 +298,18 @@ def measure_latency(
 
     size = pairs[0][1].shape[-1]
     full.warm(torch.ones(1, dynamic.num_blocks, dtype=torch.bool), size, 1)
+    row, one = pairs[0]
+    run_dynamic(one, row)
+    begun = time.perf_counter()
+    run_dynamic(one, row)
+    pairs = pairs[: max(LEAST_LATENCIES, int(LATENCY_SECONDS / (time.perf_counter() - begun)))]
     found = torch.cat([run_dynamic(one, row) for row, one in pairs])
     dynamic.warm(found[found.any(1)], size, 1)
     for row, one in 2 * pairs[:1]:
         full(one)
         run_dynamic(one, row)
+    if full.device.type == "cuda":
+        torch.cuda.synchronize(full.device)
     seconds: tuple[list[float], list[float]] = ([], [])
     runs: tuple[Callable[[Tensor, Tensor | None], object], ...] = (lambda image, _: full(image), run_dynamic)
     for row, one in pairs:

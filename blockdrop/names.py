@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 Shortcut = Literal["pad_avgpool", "pad_stride", "projection"]
 SHORTCUTS: tuple[Shortcut, ...] = get_args(Shortcut)
-Service = Literal["wandb", "mlflow"]
+ServiceName = Literal["wandb", "mlflow"]
 """Where metrics may go, too."""
 ReductionMode = Literal["block", "net", "depthwise", "shuffle", "mobile"]
 REDUCTION_MODES: tuple[ReductionMode, ...] = get_args(ReductionMode)

@@ -150,7 +150,10 @@ def check_joint(student: Backbone, teacher: Backbone) -> nn.BatchNorm2d:
         BlockdropError: there is none, or a network's blocks don't end with a ReLU, whose inputs are compared.
     """
     if not (student.relu_after_sum and teacher.relu_after_sum):
-        raise BlockdropError("jointrd: compares maps before the blocks' closing ReLU, which shift nets don't have")
+        raise BlockdropError(
+            "jointrd: compares maps before the blocks' closing ReLU, which shift nets and --reduction_mode mobile "
+            "don't have"
+        )
     branch, _ = teacher.branches()[-1]
     norm = branch.layers()[-1][1] if isinstance(branch, Branch) else None
     if not isinstance(norm, nn.BatchNorm2d):

@@ -383,7 +383,11 @@ def _state(resnet: Network, policy_network: PolicyNetwork | None, half: bool = F
 
     def stored(value: Tensor) -> Tensor:
         value = value.clone(memory_format=torch.contiguous_format)  # safetensors refuses what is shared
-        return value.half() if half and value.is_floating_point() else value
+        if not half or not value.is_floating_point():
+            return value
+        rounded = value.half()
+        require(bool(rounded.isfinite().all()), "--half: a weight is too large for float16; leave --half out")
+        return rounded
 
     return {
         f"{part}.{key}": stored(value)

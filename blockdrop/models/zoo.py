@@ -15,7 +15,7 @@ from blockdrop.models.compact import reduced_branch, reduced_widths
 from blockdrop.models.plain import make_exact_plain, make_plain
 from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.resnet import DroppableResNet, make_resnet
-from blockdrop.models.shift import make_shift_resnet
+from blockdrop.models.shift import ShiftBranch, make_shift_resnet
 from blockdrop.models.specs import ModelSpec, Variant, parse_model_name
 from blockdrop.names import SHORTCUTS, ReductionMode, Shortcut
 
@@ -141,7 +141,8 @@ def build_static(
 def family_of(net: Backbone) -> str:
     """Which of `FAMILIES` a network is of; resnet for R, too, which has the same blocks."""
     if net.droppable:
-        return "resnet" if net.relu_after_sum else "shiftresnet"
+        shifts = any(isinstance(branch, ShiftBranch) for branch, _ in net.branches())
+        return "shiftresnet" if shifts else "resnet"
     if isinstance(net.bn1, nn.Identity):
         return "exactplain"
     return "plain" if net.shortcut is None else "dsplain"

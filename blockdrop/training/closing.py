@@ -33,10 +33,14 @@ def warn_of_few_steps(steps: int, batches: int, epochs: int) -> None:
     if 0 < steps < FEW_STEPS:
         needed = -(-FEW_STEPS * epochs // steps)
         print(
-            f"warning: policies will be learned for {steps} steps, and need {FEW_STEPS} or more (an epoch has "
+            f"warning: policies will be learned for {_steps(steps)}, and need {FEW_STEPS} or more (an epoch has "
             f"{batches} of them); pass --max_epochs {needed} or a smaller --batch_size",
             file=sys.stderr,
         )
+
+
+def _steps(count: int) -> str:
+    return f"{count} step" if count == 1 else f"{count} steps"
 
 
 def close(session: Session[Any], metrics: Mapping[str, float], dynamic: DynamicNetwork | None = None) -> None:
@@ -47,7 +51,8 @@ def close(session: Session[Any], metrics: Mapping[str, float], dynamic: DynamicN
         dynamic: what dropped blocks; None: all of them run.
     """
     words = [f"accuracy {metrics['accuracy']:.4f}"]
-    brought = (session.run.last_or_none("brought") or {}).get(ACCURACY)
+    known = session.brought or session.run.last_or_none("brought") or {}
+    brought = known.get(ACCURACY)
     if brought is not None:
         difference = 100 * (metrics["accuracy"] - brought)
         side = "above" if difference > 0 else "below"
@@ -65,6 +70,8 @@ def beside(folder: str, ending: str) -> str:
     'cv/r32-ft'
     """
     path = Path(folder)
+    if path.name in ("", ".."):
+        path = path.resolve()
     return str(path.with_name(f"{path.name}-{ending}"))
 
 
@@ -119,7 +126,7 @@ def learning_warnings(
     blocks, share = metrics["blocks"], metrics["flops"] / flops.full
     if 0 < steps < FEW_STEPS:
         yield (
-            f"policies were learned for {steps} steps, with which they hardly leave their start; pass a smaller "
+            f"policies were learned for {_steps(steps)}, with which they hardly leave their start; pass a smaller "
             "--batch_size or more --max_epochs"
         )
     if blocks == 0 and not metrics.get("answered"):

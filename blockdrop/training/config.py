@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from agents.names import RewardName
 from blockdrop.errors import BlockdropError, require
 from blockdrop.models.specs import DEFAULT_MODEL, Variant, parse_name
-from blockdrop.names import PolicyNet, Precision, ReductionMode, Service, Shortcut
+from blockdrop.names import PolicyNet, Precision, ReductionMode, ServiceName, Shortcut
 from blockdrop.ranges import (
     Count,
     CountOrNone,
@@ -147,7 +148,7 @@ class RunConfig(ModelConfig):
     save_minutes: Positive = 10.0
     """Minutes between two savings of the state that --resume needs. It is saved at the end of each epoch, too."""
 
-    report_to: tuple[Service, ...] = ()
+    report_to: tuple[ServiceName, ...] = ()
     """Services that metrics are sent to, beside TensorBoard: wandb (Weights & Biases) and mlflow, each if its
     package is installed."""
 
@@ -328,6 +329,11 @@ class PolicyTrainingConfig(TrainingConfig):
             has_meaning or not value or value == usual,
             f"--{flag} {value}: means nothing here; it goes with {needed}",
         )
+
+    @property
+    def annealed_from(self) -> int:
+        """The first epoch in which --target_flops has come down."""
+        return math.ceil(self.anneal * self.max_epochs) if self.target_flops is not None else 0
 
     def target_after(self, epochs: float, target: float | None = None) -> float:
         """The target in force after so many epochs, a fraction of the full network's FLOPs.

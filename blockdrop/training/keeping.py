@@ -22,7 +22,7 @@ def best_test(tests: Sequence[Test], most_flops: float | None = None) -> Test | 
 
 
 def stalled(tests: Sequence[Test], patience: int, since: int = 0, most_flops: float | None = None) -> bool:
-    """Whether so many tests in a row were no better than the best one before.
+    """Whether so many tests in a row were no better than the best one before, which spends at most `most_flops`.
 
     Args:
         tests: in their order.
@@ -34,7 +34,9 @@ def stalled(tests: Sequence[Test], patience: int, since: int = 0, most_flops: fl
         for test in tests
         if test["epoch"] >= since
     ]
-    return bool(merits) and len(merits) - 1 - merits.index(max(merits)) >= patience
+    if not merits or not max(merits)[0]:
+        return False  # none is within the budget yet
+    return len(merits) - 1 - merits.index(max(merits)) >= patience
 
 
 def drop_checkpoints(paths: Mapping[int, Path], newest: int, best: int | None) -> None:

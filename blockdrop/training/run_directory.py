@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from blockdrop.callbacks import Callback, callbacks_for
+from blockdrop.callbacks import WANDB_ID, Callback, callbacks_for
 from blockdrop.errors import BlockdropError, NumericalError, require
 from blockdrop.output import check_folder, open_own, sync, write_whole
 from blockdrop.processes import ALONE, Processes
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LOCK_FILE = "run.lock"
 OWN_FILES = (
     STATE_FILE, f"{STATE_FILE}.tmp", "metrics.jsonl", EVENTS, "ckpt_E_*.t7", "ckpt_E_*.t7.tmp", "config.json.tmp",
-    "config.json",
+    "config.json", WANDB_ID,
 )  # fmt: skip
 """In the order in which they are deleted: at no moment is there a state without the flags that it belongs to."""
 REPORT_FILES = ("report.json", "profile.txt")
@@ -121,10 +121,10 @@ class RunDirectory:
             "inputs": {str(file): digest(file) for file in inputs},
             **({} if data is None else {"data": dict(data)}),
         }
-        self.callbacks = [
-            *callbacks,
-            *callbacks_for(self.flags.get("report_to", ())),
-        ]  # before anything is written
+        self.callbacks: list[Callback] = []
+        processes.from_first(lambda: self.callbacks.extend(callbacks_for(self.flags.get("report_to", ()))))
+        if processes.first:
+            self.callbacks += callbacks
         self._lock = FileLock(self.path / LOCK_FILE, blocking=False)
         saved, self._last = processes.from_first(lambda: self._claim(record, overwrite, resume))
         self.state = TrainingState(
@@ -134,13 +134,22 @@ class RunDirectory:
             accumulate=self.flags.get("accumulate", 1),
             processes=processes,
         )
-        if not processes.first:
-            self.callbacks.clear()
-        for callback in self.callbacks:
-            callback.begin(self.path, record)
+        processes.from_first(lambda: self._tell_callbacks(record))
         if saved is None and processes.first:
             flags = "\n".join(f"| {key} | {value} |" for key, value in record.items())
             self.writer.add_text("hyperparameters", f"| flag | value |\n| --- | --- |\n{flags}")
+
+    def _tell_callbacks(self, record: dict[str, Any]) -> None:
+        """That the run begins. If one fails, the folder is given up."""
+        begun = []
+        try:
+            for callback in self.callbacks:
+                callback.begin(self.path, record)
+                begun.append(callback)
+        except BaseException:
+            self.callbacks = begun
+            self._close(failing=True)
+            raise
 
     def _claim(self, record: dict[str, Any], overwrite: bool, resume: bool) -> tuple[Any, Lines]:
         """Takes the folder's lock and makes it ready; returns the state to go on from and what was logged last."""
@@ -292,15 +301,26 @@ class RunDirectory:
         self.state.signals.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         self.state.signals.__exit__()
         if self.processes.first:
-            with contextlib.suppress(OSError):
-                self.writer.close()
-                self._metrics.close()
-            self._lock.release()
-            for callback in self.callbacks:
+            self._close(failing=kind is not None)
+
+    def _close(self, failing: bool) -> None:
+        """Closes the files, gives the folder free and tells the callbacks; what these raise counts only if nothing
+        else is `failing`."""
+        with contextlib.suppress(OSError):
+            self.writer.close()
+            self._metrics.close()
+        self._lock.release()
+        errors = []
+        for callback in self.callbacks:
+            try:
                 callback.end(self.state.finished)
+            except Exception as error:
+                errors.append(error)
+        if errors and not failing:
+            raise errors[0]
 
     def finish_with_test(self) -> dict[str, float]:
         """Finishes a run that ended with a test: says where its checkpoint is, and returns the test's metrics."""

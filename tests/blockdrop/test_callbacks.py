@@ -14,7 +14,8 @@ import torch
 
 import blockdrop
 from blockdrop import pretrain
-from blockdrop.callbacks import Callback, MlflowCallback, WandbCallback
+from blockdrop.callbacks import Callback, MlflowCallback, Service, WandbCallback
+from blockdrop.training.run_directory import RunDirectory
 
 
 class Noted(Callback):
@@ -64,7 +65,7 @@ def recorder(calls: list[tuple[Any, ...]]) -> SimpleNamespace:
 
             return call
 
-    return Module()
+    return Module(info=SimpleNamespace(run_id="r"), experiment_id="e")
 
 
 def test_weights_and_biases_gets_flags_metrics_and_the_end(
@@ -73,14 +74,19 @@ def test_weights_and_biases_gets_flags_metrics_and_the_end(
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setitem(sys.modules, "wandb", recorder(calls))
     callback = WandbCallback(project="photos")
-    callback.begin(tmp_path / "run", {"lr": 0.1})
+    callback.begin(tmp_path, {"lr": 0.1})
     callback.log(3, "test", {"accuracy": 0.5})
     callback.end(False)
     name, _, options = calls[0]
-    assert (name, options["project"], options["name"]) == ("init", "photos", "run")
+    assert (name, options["project"], options["name"]) == ("init", "photos", tmp_path.name)
     assert (options["config"], options["resume"]) == ({"lr": 0.1}, "allow")
     assert calls[1] == ("log", ({"epoch": 3, "test/accuracy": 0.5},), {})
     assert calls[2] == ("finish", (), {"exit_code": 1})
+    WandbCallback().begin(tmp_path, {})
+    assert calls[3][2]["id"] == options["id"], "a run that goes on"
+    (tmp_path / "wandb.id").unlink()
+    WandbCallback().begin(tmp_path, {})
+    assert calls[4][2]["id"] != options["id"], "another run in the same folder"
 
 
 def test_mlflow_gets_flags_metrics_and_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -90,9 +96,55 @@ def test_mlflow_gets_flags_metrics_and_the_end(monkeypatch: pytest.MonkeyPatch, 
     callback.begin(tmp_path / "run", {"load": ("a",)})
     callback.log(3, "test", {"accuracy": 0.5})
     callback.end(True)
-    assert calls == [
-        ("start_run", (), {"run_name": "run"}),
-        ("log_params", ({"load": "('a',)"},), {}),
-        ("log_metrics", ({"test/accuracy": 0.5},), {"step": 3}),
-        ("end_run", ("FINISHED",), {}),
+    assert [name for name, *_ in calls[:3]] == ["MlflowClient", "get_experiment_by_name", "create_run"]
+    assert [(name, args[1:], options) for name, args, options in calls[3:]] == [
+        ("log_param", ("load", "('a',)"), {}),
+        ("log_metric", ("test/accuracy", 0.5), {"step": 3}),
+        ("set_terminated", ("FINISHED",), {}),
     ]
+
+
+def test_a_service_out_of_reach_is_said_once_and_stops_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    class Unreachable(Service):
+        def send(self, epoch: int, metrics: Any) -> None:
+            raise TimeoutError("no answer\nmore")
+
+    service = Unreachable("json")
+    for epoch in range(3):
+        service.log(epoch, "test", {})
+    assert capsys.readouterr().err == "warning: json: metrics couldn't be sent (no answer)\n"
+
+
+class Refuses(Noted):
+    def begin(self, folder: Path, flags: Any) -> None:
+        raise ValueError("not logged in")
+
+
+def test_a_callback_that_cannot_begin_leaves_the_folder_free(tmp_path: Path) -> None:
+    noted = Noted()
+    config = pretrain.PretrainConfig(cv_dir=str(tmp_path))
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="not logged in"):
+            RunDirectory(tmp_path, "pretrain", config, overwrite=overwrite, callbacks=[noted, Refuses()])
+    assert noted.ended == [False, False], "what had begun ends"
+    with RunDirectory(tmp_path, "pretrain", config, overwrite=True):
+        pass
+
+
+def test_an_error_at_the_end_hides_no_error_of_the_run(tmp_path: Path) -> None:
+    class Stumbles(Noted):
+        def end(self, finished: bool) -> None:
+            raise OSError("gone")
+
+    config, noted = pretrain.PretrainConfig(cv_dir=str(tmp_path)), Noted()
+    with (
+        pytest.raises(KeyError, match="the run's own"),
+        RunDirectory(tmp_path, "pretrain", config, callbacks=[Stumbles(), noted]),
+    ):
+        raise KeyError("the run's own")
+    assert noted.ended == [False]
+    with (
+        pytest.raises(OSError, match="gone"),
+        RunDirectory(tmp_path, "pretrain", config, overwrite=True, callbacks=[Stumbles()]),
+    ):
+        pass

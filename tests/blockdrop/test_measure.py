@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockdrop import build, build_static, measure
+from agents.answers import Thresholds
+from blockdrop import build, build_static, compile, measure
 from blockdrop.data import NORMALISATIONS, MemoryImages
 from blockdrop.training.compute import Compute
 from tests.conftest import randomise_statistics
@@ -93,3 +94,26 @@ def test_predictions_don_t_hang_on_how_many_policies_run_together(monkeypatch: p
     (batch,) = images.batches(7, NORMALISATIONS["half"])
     for policy, predictions in zip(policies, together, strict=True):
         assert resnet(batch[0], policy).argmax(1).equal(predictions)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_single_images_run_in_turns_under_their_own_policies(monkeypatch: pytest.MonkeyPatch, given: bool) -> None:
+    monkeypatch.setattr(measure, "LATENCY_IMAGES", 3)
+    resnet, policy_network = build("R8_Digits")
+    torch.nn.init.normal_(policy_network.logit.weight, std=1.0)
+    images = MemoryImages(torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8), torch.zeros(5, dtype=torch.long))
+    full = compile(resnet, engine="torch")
+    dynamic = compile(resnet, policy_network, engine="torch")
+    policies = torch.tensor([[True, False, False]]).repeat(5, 1)
+    before = dynamic.block_executions
+    latencies = measure.measure_latency(
+        full, dynamic, images, NORMALISATIONS["half"], policies if given else Thresholds(1e-6)
+    )
+    assert all(0 < latency.median <= latency.p95 for latency in latencies)
+    calls = 2 + 3 + 2 + 3  # to know how long they take, their policies, to warm up, timed
+    assert dynamic.block_executions - before == calls * (1 if given else 3)
+
+
+def test_of_twenty_images_the_slowest_lies_beyond_the_95th_percentile() -> None:
+    latency = measure.Latency.of([0.001 * i for i in range(1, 22)])
+    assert (latency.median, latency.p95) == (pytest.approx(11.0), pytest.approx(20.0))

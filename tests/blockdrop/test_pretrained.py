@@ -81,11 +81,15 @@ def server(folder: Path) -> Iterator[str]:
         served.shutdown()
 
 
-def test_a_url_is_fetched_once(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_is_fetched_once(server: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     assert blockdrop.load(f"{server}/mine").model == "R26_Digits"
     assert blockdrop.load(f"{server}/mine/model.safetensors").model == "R26_Digits"
     assert len(list((tmp_path / "hub").rglob("*.safetensors"))) == 1
+    (folder / "page.t7").write_text("<html>")
+    with pytest.raises(CheckpointError, match=r"page\.t7: is a page, not a checkpoint"):
+        blockdrop.load(f"{server}/page.t7")
+    assert not list((tmp_path / "hub").rglob("page.t7")), "and isn't kept"
     with pytest.raises(CheckpointError, match=r"/nothing/model\.safetensors: can't be fetched \(.*404"):
         blockdrop.load(f"{server}/nothing")
 
@@ -117,3 +121,18 @@ def test_half_the_space_is_for_weights_alone(tmp_path: Path, command: Callable[.
     flags = ("--load", "digits-r26", "--half", "--format", "onnx", "--output", tmp_path / "a.onnx")
     code, _, error = command(export, *flags)
     assert (code, error) == (2, "error: --half: goes with --format safetensors")
+
+
+def test_a_weight_that_float16_cannot_hold_is_refused(
+    tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    from blockdrop import export
+
+    dynamic = blockdrop.make_dynamic("R8_Digits")
+    dynamic.network.bn1.running_var.fill_(1e5)  # type: ignore[union-attr]
+    dynamic.save(tmp_path / "c.t7")
+    output = tmp_path / "c.safetensors"
+    flags = ("--load", tmp_path / "c.t7", "--half", "--format", "safetensors", "--output", output)
+    code, _, error = command(export, *flags)
+    assert (code, error) == (2, "error: --half: a weight is too large for float16; leave --half out")
+    assert not output.exists()

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from blockdrop.errors import BlockdropError, CheckpointError
 
 MODEL_FILE, CARD = "model.safetensors", "card.md"
+SUFFIXES = (".safetensors", ".t7", ".pt", ".pth", ".th")
 VARIABLE = "BLOCKDROP_PRETRAINED"
 HUB = "hf://"
 
@@ -67,7 +68,7 @@ def _from_hub(text: str) -> Path:
     if len(parts) < 2 or not all(parts):
         raise CheckpointError(f"{text}: must be {HUB}owner/repository, or {HUB}owner/repository/network")
     owner, repository, *rest = parts
-    file = "/".join([*rest, "" if rest and "." in rest[0].rpartition("/")[2] else MODEL_FILE]).strip("/")
+    file = rest[0] if rest and rest[0].endswith(SUFFIXES) else "/".join([*rest, MODEL_FILE])
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
@@ -85,7 +86,7 @@ def _from_url(url: str) -> Path:
 
     import torch
 
-    if not Path(urlsplit(url).path).suffix:
+    if not urlsplit(url).path.endswith(SUFFIXES):
         url = f"{url.rstrip('/')}/{MODEL_FILE}"
     key = hashlib.sha256(url.encode()).hexdigest()[:16]
     path = Path(torch.hub.get_dir()) / "blockdrop" / key / Path(urlsplit(url).path).name
@@ -96,4 +97,7 @@ def _from_url(url: str) -> Path:
         except (OSError, ValueError, HTTPException) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise CheckpointError(f"{url}: can't be fetched ({reason})") from None
+        if path.read_bytes()[:1] == b"<":
+            path.unlink()
+            raise CheckpointError(f"{url}: is a page, not a checkpoint; name the file itself")
     return path

@@ -1,6 +1,7 @@
 """Reduced networks: which widths shrink, by how much, and that they are truncated."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from blockdrop import Variant, load_network, save_checkpoint
+from blockdrop.data import NORMALISATIONS
 from blockdrop.errors import BlockdropError
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.compact import reduced_branch, reduced_widths
 from blockdrop.models.zoo import build_static
+from blockdrop.names import ReductionMode
 
 Convolution = tuple[int, int, int, int, int]
 
@@ -77,6 +81,20 @@ def test_mobile_mode_inverts_the_bottleneck_and_ends_without_a_relu() -> None:
         [(32, 96, 1, 1, 1), (96, 96, 3, 2, 96), (96, 64, 1, 1, 1)],
     ]
     assert not net.relu_after_sum
+
+
+@pytest.mark.parametrize("mode", ["shuffle", "mobile"])
+@pytest.mark.parametrize("family", ["resnet", "plain", "dsplain"])
+def test_what_is_saved_is_read_back(tmp_path: Path, mode: ReductionMode, family: str) -> None:
+    name = f"{family}8_C10"
+    net = build_static(name, reduction=2, reduction_mode=mode)
+    save_checkpoint(
+        tmp_path / "c.t7", model=name, resnet=net, variant=Variant(reduction=2, reduction_mode=mode),
+        normalisation=NORMALISATIONS["cifar"],
+    )  # fmt: skip
+    again, _ = load_network(tmp_path / "c.t7")
+    images = torch.randn(2, 3, 32, 32)
+    assert again.eval()(images).equal(net.eval()(images))
 
 
 @pytest.mark.parametrize(

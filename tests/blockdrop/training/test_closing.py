@@ -11,7 +11,7 @@ import pytest
 
 from blockdrop import finetune, pretrain
 from blockdrop.flops import FlopTable
-from blockdrop.training.closing import learning_warnings, warn_of_few_steps
+from blockdrop.training.closing import beside, learning_warnings, warn_of_few_steps
 
 FLOPS = FlopTable(fixed=10, blocks=(20, 20, 20, 30), policy_network=10)  # full: 100
 GOOD = {"blocks": 2.4, "flops": 60.0, "unique_policies": 7}
@@ -56,6 +56,14 @@ def test_a_recipe_on_a_handful_of_images_warns_and_says_what_was_brought(
     assert code == 0
     assert "network as brought: accuracy 0." in out
     assert error.startswith("warning: ")
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"), [("cv/r32/", "cv/r32-ft"), (".", "{here}-ft"), ("..", "{above}-ft"), ("a b", "a b-ft")]
+)
+def test_the_next_folder_lies_beside_the_last_one(folder: str, expected: str) -> None:
+    here = Path.cwd()
+    assert beside(folder, "ft") == expected.format(here=here, above=here.parent)
 
 
 def test_too_few_steps_are_said_before_training_begins(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,7 @@ def test_training_stalls_when_so_many_tests_are_no_better_than_the_best_one() ->
     assert stalled(tests, 3, most_flops=60), "the last one spends too much, and the one before is no better"
     assert not stalled(tests, 4, most_flops=60)
     assert not stalled([], 1)
+    assert not stalled(tests, 1, most_flops=10), "none is within the budget yet"
 
 
 def test_a_run_without_better_tests_stops_early_and_stays_so(
