@@ -109,7 +109,8 @@ def look(
     compute: Compute,
     batch_size: int,
     engine: EngineName,
-    threshold: float | None,
+    *,
+    threshold: float | None = None,
     answer_threshold: float | None = None,
     speed: bool = True,
 ) -> Findings:

@@ -97,9 +97,9 @@ def main(config: VisualizeConfig) -> Findings:
         config.compute(),
         config.batch_size,
         config.engine,
-        config.threshold,
-        config.answer_threshold,
-        config.speed,
+        threshold=config.threshold,
+        answer_threshold=config.answer_threshold,
+        speed=config.speed,
     )
     statistics = policy_statistics(findings.outcomes, findings.full, data.classes, dynamic.network.stage_sizes)
     print(findings.outcomes.four_lines())

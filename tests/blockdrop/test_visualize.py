@@ -111,7 +111,9 @@ def findings(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Findings
         cv_dir=str(tmp_path_factory.mktemp("v")), threshold=0.5,
     )  # fmt: skip
     opened = open_networks(config, config.load)
-    return look(opened, opened.data.test, config.compute(), config.batch_size, config.engine, config.threshold)
+    return look(
+        opened, opened.data.test, config.compute(), config.batch_size, config.engine, threshold=config.threshold
+    )
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.45, 0.5, 0.7])
