@@ -2,7 +2,7 @@
 
 Wu et al. 2018, BlockDrop, arXiv:1711.08393, section 3.4: REINFORCE for the policy network, cross-entropy of the
 sampled policies for both. Blocks run just for the images that keep them, so a block's BatchNorm sees those images
-alone, in training as at inference. The reference's recipe is the default; --recipe fast starts from a plain
+alone, in training as at inference. The reference's recipe is the default; the others start from a plain
 backbone.
 """
 
@@ -85,8 +85,8 @@ class FinetuneConfig(AnswerConfig):
     }
 
     pretrained: tuple[CheckpointName, ...] = ()
-    """Checkpoints or run directories of curriculum training: policy network and backbone, in one or in two. With
-    --initial_keep or --recipe fast a backbone is enough."""
+    """Checkpoints or run directories of curriculum training: policy network and backbone, in one or in two. A
+    backbone alone is enough with --initial_keep, and with any recipe but reference."""
     load: tuple[CheckpointName, ...] = ()
     """Checkpoints of fine-tuning to continue from. They win over --pretrained."""
     lr: Positive = 1e-4

@@ -47,8 +47,8 @@ class ModelConfig:
     }  # fmt: skip
 
     model: str | None = None
-    """Name of the network and its data set, R<depth>_<dataset>: R20_Digits, R110_C10, R50_ImgNet, … (the README
-    lists depths and data sets); or a network of others on an image tree: timm:resnet50d,
+    """Name of the network and its data set, R<depth>_<dataset>: R20_Digits, R110_C10, R50_ImgNet, …
+    (docs/reference.md lists depths and data sets); or a network of others on an image tree: timm:resnet50d,
     torchvision:resnext50_32x4d, or my_package.my_module:build, a function that returns the network. Default: what
     the checkpoint says, else R110_C10."""
     arch: str | None = None
@@ -64,14 +64,15 @@ class ModelConfig:
     (inner convolutions become depthwise), shuffle (ShuffleNet's blocks) or mobile (MobileNetV2's blocks, with six
     times their input's channels / reduction inside). Default: the checkpoint's, else block."""
     image_size: Annotated[int, Range(least=8, most=4096)] | None = None
-    """Side in pixels of the square images of a network of others. Default: the checkpoint's, else what the network
-    says of itself."""
+    """Side in pixels of the square images of a network from timm, torchvision or your own code. Default: the
+    checkpoint's, else what the network says of itself."""
     data_dir: Folder = "data/"
     """Folder of the data: an image tree (train/<class>/…, and test/ or val/), tar shards (train/*.tar, …) or
     torchvision's CIFAR files."""
     split: Annotated[float, Range(above=0, below=1)] | None = None
     """Share of the images of each class that are for tests, of a --data_dir that holds class folders and no train/
-    and test/. The images' names tell which, so that it is the same ones in every run. Default: there are parts."""
+    and test/. The images' names tell which, so that it is the same ones in every run. Default: the folder has
+    train/ and test/ (or val/)."""
     cv_dir: Folder = "cv/tmp/"
     """Run directory: checkpoints, logs and TensorBoard events are written here."""
     batch_size: Count = 256
@@ -363,7 +364,7 @@ class AnswerConfig(PolicyTrainingConfig):
 
     answer_epochs: CountOrNone = 0
     """Number of epochs, before the others, in which the policy network learns to answer images by itself, taught
-    by the full network's logits. After them its trunk and its answers stay. Default: it learns no answers."""
+    by the full network's logits. After them its trunk and its answers stay. 0: it learns no answers."""
     answer_views: CountOrNone = 0
     """Number of epochs of --answer_epochs after which the same augmented images come again. The full network's
     logits of the first time are kept in memory (2 bytes a number) and used again, so that it need not run. 0: the
