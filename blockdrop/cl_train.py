@@ -74,7 +74,7 @@ def main(config: CurriculumConfig) -> dict[str, float]:
         session.announce("cl_train", opened.dynamic, opened.data, opened.origins)
         test_brought(opened.dynamic, opened.data, session, keep=True)
         metrics = train(opened.dynamic, opened.data, session)
-        close(session, metrics, opened.dynamic)
+        close(session, metrics)
         print_next(config, "finetune", "--pretrained", config.cv_dir, "--cv_dir", beside(config.cv_dir, "ft"))
     return metrics
 

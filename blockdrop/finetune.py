@@ -286,7 +286,7 @@ def main(config: FinetuneConfig) -> dict[str, float]:
         session.announce("finetune", opened.dynamic, opened.data, opened.origins, config.policy)
         test_brought(opened.dynamic, opened.data, session, keep=True)
         metrics = train(opened.dynamic, opened.data, session, opened.static)
-        close(session, metrics, opened.dynamic)
+        close(session, metrics)
         static = () if config.policy is None else ("--policy", config.policy)
         print_next(config, "evaluate", "--load", config.cv_dir, *static, "--stats")
     return metrics

@@ -56,8 +56,8 @@ def reduced_branch(mode: ReductionMode, reduction: float, bottleneck: bool) -> B
         if mode == "block":
             return usual(in_channels, width, stride, inner)
         if mode == "shuffle":
-            groups = _truncated(inner, SHUFFLE_GROUPS, reduction) and SHUFFLE_GROUPS
-            return ShuffleBranch(in_channels, out_channels, stride, inner // groups * groups)
+            inner = SHUFFLE_GROUPS * _truncated(inner, SHUFFLE_GROUPS, reduction)
+            return ShuffleBranch(in_channels, out_channels, stride, inner)
         return depthwise_branch(in_channels, out_channels, stride, inner)
 
     return branch
@@ -96,12 +96,10 @@ class ShuffleBranch(Branch):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, C_in, H, W) to (N, C_out, H/stride, W/stride)."""
-        (conv1, bn1), *rest = self.layers()
+        (conv1, bn1), (conv2, bn2), (conv3, bn3) = self.layers()
         x = self.shuffle(F.relu(bn1(conv1(x)), inplace=True))
-        for conv, norm in rest[:-1]:
-            x = F.relu(norm(conv(x)), inplace=True)
-        conv, norm = rest[-1]
-        return norm(conv(x))
+        x = F.relu(bn2(conv2(x)), inplace=True)
+        return bn3(conv3(x))
 
 
 def _truncated(width: int, divisor: float, reduction: float) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from blockdrop.dynamic import DynamicNetwork
 from blockdrop.flops import FlopTable
 from blockdrop.training.brought import ACCURACY
 from blockdrop.training.config import RunConfig
@@ -43,12 +42,11 @@ def _steps(count: int) -> str:
     return f"{count} step" if count == 1 else f"{count} steps"
 
 
-def close(session: Session[Any], metrics: Mapping[str, float], dynamic: DynamicNetwork | None = None) -> None:
+def close(session: Session[Any], metrics: Mapping[str, float]) -> None:
     """Prints what came out of a run, beside the network that was brought.
 
     Args:
         metrics: of the last test.
-        dynamic: what dropped blocks; None: all of them run.
     """
     words = [f"accuracy {metrics['accuracy']:.4f}"]
     known = session.brought or session.run.last_or_none("brought") or {}
@@ -58,8 +56,8 @@ def close(session: Session[Any], metrics: Mapping[str, float], dynamic: DynamicN
         side = "above" if difference > 0 else "below"
         points = f"{abs(difference):.2f} points {side}" if abs(difference) >= 0.005 else "the same as"
         words.append(f"{points} the network as brought ({brought:.4f})")
-    if dynamic is not None and "flops" in metrics:
-        words.append(f"at {metrics['flops'] / dynamic.flop_table().full:.1%} of its FLOPs")
+    if "flops_share" in metrics:
+        words.append(f"at {metrics['flops_share']:.1%} of its FLOPs")
     print(", ".join(words))
 
 

@@ -69,9 +69,10 @@ class SampledEpoch:
         """Accuracy, reward, blocks, … of the sampled policies, means, learning rate, images/s."""
         policy, predictions, labels, losses, flops = self._joined()
         outcomes = Outcomes(policy, predictions, labels, flops, losses=losses)
+        metrics = outcomes.metrics(reward)
         return {
-            **outcomes.metrics(reward),
-            "flops_share": flops.double().mean().item() / self.flops.full,
+            **metrics,
+            "flops_share": metrics["flops"] / self.flops.full,
             **self.means.means(),
             "lr": lr,
             "block_executions": self.block_executions,

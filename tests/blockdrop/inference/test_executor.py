@@ -14,6 +14,7 @@ import blockdrop
 from agents.policy_network import PolicyNetwork
 from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
+from blockdrop.inference.torch_engine import PackedConv, copy_to_run
 from blockdrop.models.backbone import Backbone
 from blockdrop.models.conversion import convert
 from blockdrop.models.policy_networks import build_policy_network
@@ -76,6 +77,21 @@ def test_the_executor_gives_the_logits_of_masked_execution(
             logits, ran = run(images, policy=policy)
             assert_same_logits(logits, expected)
             assert ran.equal(policy)
+
+
+def test_bfloat16_goes_without_packed_weights_where_the_processor_cannot_pack_them(
+    make_resnet: Callable[..., DroppableResNet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def packed(dtype: torch.dtype) -> bool:
+        run = copy_to_run(make_resnet("R8_C10").folded(), dtype)
+        return any(isinstance(module, PackedConv) for module in run.modules())
+
+    assert packed(torch.float32)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert packed(torch.bfloat16)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not packed(torch.bfloat16)
+    assert packed(torch.float32)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

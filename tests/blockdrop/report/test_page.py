@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from agents.answers import NEVER
 from agents.policies import map_policy
+from blockdrop import figures
 from blockdrop.flops import FlopTable
 from blockdrop.policy_curves import Curve, CurvePoint
 from blockdrop.report import embedding, page
@@ -398,6 +400,38 @@ def test_a_click_shows_the_images_policy(open_page: Callable[..., Page]) -> None
         numbers = detail.locator("li .number").all_inner_texts()
         assert numbers == [f"{keep_prob:.3f}" for keep_prob in report.keep_probs[17].tolist()]
     assert detail.locator(".stage").count() == 3
+
+
+def test_arrow_keys_beside_an_open_image_go_to_the_next_one_and_keep_its_tile_in_sight(
+    open_page: Callable[..., Page],
+) -> None:
+    page = open_page(make_report())
+    page.locator("#grid li:not([hidden]) button").nth(40).click()
+    heading = page.locator("#detail-heading")
+    expect(heading).to_have_text("Image 40")
+    for key, image in (("ArrowRight", 41), ("ArrowRight", 42), ("ArrowLeft", 41)):
+        page.keyboard.press(key)
+        expect(heading).to_have_text(f"Image {image}")
+        expect(page.locator(f'#grid button[data-image="{image}"]')).to_be_in_viewport()
+
+
+def test_what_looks_wrong_stands_on_the_page(open_page: Callable[..., Page]) -> None:
+    report = replace(make_report(), warnings=["one policy serves <all> images"])
+    expect(open_page(report).locator(".warning")).to_have_text("Note: one policy serves <all> images.")
+    expect(open_page(make_report()).locator(".warning")).to_have_count(0)
+
+
+def test_curves_look_as_in_the_figures() -> None:
+    chart = (Path(page.__file__).parent / "chart.js").read_text(encoding="utf-8")
+    style = (Path(page.__file__).parent / "page.css").read_text(encoding="utf-8")
+    dashes = re.search(r"const DASHES = (\[.*?\]);", chart)
+    assert dashes is not None
+    assert tuple(json.loads(dashes[1])) == figures.CURVE_DASHES
+    names = re.findall(r"\.colour-\d \{ --colour: var\(--(\w+)\)", style)
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", style.split("@media")[0]))
+    assert [colours[name].upper() for name in names] == [
+        to_hex(colour).upper() for colour in figures.CURVE_COLOURS
+    ]
 
 
 def test_how_many_blocks_give_the_right_prediction(open_page: Callable[..., Page]) -> None:
