@@ -43,7 +43,7 @@ FAST: Recipe = {
     "schedule": "cosine",
     "batch_size": 128,
     "max_epochs": 15,
-    "settle": 0.67,
+    "settle": 0.6667,
     "rewind": True,
     "recalibrate": 5000,
     "test_every": 5,
@@ -139,8 +139,8 @@ class FinetuneConfig(AnswerConfig):
     """Give each image the policy of another one, to measure what policies are worth that know nothing of their
     image."""
     settle: Annotated[float, Range(least=0, most=1)] = 0.0
-    """Share of the epochs, at the end, in which the ResNet learns alone, under the policies that it will have in
-    tests. The policy network learns in the first epoch at least, unless this is 1."""
+    """Share of the steps, at the end, in which the ResNet learns alone, under the policies that it will have in
+    tests. The policy network learns in the first step at least, unless this is 1."""
     rewind: bool = False
     """When the policies settle, give the ResNet back the weights that it was loaded with and start the learning
     rate's schedule again (rewinding, Renda et al. 2020, arXiv:2003.02389). What the policy network shares with the
@@ -196,11 +196,11 @@ class FinetuneConfig(AnswerConfig):
             f"--keep_full {self.keep_full}: not even one image of --batch_size {self.batch_size}",
         )
         require(
-            self.policy is not None or self.freeze_epochs <= self.settled_from,
+            self.policy is not None or self.freeze_epochs <= round(self.learned_epochs, 6),
             f"--freeze_epochs {self.freeze_epochs} and --settle {self.settle}: more than the --max_epochs "
             f"{self.max_epochs}",
         )
-        has_settled = self.settled_from < self.max_epochs
+        has_settled = self.policy is not None or self.settle > 0
         require(
             self.patience is None or has_settled or not target,
             f"--patience {self.patience}: the threshold that meets --target_flops is chosen when policies settle; "
@@ -214,53 +214,74 @@ class FinetuneConfig(AnswerConfig):
             "--estimator kept_straight_through",
         )
 
-    def phase(self, epoch: int, batch: int) -> Phase:
-        """Who learns from this batch."""
-        if epoch >= self.settled_from:
-            return SETTLED
-        if epoch < self.freeze_epochs:
-            return POLICIES_ALONE
-        if not self.alternate:
-            return JOINT
-        second = batch // self.accumulate % 2  # batches of one step go to the same network
-        return POLICIES_ALONE if second else SETTLED
-
     @property
-    def settled_from(self) -> int:
-        """The first epoch in which the policy network doesn't learn any more: not before the second, unless it
-        learns nothing at all."""
-        if self.policy is not None or self.settle == 1:
-            return 0
-        return max(1, round((1 - self.settle) * self.max_epochs))
-
-    @property
-    def rewinds(self) -> bool:
-        """Whether --rewind has anything to do."""
-        return self.rewind and self.settled_from < self.max_epochs
-
-    def distill_weight(self, epoch: int) -> float:
-        """Weight of the divergence from the full network's logits."""
-        if self.settled_distill is None or epoch < self.settled_from:
-            return self.distill
-        return self.settled_distill
+    def learned_epochs(self) -> float:
+        """Number of epochs, and parts of one, in which the policy network learns."""
+        return 0.0 if self.policy is not None else (1 - self.settle) * self.max_epochs
 
     @property
     def distills(self) -> bool:
-        """Whether there ever is such a term."""
+        """Whether there ever is a divergence from the full network's logits."""
         return self.distill > 0 or bool(self.settled_distill)
-
-    def lr_factor(self, epoch: int, progress: float) -> float:
-        """What learning rates are multiplied by, `progress` of the run (0 to 1) done."""
-        if self.rewind and epoch >= self.settled_from:
-            start = self.settled_from / self.max_epochs
-            epoch, progress = epoch - self.settled_from, (progress - start) / (1 - start)
-        if self.schedule == "step":
-            return self.step_factor(epoch)
-        return min(1.0, progress / WARM_UP) * (1 + math.cos(math.pi * progress)) / 2
 
 
 WARM_UP = 0.05
 """Share of the run in which cosine's learning rates rise."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What happens at each step of a run; steps are its batches, counted from 0."""
+
+    config: FinetuneConfig
+    batches: int
+    """Of an epoch."""
+
+    @property
+    def steps(self) -> int:
+        """Of the run."""
+        return self.config.max_epochs * self.batches
+
+    @property
+    def settled_from(self) -> int:
+        """The first step in which the policy network doesn't learn any more; `steps` if it always learns. It isn't
+        the first one, unless the policy network learns nothing at all."""
+        if self.config.learned_epochs == 0:
+            return 0
+        epoch, batch = divmod(max(1, round(self.config.learned_epochs * self.batches)), self.batches)
+        batch -= batch % self.config.accumulate  # batches whose gradients make one step stay together
+        return epoch * self.batches + batch or min(self.config.accumulate, self.batches)
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether --rewind has anything to do."""
+        return self.config.rewind and self.settled_from < self.steps
+
+    def phase(self, step: int) -> Phase:
+        """Who learns."""
+        config = self.config
+        if step >= self.settled_from:
+            return SETTLED
+        if step < config.freeze_epochs * self.batches:
+            return POLICIES_ALONE
+        if not config.alternate:
+            return JOINT
+        second = step % self.batches // config.accumulate % 2
+        return POLICIES_ALONE if second else SETTLED
+
+    def distill_weight(self, step: int) -> float:
+        """Weight of the divergence from the full network's logits."""
+        config = self.config
+        settled = step >= self.settled_from and config.settled_distill is not None
+        return config.settled_distill or 0.0 if settled else config.distill
+
+    def lr_factor(self, step: int) -> float:
+        """What learning rates are multiplied by; a rewound ResNet's begin anew."""
+        start = self.settled_from if self.rewinds and step >= self.settled_from else 0
+        if self.config.schedule == "step":
+            return self.config.step_factor((step - start) // self.batches)
+        done = (step + 1 - start) / (self.steps - start)
+        return min(1.0, done / WARM_UP) * (1 + math.cos(math.pi * done)) / 2
 
 
 def main(config: FinetuneConfig) -> dict[str, float]:
@@ -323,12 +344,15 @@ def train(
     config, compute, processes = session.config, session.compute, session.processes
     answers = AnswerTraining(dynamic, data, session)
     train_images = answers.train_images
+    batches = session.count_batches(train_images)
+    course = Course(config, batches)
+    settled_from = min(course.settled_from, course.steps)
     if config.max_epochs == 0:
         print("policies and ResNet: as they were loaded")
     elif static is None and config.settle:
-        rewound = ", the ResNet from the weights as loaded" if config.rewinds else ""
-        learned, rest = config.settled_from, config.max_epochs - config.settled_from
-        print(f"policies: learned for {learned} epochs, then settled for {rest}{rewound}")
+        rewound = ", the ResNet from the weights as loaded" if course.rewinds else ""
+        learned, rest = settled_from / batches, (course.steps - settled_from) / batches
+        print(f"policies: learned for {learned:.3g} epochs, then settled for {rest:.3g}{rewound}")
     if config.answer_epochs:
         answers.teach()
     resnet = compute.place(dynamic.network)
@@ -355,42 +379,44 @@ def train(
     rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
     target = answers.policy_target(flops) if static is None else None
     budget = None if target is None else BudgetPrice(target, config.price_rate)
-    batches = session.count_batches(train_images)
-    steps = batches * min(config.settled_from, config.max_epochs) if static is None else 0
     if processes.first:
-        warn_of_few_steps(steps, batches, config.max_epochs)
+        warn_of_few_steps(settled_from, batches, config.max_epochs)
     learning = [parameter for parameter in resnet.parameters() if parameter.requires_grad]
-    loaded = copy.deepcopy(resnet.state_dict()) if config.rewinds else None
-    fixed = policies.borrowed if config.rewinds else ()
+    loaded = copy.deepcopy(resnet.state_dict()) if course.rewinds else None
+    fixed = policies.borrowed if course.rewinds else ()
     networks = {"ResNet": resnet, **policies.modules}
     update = Update(config, session.run, batches, optimizers.values(), networks, processes)
     state = session.run.state
-    if (
-        config.settled_from == 0 or config.max_epochs == 0
-    ) and static is None:  # the policies that were loaded are those to learn under
+    if settled_from == 0 and static is None:  # the policies that were loaded are those to learn under
         policies.point = OperatingPoint(dynamic.threshold)
         if target is not None and config.max_epochs:
             policies.point.choose(target, dynamic, train_images, compute, flops)
     state.track(
         resnet=resnet, budget=budget, point=policies.point, policy_network=dynamic.policy_network, **optimizers
     )
-    settled_from = config.settled_from if config.settled_from < config.max_epochs else config.annealed_from
-    for epoch in state.epochs(
-        config.max_epochs, enough=lambda: session.run.stalled(config.patience, settled_from)
-    ):
+    ready = math.ceil(settled_from / batches) if settled_from < course.steps else config.annealed_from
+    for epoch in state.epochs(config.max_epochs, enough=lambda: session.run.stalled(config.patience, ready)):
         answers.begin(policies.point, flops)
         sampled_epoch = SampledEpoch(flops)
         draws = torch.Generator(compute.device).manual_seed(derived_seed(config.seed, epoch, 1))
         static_draws = torch.Generator().manual_seed(derived_seed(config.seed, epoch, 2))
         state.track_epoch(sampled_epoch=sampled_epoch, draws=draws, static_draws=static_draws)
-        decide, distill_weight = policies.in_training(draws, static_draws), config.distill_weight(epoch)
+        decide = policies.in_training(draws, static_draws)
         load = functools.partial(session.batches, train_images, dynamic.normalisation, epoch)
         for batch, (images, labels) in state.batches(load):
-            factor = config.lr_factor(epoch, (epoch + (batch + 1) / batches) / config.max_epochs)
+            now = epoch * batches + batch
+            if now == settled_from and loaded is not None:
+                resnet.load_state_dict(loaded)
+                for optimizer in optimizers.values():
+                    optimizer.state.clear()
+            if now == settled_from and batch and target is not None:
+                policies.point.choose(target, dynamic, train_images, compute, flops)
+                decide = policies.in_training(draws, static_draws)
+            factor = course.lr_factor(now)
             for name, optimizer in optimizers.items():
                 for group, rate in zip(optimizer.param_groups, rates[name], strict=True):
                     group["lr"] = factor * rate
-            phase = config.phase(epoch, batch)
+            phase = course.phase(now)
             policies.train(phase.policy)
             resnet.train(phase.resnet)  # last, as the two may share the stem
             for parameter in learning:  # the others are frozen by whoever brought the network
@@ -399,13 +425,13 @@ def train(
                 module.eval().requires_grad_(False)
             labels = processes.gather(labels)
             # settled policies are those of the tests, also where a probability is next to the threshold
-            precision = contextlib.nullcontext() if epoch >= config.settled_from else compute.autocast()
+            precision = contextlib.nullcontext() if now >= settled_from else compute.autocast()
             with torch.set_grad_enabled(phase.policy), precision:
                 decision = decide(images, len(labels))
             images, labels, decision = answers.left_to_the_resnet(images, labels, decision, policies.point, draws)
             price = None if budget is None else budget.value
             step = (learn if phase.policy else settled)(JointBatch(images, labels, decision, draws, price))
-            loss = step.loss
+            loss, distill_weight = step.loss, course.distill_weight(now)
             if teacher is not None and distill_weight:
                 soften = config.distill_temperature
                 wanted = processes.gather(teacher(images)[0])
@@ -419,7 +445,7 @@ def train(
                 step.parts |= {"spent": spent, "price": torch.tensor(budget.update(spent.item()))}
             state.counts["block_executions"] += step.executions
             sampled_epoch.add(step.policy, step.logits.detach(), labels, step.answered, loss=loss, **step.parts)
-        if target is not None and epoch + 1 >= config.settled_from:
+        if target is not None and (epoch + 1) * batches >= settled_from:
             policies.point.choose(target, dynamic, train_images, compute, flops)
         test = None
         if config.tests_after(epoch):
@@ -437,13 +463,9 @@ def train(
             answers.choose(policies.point, flops)
             test = policies.test()
         sampled_epoch.block_executions = state.counts["block_executions"]
-        factor = config.lr_factor(epoch, (epoch + 1) / config.max_epochs)
-        trained = sampled_epoch.metrics(reward, factor * config.lr)
+        lr = config.lr * course.lr_factor(epoch * batches + batches - 1)
+        trained = sampled_epoch.metrics(reward, lr)
         finish_epoch(session, dynamic, data, epoch, trained, reward=reward, test=test)
-        if loaded is not None and epoch + 1 == config.settled_from:
-            resnet.load_state_dict(loaded)
-            for optimizer in optimizers.values():
-                optimizer.state.clear()
     if config.max_epochs == 0 and not state.finished:
         answers.begin(policies.point, flops)
         answers.choose(policies.point, flops)
@@ -457,7 +479,7 @@ def train(
     metrics = session.run.finish_with_test()
     if static is None and config.max_epochs and processes.first:
         warn_of_learning(
-            metrics, flops, steps=steps,
+            metrics, flops, steps=settled_from,
             target=config.target_flops, threshold=policies.point.threshold,
             same_for_all=config.one_policy or dynamic.policy_net == "constant",
         )  # fmt: skip

@@ -18,7 +18,7 @@ from agents.rewards import Reward
 from blockdrop import build, cl_train, evaluate, finetune, load, load_checkpoint, save_checkpoint
 from blockdrop.data import NORMALISATIONS, DataSource
 from blockdrop.errors import BlockdropError
-from blockdrop.finetune import FinetuneConfig
+from blockdrop.finetune import Course, FinetuneConfig
 from blockdrop.flops import count_flops
 from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints.dialects import read_checkpoint
@@ -289,19 +289,25 @@ def test_frozen_and_settling_epochs_train_one_network_each(tmp_path: Path, image
 
 def test_who_learns_when() -> None:
     config = FinetuneConfig(max_epochs=6, freeze_epochs=2, settle=0.17, alternate=True)
-    assert [config.phase(epoch, 0) for epoch in (0, 1, 5)] == [(False, True), (False, True), (True, False)]
-    assert [config.phase(2, batch) for batch in range(3)] == [(True, False), (False, True), (True, False)]
+    course = Course(config, batches=10)
+    assert [course.phase(step) for step in (0, 10, 50)] == [(False, True), (False, True), (True, False)]
+    assert [course.phase(step) for step in (20, 21, 22)] == [(True, False), (False, True), (True, False)]
     config.accumulate = 2
-    turns = [config.phase(2, batch).resnet for batch in range(6)]
+    turns = [course.phase(step).resnet for step in range(20, 26)]
     assert turns == [True, True, False, False, True, True], "batches of one step go to one network"
-    assert FinetuneConfig(policy="full", freeze_epochs=1).phase(0, 0) == (True, False)
-    assert FinetuneConfig().phase(0, 1) == (True, True)
+    assert Course(FinetuneConfig(policy="full", freeze_epochs=1), 10).phase(0) == (True, False)
+    assert Course(FinetuneConfig(), 10).phase(1) == (True, True)
 
 
-def test_policies_have_the_first_epoch_unless_they_learn_nothing_at_all() -> None:
-    for epochs, settle, expected in ((1, 0.7, 1), (1, 1.0, 0), (3, 0.9, 1), (15, 0.67, 5), (4, 0.0, 4)):
-        assert FinetuneConfig(max_epochs=epochs, settle=settle).settled_from == expected
-    assert FinetuneConfig(max_epochs=4, policy="full").settled_from == 0
+def test_policies_settle_at_a_step_and_have_the_first_one_unless_they_learn_nothing_at_all() -> None:
+    for epochs, settle, expected in (
+        (1, 0.7, 3), (1, 0.6667, 3), (1, 0.99, 1), (1, 1.0, 0), (3, 0.9, 3), (15, 0.6667, 50), (4, 0.0, 40),
+    ):  # fmt: skip
+        assert Course(FinetuneConfig(max_epochs=epochs, settle=settle), batches=10).settled_from == expected
+    assert Course(FinetuneConfig(max_epochs=4, policy="full"), batches=10).settled_from == 0
+    steps = [(3, 0.45, 10), (1, 0.99, 10), (1, 0.99, 2)]
+    three = [Course(FinetuneConfig(max_epochs=e, settle=s, accumulate=3), b).settled_from for e, s, b in steps]
+    assert three == [16, 3, 2], "batches whose gradients make one step stay together"
 
 
 def test_policies_that_are_settled_from_the_start_keep_their_operating_point(
@@ -383,20 +389,20 @@ def test_the_optimisers_begin_anew_with_the_weights(tmp_path: Path, image_tree: 
 def test_after_a_rewind_the_learning_rate_begins_anew() -> None:
     plain = FinetuneConfig.of_recipe("fast", max_epochs=10, settle=0.5, rewind=False)
     config = FinetuneConfig.of_recipe("fast", max_epochs=10, settle=0.5)
-    assert config.settled_from == 5
-    assert config.lr_factor(4, 0.45) == plain.lr_factor(4, 0.45)
-    assert config.lr_factor(5, 0.5) == plain.lr_factor(0, 0.0) == 0
-    assert config.lr_factor(7, 0.75) == plain.lr_factor(5, 0.5) == pytest.approx(0.5)
-    steps = FinetuneConfig(max_epochs=10, settle=0.5, rewind=True, epoch_step=2)
-    assert [steps.lr_factor(epoch, epoch / 10) for epoch in (1, 2, 5, 7)] == pytest.approx([1, 0.1, 1, 0.1])
+    rewound, whole = Course(config, batches=100), Course(plain, batches=100)
+    assert rewound.lr_factor(450) == whole.lr_factor(450)
+    assert rewound.lr_factor(500) == Course(dataclasses.replace(plain, max_epochs=5), 100).lr_factor(0) < 0.05
+    assert rewound.lr_factor(749) == whole.lr_factor(499) == pytest.approx(0.5)
+    steps = Course(FinetuneConfig(max_epochs=10, settle=0.5, rewind=True, epoch_step=2), batches=10)
+    assert [steps.lr_factor(step) for step in (19, 20, 49, 50, 69, 70)] == pytest.approx([1, 0.1, 0.01, 1, 1, 0.1])
 
 
 def test_cosine_rises_then_falls_to_zero() -> None:
-    config = FinetuneConfig(schedule="cosine")
-    assert config.lr_factor(0, 0.0) == 0
-    assert config.lr_factor(0, 0.5) == pytest.approx(0.5)
-    assert config.lr_factor(0, 1.0) == pytest.approx(0.0)
-    assert config.lr_factor(0, 0.025) == pytest.approx((1 + math.cos(math.pi * 0.025)) / 4)
+    course = Course(FinetuneConfig(schedule="cosine", max_epochs=10), batches=100)
+    assert course.lr_factor(0) == pytest.approx(0.02, rel=1e-4)
+    assert course.lr_factor(499) == pytest.approx(0.5)
+    assert course.lr_factor(999) == pytest.approx(0.0)
+    assert course.lr_factor(24) == pytest.approx((1 + math.cos(math.pi * 0.025)) / 4)
 
 
 def test_executions_are_those_of_the_way_that_runs() -> None:
@@ -502,7 +508,8 @@ def test_settled_policies_may_have_another_weight_of_the_divergence(
         cv_dir=str(tmp_path / "f"), max_epochs=2, settle=0.5, keep_full=0.5, recalibrate=0,
         distill=0.0, settled_distill=2.0, distill_temperature=3.0,
     )  # fmt: skip
-    assert [config.distill_weight(epoch) for epoch in range(2)] == [0, 2]
+    course = Course(config, batches=2)
+    assert [course.distill_weight(step) for step in range(4)] == [0, 0, 2, 2]
     finetune.main(config)
     before, settled = records(tmp_path / "f", "train")
     assert "divergence" not in before, "nor has the teacher run"
@@ -511,9 +518,9 @@ def test_settled_policies_may_have_another_weight_of_the_divergence(
     assert settled["loss"] == pytest.approx(expected, rel=1e-5)
 
     usual = FinetuneConfig(distill=3.0, settle=0.5, max_epochs=2)
-    assert [usual.distill_weight(epoch) for epoch in range(2)] == [3, 3]
+    assert [Course(usual, 1).distill_weight(step) for step in range(2)] == [3, 3]
     none = dataclasses.replace(usual, settled_distill=0.0)
-    assert [none.distill_weight(epoch) for epoch in range(2)] == [3, 0]
+    assert [Course(none, 1).distill_weight(step) for step in range(2)] == [3, 0]
 
 
 @pytest.mark.parametrize(
@@ -668,11 +675,19 @@ REWINDING = {
     "policy_net": "stem", "initial_keep": 0.9, "estimator": "kept_straight_through", "optimizer": "sgd",
     "settle": 0.6, "rewind": True, "max_epochs": 3,
 }  # fmt: skip
+WITHIN_AN_EPOCH: dict[str, Any] = {**REWINDING, "settle": 0.5, "target_flops": 0.8}
 
 
 @pytest.mark.parametrize(
     ("flags", "moment"),
-    [({"policy": "random_k:2"}, (1, 1)), (REWINDING, (1, 0)), (REWINDING, (1, 1)), (REWINDING, (2, 0))],
+    [
+        ({"policy": "random_k:2"}, (1, 1)),
+        (REWINDING, (1, 0)),
+        (REWINDING, (1, 1)),
+        (REWINDING, (2, 0)),
+        (WITHIN_AN_EPOCH, (1, 1)),
+        (WITHIN_AN_EPOCH, (2, 0)),
+    ],
 )
 def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(
     flags: dict[str, Any],
@@ -700,10 +715,40 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(
         with pytest.raises(KeyboardInterrupt):
             finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "cut")))
     finetune.main(FinetuneConfig(**common, cv_dir=str(tmp_path / "cut"), resume=True))
-    one, two = (read_checkpoint(tmp_path / name).resnet for name in ("undisturbed", "cut"))
+    undisturbed, cut = (read_checkpoint(tmp_path / name) for name in ("undisturbed", "cut"))
+    one, two = undisturbed.resnet, cut.resnet
     assert one is not None
     assert two is not None
     assert all(value.equal(two[key]) for key, value in one.items())
+    assert undisturbed.operating_point == cut.operating_point
+
+
+def test_policies_settle_within_the_only_epoch(
+    tmp_path: Path, image_tree: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    """Of 6 steps two are for the policies: then the threshold is chosen and the ResNet starts anew."""
+    as_loaded: list[bool] = []
+    step = Update.__call__
+    loaded = read_checkpoint(backbone).resnet
+    assert loaded is not None
+    key = "blocks.0.0.conv1.weight"
+
+    def watch(self: Update, loss: torch.Tensor, epoch: int, batch: int) -> Any:
+        weight = self.modules["ResNet"].state_dict()[key]
+        as_loaded.append(weight.equal(loaded[key]))
+        return step(self, loss, epoch, batch)
+
+    monkeypatch.setattr(Update, "__call__", watch)
+    code, out, _ = command(
+        finetune, "--recipe", "fast", "--model", "R8_Folder", "--data_dir", image_tree, "--pretrained", backbone,
+        "--batch_size", 2, "--max_epochs", 1, "--target_flops", 0.8, "--cv_dir", tmp_path / "f",
+    )  # fmt: skip
+    assert code == 0
+    assert "policies: learned for 0.333 epochs, then settled for 0.667, the ResNet from the weights as load" in out
+    assert as_loaded == [True, False, True, False, False, False]
+    point = read_checkpoint(tmp_path / "f").operating_point
+    assert point is not None
+    assert point["budget"] == 0.8
 
 
 @pytest.mark.parametrize(
