@@ -29,6 +29,7 @@ from blockdrop.models.policy_networks import build_policy_network
 from blockdrop.models.sources import open_source
 from blockdrop.models.specs import ForeignSpec, ModelSpec, parse_model_name, parse_name
 from blockdrop.training.compute import has_fast_bfloat16
+from blockdrop.training.opening import check_classes, renamed
 from blockdrop.training.run_directory import LOCK_FILE, check_usable, own_files, read_flags, read_metrics
 from blockdrop.training.state import read_state
 from blockdrop.version import project_version
@@ -214,8 +215,8 @@ def in_use(folder: Path) -> bool:
         raise BlockdropError(f"{path}: can't be locked ({reason}), so no run can go on here; remove it") from None
 
 
-def checkpoint_file(path: str, model: str | None) -> Iterator[Fact]:
-    """What a checkpoint holds; raises `BlockdropError` where it doesn't fit together."""
+def checkpoint_file(path: str, model: str | None, data_dir: str | None = None) -> Iterator[Fact]:
+    """What a checkpoint holds; raises `BlockdropError` where it doesn't fit together, or not to the data."""
     checkpoint = read_checkpoint(path)
     yield "file", f"{checkpoint.path} ({os.path.getsize(checkpoint.path):,} bytes)"
     kinds = {"blockdrop": f"ours, version {checkpoint.version}", "reference": "the BlockDrop reference's"}
@@ -231,7 +232,8 @@ def checkpoint_file(path: str, model: str | None) -> Iterator[Fact]:
         yield "operating point", operating_point(checkpoint.operating_point)
     if checkpoint.metrics:
         shown = (f"{key} {value:.4g}" for key, value in list(checkpoint.metrics.items())[:5])
-        yield "metrics", f"after epoch {checkpoint.epoch}: {', '.join(shown)}"
+        after = "" if checkpoint.epoch is None else f"after epoch {checkpoint.epoch}: "
+        yield "metrics", after + ", ".join(shown)
     if name is None:
         yield "fits", "not tried: the file doesn't say which model it is of; pass --model"
     elif checkpoint.origin is not None and model is None and not built_by_name(checkpoint):
@@ -239,6 +241,21 @@ def checkpoint_file(path: str, model: str | None) -> Iterator[Fact]:
     else:
         build_from(checkpoint, name)
         yield "fits", f"{name}: every tensor has its place"
+    if data_dir is not None:
+        yield "classes", classes_beside(checkpoint, name, data_dir)
+
+
+def classes_beside(checkpoint: Checkpoint, model: str | None, folder: str) -> str:
+    """Whether a checkpoint and a data folder mean the same classes; raises `CheckpointError` where they don't."""
+    dataset = data_sets(Path(folder))[0] if model is None else parse_name(model).dataset
+    try:
+        data = DataSource(dataset, folder, classes=checkpoint.classes)
+    except BlockdropError:  # the part about the data says why
+        return "not compared: the data can't be opened"
+    check_classes(checkpoint, data)
+    if checkpoint.classes is not None:
+        return "those of the data, in the same order"
+    return next(renamed([checkpoint], data), "as many as the data have; the file doesn't name its own")
 
 
 def operating_point(point: dict[str, Any]) -> str:

@@ -47,7 +47,7 @@ def main(config: DoctorConfig) -> bool:
     if config.cv_dir is not None:
         parts["run"] = lambda: diagnosis.run_directory(Path(str(config.cv_dir)))
     if config.load is not None:
-        parts["checkpoint"] = lambda: diagnosis.checkpoint_file(str(config.load), config.model)
+        parts["checkpoint"] = lambda: diagnosis.checkpoint_file(str(config.load), config.model, config.data_dir)
     well = [diagnosis.show(title, find) for title, find in parts.items()]
     if not all(well):
         sys.exit(1)

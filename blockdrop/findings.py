@@ -44,7 +44,7 @@ from blockdrop.policy_curves import (
 from blockdrop.policy_stats import Outcomes, PolicyStatistics
 from blockdrop.report.page import Report, ReportFigure, report_page
 from blockdrop.training.brought import brought_accuracy
-from blockdrop.training.closing import learning_warnings
+from blockdrop.training.closing import POLICY_STEPS, learning_warnings
 from blockdrop.training.compute import Compute
 from blockdrop.training.opening import Opened
 from blockdrop.version import project_version
@@ -307,11 +307,13 @@ def warnings_of(findings: Findings) -> list[str]:
         "unique_policies": outcomes.unique_policies,
         "flops": outcomes.flops_per_image[0],
         "answered": outcomes.answered_share or 0.0,
+        POLICY_STEPS: dynamic.metrics.get(POLICY_STEPS, 0),
     }
     stored = dynamic.operating_point or {}
     own = findings.thresholds == thresholds_of(dynamic.operating_point)
     lines = learning_warnings(
-        metrics, findings.table, steps=0, target=stored.get("budget") if own else None,
-        threshold=findings.thresholds.keep, same_for_all=dynamic.policy_net == "constant",
+        metrics, findings.table, target=stored.get("budget") if own else None,
+        threshold=findings.thresholds.keep,
+        same_for_all=bool(dynamic.config.get("one_policy")) or dynamic.policy_net == "constant",
     )  # fmt: skip
     return list(lines)

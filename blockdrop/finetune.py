@@ -352,7 +352,8 @@ def train(
     elif static is None and config.settle:
         rewound = ", the ResNet from the weights as loaded" if course.rewinds else ""
         learned, rest = settled_from / batches, (course.steps - settled_from) / batches
-        print(f"policies: learned for {learned:.3g} epochs, then settled for {rest:.3g}{rewound}")
+        epochs = "epoch" if learned == 1 else "epochs"
+        print(f"policies: learned for {learned:.3g} {epochs}, then settled for {rest:.3g}{rewound}")
     if config.answer_epochs:
         answers.teach()
     resnet = compute.place(dynamic.network)
@@ -461,7 +462,7 @@ def train(
                     execution=config.execution,
                 )
             answers.choose(policies.point, flops)
-            test = policies.test()
+            test = policies.test(min(settled_from, (epoch + 1) * batches))
         sampled_epoch.block_executions = state.counts["block_executions"]
         lr = config.lr * course.lr_factor(epoch * batches + batches - 1)
         trained = sampled_epoch.metrics(reward, lr)
@@ -469,7 +470,7 @@ def train(
     if config.max_epochs == 0 and not state.finished:
         answers.begin(policies.point, flops)
         answers.choose(policies.point, flops)
-        test_policies(session, dynamic, data, 0, reward, policies.test())
+        test_policies(session, dynamic, data, 0, reward, policies.test(0))
     if config.one_policy and dynamic.policy_network is not None:
         dynamic.policy_network.logit.weight.requires_grad_(True)
     for parameter in (*learning, *answers.frozen):
@@ -479,8 +480,7 @@ def train(
     metrics = session.run.finish_with_test()
     if static is None and config.max_epochs and processes.first:
         warn_of_learning(
-            metrics, flops, steps=settled_from,
-            target=config.target_flops, threshold=policies.point.threshold,
+            metrics, flops, target=config.target_flops, threshold=policies.point.threshold,
             same_for_all=config.one_policy or dynamic.policy_net == "constant",
         )  # fmt: skip
     return metrics

@@ -1,5 +1,8 @@
-"""Where Gymnasium's entry point leads: `gymnasium.make("BlockDrop-v0")` works wherever this is installed."""
+"""The environment by its name: importing this module registers `BlockDrop-v0` with Gymnasium.
+
+`gymnasium.make("blockdrop.gym:BlockDrop-v0", …)` imports it by itself.
+"""
 
 from agents.registration import register_envs
 
-__all__ = ["register_envs"]
+register_envs()

@@ -68,7 +68,7 @@ def test_what_a_wheel_installs_runs_without_the_checkout(wheel: Path, tmp_path: 
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
     code = (
-        "import blockdrop.agents.envs, blockdrop.experiments.mutants, gymnasium, sys\n"
+        "import blockdrop.gym, blockdrop.experiments.mutants, gymnasium, sys\n"
         "spec = gymnasium.spec('BlockDrop-v0')\n"
         "for entry in (spec.entry_point, spec.vector_entry_point):\n"
         "    assert entry.startswith('blockdrop.agents.envs:')\n"

@@ -110,7 +110,7 @@ def decode_image(file: str | Path | IO[bytes], name: str) -> Image.Image:
         raise UnreadableImageError(name, f"its content is none of {', '.join(FORMATS)}") from None
     except OSError as error:
         raise _system_error(name, error) from None
-    except MemoryError:
+    except (MemoryError, UnreadableImageError):
         raise
     except Exception as error:  # on damaged files Pillow's decoders raise errors of any kind
         raise UnreadableImageError(name, _first_line(error)) from None

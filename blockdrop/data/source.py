@@ -59,7 +59,7 @@ class DataSource:
             preprocessing: how images of more than 64 px are resized and cut out; its `image_size` wins. Default:
                 the usual of `image_size`.
             classes: of an image tree of which the test images alone are wanted: it needs no train/ then, and not
-                every class in test/.
+                every class in test/. Empty: those of test/.
             split: share of each class's images that are for tests, of a folder that holds class folders and no
                 train/ and test/; see `split_rows`.
         Raises:

@@ -82,7 +82,7 @@ def find_trees(data_dir: Path, known: Sequence[str] | None = None) -> tuple[dict
 
     Args:
         known: the classes, where only the test images are needed: training images may be missing then, and some
-            of the classes in the test images.
+            of the classes in the test images. Empty: all of those are there.
 
     Raises:
         DataError: a folder is missing, empty or can't be read; the two have other classes.
@@ -91,12 +91,13 @@ def find_trees(data_dir: Path, known: Sequence[str] | None = None) -> tuple[dict
         raise DataError(f"{data_dir}: no such folder; point --data_dir at the images")
     if known is not None:
         test = _part_folder(data_dir, PARTS[False])
-        strange = [name for name in _class_folders(test) if name not in known]
+        present = _class_folders(test)
+        strange = [name for name in present if known and name not in known]
         if strange:
             raise DataError(
                 f"{test}: class {strange[0]} is none of the checkpoint's: {', '.join(known[:LISTED])}, …"
             )
-        return {False: test}, list(known)
+        return {False: test}, list(known) or present
     folders = {train: _part_folder(data_dir, names) for train, names in PARTS.items()}
     (classes, others) = (_class_folders(folder) for folder in folders.values())
     if classes != others:
@@ -141,9 +142,10 @@ def _part_folder(data_dir: Path, names: Sequence[str]) -> Path:
     inside = [name for name in there.values() if any(os.path.isdir(data_dir / name / part) for part in names)]
     meant = data_dir.parent if data_dir.name.lower() in parts else data_dir / inside[0] if inside else None
     hint = "" if meant is None else f"; --data_dir {meant} may be meant"
-    if meant is None and there:
+    shown = sorted(name for name in there.values() if not name.startswith("."))
+    if meant is None and shown:
         hint = "; --split 0.2 keeps a fifth of the images of class folders for tests"
-    found = ", ".join(sorted(there.values())[:LISTED]) or "no folder"
+    found = ", ".join(shown[:LISTED]) or "no folder"
     wanted = "train" if "train" in names else " or ".join(names[:2])
     raise DataError(
         f"{data_dir}: no {wanted} folder (found {found}); expected train/<class>/… and "
@@ -186,7 +188,8 @@ def open_tree(root: Path, classes: Sequence[str], cache: Cache, some: bool = Fal
         if others:
             most = sorted(others.items(), key=lambda item: (-item[1], item[0] or "~"))
             endings = ", ".join(f"{count:,} {ending or 'without one'}" for ending, count in most[:LISTED])
-            print(f"note: {root}: {others.total():,} files left out, no images by their endings ({endings})")
+            files = f"{others.total():,} {'file' if others.total() == 1 else 'files'}"
+            print(f"note: {root}: {files} left out, not named like images ({endings})")
         empty = [name for name in classes if not any(len(folder.names) for folder in known[name])]
         if empty:
             _refuse(root, empty)

@@ -15,6 +15,8 @@ from blockdrop.training.session import Session
 
 FEW_STEPS = 100
 """Steps of learning under which a policy network has hardly left its start."""
+POLICY_STEPS = "policy_steps"
+"""Their name in the metrics of a test."""
 MISSED = 0.03
 """Share of the full network's FLOPs by which a target may be missed without a word."""
 EDGE = 0.001
@@ -94,7 +96,6 @@ def warn_of_learning(
     metrics: Mapping[str, float],
     flops: FlopTable,
     *,
-    steps: int,
     target: float | None = None,
     threshold: float = 0.5,
     same_for_all: bool = False,
@@ -103,25 +104,23 @@ def warn_of_learning(
 
     Args:
         metrics: of the test.
-        steps: in which the policy network learned.
         target: share of the full network's FLOPs that was aimed for.
         threshold: of keep probabilities, as it was chosen.
         same_for_all: whether one policy for all images was wanted.
     """
-    for line in learning_warnings(metrics, flops, steps, target, threshold, same_for_all):
+    for line in learning_warnings(metrics, flops, target, threshold, same_for_all):
         print(f"warning: {line}", file=sys.stderr)
 
 
 def learning_warnings(
     metrics: Mapping[str, float],
     flops: FlopTable,
-    steps: int,
     target: float | None,
     threshold: float,
     same_for_all: bool,
 ) -> Iterator[str]:
     """The lines, see `warn_of_learning`."""
-    blocks, share = metrics["blocks"], metrics["flops"] / flops.full
+    blocks, share, steps = metrics["blocks"], metrics["flops"] / flops.full, int(metrics.get(POLICY_STEPS, 0))
     if 0 < steps < FEW_STEPS:
         yield (
             f"policies were learned for {_steps(steps)}, with which they hardly leave their start; pass a smaller "

@@ -13,6 +13,7 @@ from agents.names import DEFAULT_THRESHOLD
 from agents.static_policies import StaticPolicy
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.measure import executor, look_through
+from blockdrop.training.closing import POLICY_STEPS
 from blockdrop.training.compute import Compute
 from blockdrop.training.policies import OperatingPoint
 from blockdrop.training.policy_epoch import Test, gathered
@@ -82,15 +83,19 @@ class JointPolicies:
         assert policy_network is not None
         return self._of(policy_network.eval().glance)
 
-    def test(self) -> Test:
-        """For the test after an epoch."""
+    def test(self, steps: int) -> Test:
+        """For the test after an epoch.
+
+        Args:
+            steps: in which the policy network has learned.
+        """
         run = executor(self.dynamic.network, self.dynamic.policy_network, self.compute.in_float32())
         decider: Decider
         if self.static is not None:
             decider = Static(self.static)
         else:
             decider = self._of(look_through(run, self.compute.processes))
-        return Test(run, decider, self.point, {})
+        return Test(run, decider, self.point, {} if self.static is not None else {POLICY_STEPS: steps})
 
     def _of(self, look: Look, draws: torch.Generator | None = None, answers: bool = True) -> Decider:
         answer_threshold = self.point.answer_threshold if answers else NEVER

@@ -103,7 +103,7 @@ def open_networks(
     data = _open_data(config, source, checkpoints)
     backbones = [c for c in checkpoints if c.resnet is not None]
     if backbones and not new_head:
-        _check_classes(backbones[-1], data)
+        check_classes(backbones[-1], data)
     torch.manual_seed(config.seed)
     dynamic = assemble(
         source,
@@ -118,7 +118,7 @@ def open_networks(
         classes=data.classes,
     )
     if current_processes().first:
-        for note in (*_guesses(config, source, checkpoints), *_renamed(checkpoints, data)):
+        for note in (*_guesses(config, source, checkpoints), *renamed(checkpoints, data)):
             print(f"note: {note}", file=sys.stderr)
     return Opened(dynamic, data, checkpoints)
 
@@ -147,7 +147,7 @@ def _guesses(config: ModelConfig, source: Source, checkpoints: Sequence[Checkpoi
             yield f"{checkpoint.path} doesn't say all; assumed: {' '.join(assumed)}"
 
 
-def _renamed(checkpoints: Sequence[Checkpoint], data: DataSource) -> Iterator[str]:
+def renamed(checkpoints: Sequence[Checkpoint], data: DataSource) -> Iterator[str]:
     """Weights without class names beside a CIFAR-10 tree of other names, whose order may be another."""
     unnamed = [c.path for c in checkpoints if c.resnet is not None and c.classes is None]
     if data.name == "C10" and unnamed and data.classes != list(CIFAR10_CLASSES):
@@ -171,7 +171,7 @@ def _open_data(config: ModelConfig, source: Source, checkpoints: Sequence[Checkp
             skip_bad_images=config.skip_bad_images,
             preprocessing=source.preprocessing(),
             split=config.split,
-            classes=None if isinstance(config, RunConfig) or not known else known[-1],
+            classes=None if isinstance(config, RunConfig) else known[-1] if known else (),
         )
 
     processes = current_processes()
@@ -308,7 +308,8 @@ def check_shares(config: RunConfig, data: Data, processes: Processes) -> None:
     )
 
 
-def _check_classes(checkpoint: Checkpoint, data: DataSource) -> None:
+def check_classes(checkpoint: Checkpoint, data: DataSource) -> None:
+    """Raises `CheckpointError` unless a checkpoint's classes, as far as it names them, are the data's."""
     if checkpoint.num_classes not in (None, data.num_classes):
         raise CheckpointError(
             f"{checkpoint.path}: made for {checkpoint.num_classes} classes, the data has {data.num_classes}; "

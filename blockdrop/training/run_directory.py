@@ -63,6 +63,7 @@ TAGS = {
     "flops": "FLOPs_per_image",
     "flops_share": "FLOPs_share_of_full_network",
     "lr": "learning_rate",
+    "policy_steps": "steps_of_policy_learning",
     "price": "price_of_computation",
     "rest_accuracy": "accuracy_of_other_images",
     "spent": "FLOPs_share_of_full_network_in_batches",

@@ -324,7 +324,7 @@ def test_other_endings_are_images_or_counted(tmp_path: Path, capsys: pytest.Capt
         (cat / name).write_bytes(b"")
     source = DataSource("Folder", tmp_path)
     assert len(source.train) == 7
-    said = "train: 4 files left out, no images by their endings (2 .avif, 1 .txt, 1 without one)"
+    said = "train: 4 files left out, not named like images (2 .avif, 1 .txt, 1 without one)"
     assert capsys.readouterr().out.splitlines()[0].endswith(said)
 
 

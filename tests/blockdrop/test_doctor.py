@@ -207,6 +207,27 @@ def test_a_checkpoint_is_described_and_tried(checkpoint: Path, command: Command)
     assert "operating point" not in printed
 
 
+def test_a_checkpoints_classes_are_compared_with_the_datas(
+    tmp_path: Path, image_tree: Path, checkpoint: Path, command: Command
+) -> None:
+    names = sorted(path.name for path in (image_tree / "train").iterdir())
+    resnet, _ = build("R8_Folder", num_classes=2)
+    for file, classes, code, expected in (
+        ("same", names, 0, "those of the data, in the same order"),
+        ("other", [names[1], names[0]], 1, f"{names[1]} is now {names[0]}"),
+        ("unnamed", None, 0, "as many as the data have; the file doesn't name its own"),
+    ):
+        save_checkpoint(
+            tmp_path / file, model="R8_Folder", resnet=resnet, classes=classes,
+            normalisation=NORMALISATIONS["half"],
+        )  # fmt: skip
+        found, printed, _ = command(doctor, "--load", tmp_path / file, "--data_dir", image_tree)
+        assert found == code
+        assert expected in fact(printed.partition("\ncheckpoint\n")[2], "PROBLEM" if code else "classes")
+    printed = command(doctor, "--load", tmp_path / "same", "--data_dir", tmp_path / "missing")[1]
+    assert fact(printed, "classes") == "not compared: the data can't be opened"
+
+
 @pytest.mark.parametrize(
     ("point", "expected"),
     [

@@ -1,4 +1,4 @@
-"""Gymnasium finds the environment by an entry point."""
+"""Gymnasium finds the environment by its name."""
 
 import subprocess
 import sys
@@ -6,19 +6,21 @@ from pathlib import Path
 
 import gymnasium
 
-from agents.registration import ID
-from blockdrop.gym import register_envs
+from agents.registration import ID, register_envs
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_registering_names_the_environment_without_importing_torch() -> None:
+def test_a_name_with_the_module_needs_no_import_and_the_module_alone_no_torch() -> None:
     script = (
-        "import sys, gymnasium; from blockdrop.gym import register_envs; register_envs(); register_envs();"
-        "assert 'torch' not in sys.modules; print(gymnasium.spec('BlockDrop-v0').entry_point)"
+        "import sys, gymnasium, gymnasium.envs.registration as r;"
+        "spec = r._find_spec('blockdrop.gym:BlockDrop-v0'); assert 'torch' not in sys.modules;"
+        "import torch; env = gymnasium.make('blockdrop.gym:BlockDrop-v0', num_blocks=2,"
+        "images=torch.zeros(3, 1, 2, 2), labels=torch.zeros(3).long(), classifier=lambda images, policy: torch.zeros(len(images), 2));"
+        "print(spec.entry_point, env.action_space)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=100)
-    assert done.stdout.strip() == "agents.envs:BlockDropEnv", done.stderr
+    assert done.stdout.strip() == "agents.envs:BlockDropEnv MultiBinary(2)", done.stderr
 
 
 def test_an_environment_that_is_registered_stays() -> None:

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from blockdrop import finetune, pretrain
+from blockdrop import finetune, pretrain, visualize
 from blockdrop.flops import FlopTable
 from blockdrop.training.closing import beside, learning_warnings, warn_of_few_steps
 
 FLOPS = FlopTable(fixed=10, blocks=(20, 20, 20, 30), policy_network=10)  # full: 100
-GOOD = {"blocks": 2.4, "flops": 60.0, "unique_policies": 7}
+GOOD = {"blocks": 2.4, "flops": 60.0, "unique_policies": 7, "policy_steps": 2000}
 
 
 def warned(metrics: dict[str, float] = GOOD, **more: Any) -> list[str]:
-    usual = {"steps": 2000, "target": 0.6, "threshold": 0.4, "same_for_all": False}
+    usual = {"target": 0.6, "threshold": 0.4, "same_for_all": False}
     return list(learning_warnings(metrics, FLOPS, **(usual | more)))
 
 
@@ -32,7 +32,7 @@ def test_nothing_is_said_where_all_is_well() -> None:
 @pytest.mark.parametrize(
     ("metrics", "more", "says"),
     [
-        ({}, {"steps": 15}, "policies were learned for 15 steps"),
+        ({"policy_steps": 15}, {}, "policies were learned for 15 steps"),
         ({"blocks": 0, "flops": 20.0}, {"target": None}, "every block is dropped for every image"),
         ({"blocks": 4}, {}, "no block is dropped for any image"),
         ({"unique_policies": 1}, {}, "one policy serves all images"),
@@ -56,6 +56,9 @@ def test_a_recipe_on_a_handful_of_images_warns_and_says_what_was_brought(
     assert code == 0
     assert "network as brought: accuracy 0." in out
     assert error.startswith("warning: ")
+    shown = ("--load", tmp_path / "f", "--data_dir", image_tree, "--cv_dir", tmp_path / "v", "--no_speed")
+    assert command(visualize, *shown)[0] == 0
+    assert "Note: policies were learned for 1 step, " in (tmp_path / "v" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
