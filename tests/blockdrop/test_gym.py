@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_a_name_with_the_module_needs_no_import_and_the_module_alone_no_torch() -> None:
     script = (
-        "import sys, gymnasium, gymnasium.envs.registration as r;"
-        "spec = r._find_spec('blockdrop.gym:BlockDrop-v0'); assert 'torch' not in sys.modules;"
-        "import torch; env = gymnasium.make('blockdrop.gym:BlockDrop-v0', num_blocks=2,"
-        "images=torch.zeros(3, 1, 2, 2), labels=torch.zeros(3).long(), classifier=lambda images, policy: torch.zeros(len(images), 2));"
-        "print(spec.entry_point, env.action_space)"
+        "import sys, gymnasium, gymnasium.envs.registration as registration;"
+        "name = 'blockdrop.gym:BlockDrop-v0'; registration._find_spec(name); assert 'torch' not in sys.modules;"
+        "import torch; data = {'images': torch.zeros(3, 1, 2, 2), 'labels': torch.zeros(3).long(), 'num_blocks': 2};"
+        "env = gymnasium.make(name, classifier=lambda images, policy: torch.zeros(len(images), 2), **data);"
+        "print(env.spec.entry_point, env.action_space)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=100)
     assert done.stdout.strip() == "agents.envs:BlockDropEnv MultiBinary(2)", done.stderr
