@@ -15,7 +15,8 @@ def test_a_name_with_the_module_needs_no_import_and_the_module_alone_no_torch() 
     script = (
         "import sys, gymnasium, gymnasium.envs.registration as registration;"
         "name = 'blockdrop.gym:BlockDrop-v0'; registration._find_spec(name); assert 'torch' not in sys.modules;"
-        "import torch; data = {'images': torch.zeros(3, 1, 2, 2), 'labels': torch.zeros(3).long(), 'num_blocks': 2};"
+        "import torch; data = {'images': torch.zeros(3, 1, 2, 2), 'labels': torch.zeros(3).long()};"
+        "data['num_blocks'] = 2;"
         "env = gymnasium.make(name, classifier=lambda images, policy: torch.zeros(len(images), 2), **data);"
         "print(env.spec.entry_point, env.action_space)"
     )
