@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
+import io
 import itertools
 import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import tyro
 
 from blockdrop.errors import BlockdropError
-from blockdrop.ranges import Range, declared_rules
+from blockdrop.ranges import Range, declared_rules, types_of
 
 Config = TypeVar("Config")
+TyroField = tuple[str, Any, Any]
+"""As `dataclasses.make_dataclass` takes them."""
 METAVARS = {str: "STR", int: "INT", float: "FLOAT"}
 
 
@@ -43,21 +47,41 @@ def parse_flags(
         BlockdropError: no config may have these flags.
     """
     flags = tyro_fields(config_class, arguments, choices or {})
-    shown: list[Any] = []
-    for number, (title, names) in enumerate(boxes(config_class).items()):
-        own = [flags[name] for name in names]
-        if title:
-            box = _without_source(dataclasses.make_dataclass(f"Box{number}", own, kw_only=True))
-            own = [(f"box{number}", Annotated[box, tyro.conf.arg(name=title)], dataclasses.field())]
-        shown += own
-    command_line: type = _without_source(dataclasses.make_dataclass("CommandLine", shown, kw_only=True))
-    parsed: Any = tyro.cli(
-        command_line, args=list(arguments), prog=prog, description=description, use_underscores=True
-    )
-    values: dict[str, Any] = {}
-    for name, value in vars(parsed).items():
-        values |= {name: value} if name in flags else vars(value)
+    values = _parsed_alone(flags, arguments)
+    if values is None:
+        shown: list[Any] = []
+        for number, (title, names) in enumerate(boxes(config_class).items()):
+            own = [flags[name] for name in names]
+            if title:
+                box = _made(f"Box{number}", own)
+                own = [(f"box{number}", Annotated[box, tyro.conf.arg(name=title)], dataclasses.field())]
+            shown += own
+        parsed: Any = tyro.cli(
+            _made("CommandLine", shown), args=list(arguments), prog=prog, description=description,
+            use_underscores=True,
+        )  # fmt: skip
+        values = {}
+        for name, value in vars(parsed).items():
+            values |= {name: value} if name in flags else vars(value)
     return config_class(**{name: _at_home(value) for name, value in values.items()})
+
+
+def _parsed_alone(flags: Mapping[str, TyroField], arguments: Sequence[str]) -> dict[str, Any] | None:
+    """The values of all flags. Tyro sees only those that the command line names, as it takes its time for each.
+    None where it must see all of them: for --help, and for a flag or a value that is wrong."""
+    forms = {form: name for name in flags for form in (name, f"no_{name}")}
+    words = flag_words(arguments)
+    values = {name: field.default for name, _, field in flags.values()}
+    named = {forms[word] for word in words if word in forms}
+    lacking = [name for name, value in values.items() if value is dataclasses.MISSING and name not in named]
+    if "-h" in arguments or lacking or not all(word in forms for word in words):
+        return None
+    command_line = _made("CommandLine", [flags[name] for name in flags if name in named])
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return values | vars(tyro.cli(command_line, args=list(arguments), use_underscores=True))
+    except SystemExit:
+        return None
 
 
 def _at_home(value: Any) -> Any:
@@ -67,9 +91,10 @@ def _at_home(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
 
-def _without_source(made: type) -> type:
-    """A class made at run time, marked so that tyro doesn't look for its source: it would read the file of another
-    module for it, for each flag."""
+def _made(name: str, fields: Sequence[TyroField]) -> type:
+    """A dataclass made at run time, marked so that tyro doesn't look for its source: it would read the file of
+    another module for it, for each flag."""
+    made = dataclasses.make_dataclass(name, fields, kw_only=True)
     made.__module__ = "builtins"
     return made
 
@@ -91,13 +116,13 @@ def boxes(config_class: type) -> dict[str, list[str]]:
 
 def tyro_fields(
     config_class: type, arguments: Sequence[str], choices: Mapping[str, Sequence[str]]
-) -> dict[str, tuple[str, Any, Any]]:
+) -> dict[str, TyroField]:
     """By name what `make_dataclass` wants of a flag: its name, its type with what tyro is to show, its default."""
     recipes = getattr(config_class, "RECIPES", None)
     recipe = value_of("recipe", arguments) if recipes else None
     of_recipe = {} if recipe is None else config_class.recipe_flags(recipe)  # type: ignore[attr-defined]
     named = {**choices, "recipe": [*recipes]} if recipes else choices
-    texts, hints, rules = help_texts(config_class), get_type_hints(config_class), declared_rules(config_class)
+    texts, hints, rules = help_texts(config_class), types_of(config_class), declared_rules(config_class)
     found = {}
     for flag in dataclasses.fields(config_class):
         name, default = flag.name, of_recipe.get(flag.name, flag.default)

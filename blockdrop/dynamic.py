@@ -77,6 +77,7 @@ class DynamicNetwork(nn.Module):
         self.model, self.variant, self.origin = model, variant, None if origin is None else dict(origin)
         self._policy_net = policy_net
         self.preprocessing = preprocessing
+        self._counted: dict[bool | None, tuple[object, FlopTable]] = {}
         if isinstance(classes, str):
             raise BlockdropError(f"classes {classes!r}: give a list of names, in label order")
         self.classes = None if classes is None else [str(name) for name in classes]
@@ -191,7 +192,10 @@ class DynamicNetwork(nn.Module):
             looks: whether the policy network counts; default: if there is one.
         """
         policy_network = None if looks is False else self.policy_network
-        return count_flops(self.network, policy_network, self.image_size)
+        built = tuple((id(network), repr(network)) for network in (self.network, policy_network))
+        if built != self._counted.get(looks, (None, None))[0]:  # the first time, or another network since
+            self._counted[looks] = built, count_flops(self.network, policy_network, self.image_size)
+        return self._counted[looks][1]
 
     def flops(self, policy: Tensor | None = None, answered: Tensor | None = None) -> Tensor:
         """FLOPs of images under their policies, policy network included.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,8 +92,9 @@ Rule = Range | NonEmpty
 def check_ranges(config: Any) -> None:
     """Raises `BlockdropError` for the first flag of a dataclass whose value lies outside of what its type
     declares."""
-    hints = get_type_hints(type(config))
-    for flag, rules in declared_rules(type(config)).items():
+    kind: type = type(config)
+    hints = types_of(kind)
+    for flag, rules in declared_rules(kind).items():
         value, optional = getattr(config, flag), NoneType in get_args(hints[flag])
         whole = int in (hints[flag], *get_args(hints[flag]))
         several = isinstance(value, tuple | list)
@@ -111,6 +113,13 @@ def check_ranges(config: Any) -> None:
                     raise BlockdropError(f"--{flag} {item}: must be a whole number")
 
 
+@functools.cache
+def types_of(config_class: type) -> dict[str, Any]:
+    """The types of a dataclass's flags, without what is annotated."""
+    return get_type_hints(config_class)
+
+
+@functools.cache
 def declared_rules(config_class: type) -> dict[str, list[Rule]]:
     """The rules that the types of a dataclass declare, by flag; flags without any are left out."""
     hints = get_type_hints(config_class, include_extras=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from agents.policy_network import PolicyNetwork
-from blockdrop import bench, findings, measure
+from blockdrop import bench, findings, measure, reporting
 from blockdrop.console import run_command
 from blockdrop.data import NORMALISATIONS, Normalisation, Preprocessing
 from blockdrop.dynamic import DynamicNetwork
+from blockdrop.inference import programs, rows
 from blockdrop.measure import Latency
 from blockdrop.models.backbone import Backbone, Network
 from blockdrop.models.resnet import DroppableResNet
@@ -44,17 +45,24 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _timed_once() -> Iterator[None]:
-    """No test is about how fast a network is, so whatever is timed runs once, on one batch; single images, whose
-    programs take seconds to compile, run in a test of their own."""
+    """No test is about how fast a network is, so whatever is timed runs once, on one batch. What commands print of
+    speed is made up, as the programs for it take seconds to compile; `test_measure.py` measures. How many rows a
+    program takes isn't measured, either, but in `test_rows.py`."""
 
-    def measure_no_latency(*_: Any) -> tuple[Latency, Latency]:
+    def no_speed(*_: Any, policies: Sequence[Any], **__: Any) -> tuple[float, list[float]]:
+        return 100.0, [200.0] * len(policies)
+
+    def no_latency(*_: Any) -> tuple[Latency, Latency]:
         return Latency(2.0, 3.0), Latency(1.0, 2.0)
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("SPEED_ROUNDS", "SPEED_BATCHES", "SPEED_IMAGES"):
             patch.setattr(measure, name, 1)
+        patch.setattr(programs, "worthwhile", lambda _seconds, _most: rows.USUAL)
         for room in (bench, findings):
-            patch.setattr(room, "measure_latency", measure_no_latency)
+            patch.setattr(room, "measure_latency", no_latency)
+        for room in (bench, findings, reporting):
+            patch.setattr(room, "measure_speed", no_speed)
         yield
 
 

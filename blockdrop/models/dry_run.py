@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Result = TypeVar("Result")
 
@@ -22,9 +23,99 @@ def run_for_nothing(network: nn.Module, image_size: int, run: Callable[[nn.Modul
     shape = (1, 3, image_size, image_size)
     with torch.no_grad():
         try:
-            return run(_shapes_alone(network), torch.empty(shape, device="meta"))
+            with _Shapes():
+                return run(_shapes_alone(network), torch.empty(shape, device="meta"))
         except Exception:  # whatever a network of somebody's does with numbers; what is wrong in truth comes again
             return run(copy.deepcopy(network).cpu().float().eval(), torch.zeros(shape))
+
+
+class _Shapes(TorchDispatchMode):
+    """Answers the commonest operations on tensors without numbers by itself. Torch's own answers to these are
+    written in Python, take longer, and import its compiler or a computer algebra system, which takes seconds."""
+
+
+def _dispatch(_: Any, operation: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if operation in SHAPES and not kwargs and all(x.is_meta and x.dtype == torch.float32 for x in tensors):
+        values = torch.empty(SHAPES[operation](*args), device="meta")
+        with_indices = operation is aten.max_pool2d_with_indices.default
+        return (values, torch.empty(values.shape, dtype=torch.long, device="meta")) if with_indices else values
+    return operation(*args, **(kwargs or {}))
+
+
+_Shapes.__torch_dispatch__ = _dispatch  # type: ignore[method-assign]  # in the class, torch would wrap it
+
+
+def _same(x: Tensor, *_: Any) -> Sequence[int]:
+    return x.shape
+
+
+def _together(x: Tensor, y: Any) -> Sequence[int]:
+    other = y.shape if isinstance(y, Tensor) else ()
+    return [max(sizes) for sizes in itertools.zip_longest(x.shape[::-1], other[::-1], fillvalue=1)][::-1]
+
+
+def _mean(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Sequence[int]:
+    gone = {dim % x.dim() for dim in dims}
+    return [1 if i in gone else size for i, size in enumerate(x.shape) if keepdim or i not in gone]
+
+
+def _linear(bias: Tensor, x: Tensor, weight: Tensor) -> Sequence[int]:
+    return len(x), weight.shape[1]
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    output_padding: Any, groups: int,
+) -> Sequence[int]:  # fmt: skip
+    sides = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True)
+    if transposed:
+        outer = ((size - 1) * s - 2 * p + d * (k - 1) + more + 1 for size, k, s, p, d, more in sides)
+        return len(x), weight.shape[1] * groups, *outer
+    return len(x), len(weight), *((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d, _ in sides)
+
+
+def _max_pooled(
+    x: Tensor,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = (0, 0),
+    dilation: Any = (1, 1),
+    ceil_mode: bool = False,
+) -> Sequence[int]:
+    reach = [d * (k - 1) + 1 for k, d in zip(_two(kernel), _two(dilation), strict=True)]
+    return _pooled(x, reach, stride or kernel, padding, ceil_mode)
+
+
+def _pooled(
+    x: Tensor, kernel: Any, stride: Any = (), padding: Any = (0, 0), ceil_mode: bool = False, *_: Any
+) -> Sequence[int]:
+    def pooled(side: int, size: int, step: int, edge: int) -> int:
+        rest = side + 2 * edge - size
+        if not ceil_mode:
+            return rest // step + 1
+        count = -(-rest // step) + 1
+        return count - ((count - 1) * step >= side + edge)  # the last window begins inside
+
+    return *x.shape[:-2], *map(pooled, x.shape[-2:], _two(kernel), _two(stride or kernel), _two(padding))
+
+
+def _two(sides: Sequence[int]) -> list[int]:
+    return [sides[0], sides[-1]]
+
+
+aten = torch.ops.aten
+SHAPES: dict[Any, Callable[..., Sequence[int]]] = {
+    aten.relu.default: _same,
+    aten.sigmoid.default: _same,
+    aten.add.Tensor: _together,
+    aten.mul.Tensor: _together,
+    aten.mean.dim: _mean,
+    aten.avg_pool2d.default: _pooled,
+    aten.max_pool2d_with_indices.default: _max_pooled,
+    aten.addmm.default: _linear,
+    aten.convolution.default: _convolution,
+}
 
 
 def _shapes_alone(network: nn.Module) -> nn.Module:
@@ -45,6 +136,6 @@ def without_numbers(network: nn.Module) -> nn.Module:
     """A copy whose parameters and buffers have shapes and types but no values, so that no weight is copied."""
     memo: dict[int, Tensor] = {}
     for tensor in itertools.chain(network.parameters(), network.buffers()):
-        empty = torch.empty_like(tensor, device="meta")
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(network, memo)

@@ -2,6 +2,7 @@
 
 import itertools
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
@@ -94,6 +95,24 @@ def test_predictions_don_t_hang_on_how_many_policies_run_together(monkeypatch: p
     (batch,) = images.batches(7, NORMALISATIONS["half"])
     for policy, predictions in zip(policies, together, strict=True):
         assert resnet(batch[0], policy).argmax(1).equal(predictions)
+
+
+@pytest.mark.parametrize("engine", ["torch", "auto"])
+def test_full_and_dynamic_network_run_the_same_batches_in_turns(engine: Literal["torch", "auto"]) -> None:
+    resnet, policy_network = build("R8_Digits")
+    torch.nn.init.normal_(policy_network.logit.weight, std=1.0)
+    images = MemoryImages(torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8), torch.zeros(5, dtype=torch.long))
+    full, dynamic = compile(resnet, engine=engine), compile(resnet, policy_network, engine=engine)
+    policies = torch.tensor([[True, False, False]]).repeat(5, 1)
+    full_speed, speeds = measure.measure_speed(
+        full, dynamic, images, NORMALISATIONS["half"], batch_size=2, policies=[policies, Thresholds(1e-6)]
+    )
+    assert full_speed > 0
+    assert len(speeds) == 2
+    assert min(speeds) > 0
+    rounds = full.block_executions // (2 * 3)  # one batch of two images, all three blocks
+    assert rounds > 0
+    assert dynamic.block_executions == rounds * 2 * (1 + 3)
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -551,15 +551,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Images:
 
 
 @pytest.mark.parametrize(
-    ("file", "name", "accuracy"),
-    [("resnet20-12fca82f.th", "R20_C10", 0.8103), ("resnet32-d509ac18.th", "R32_C10", 0.8256)],
+    ("file", "name", "every", "accuracy"),
+    [("resnet20-12fca82f.th", "R20_C10", 1, 0.8103), ("resnet32-d509ac18.th", "R32_C10", 5, 0.8190)],
 )
-def test_published_weights_score_what_they_should(photos: Images, file: str, name: str, accuracy: float) -> None:
+def test_published_weights_score_what_they_should(
+    photos: Images, file: str, name: str, every: int, accuracy: float
+) -> None:
+    """The larger one on every fifth photo (on all of them 82.56 %)."""
     if not (SHARED / "checkpoints" / file).exists():
         pytest.skip("needs the published weights, which are not part of the project")
     checkpoint = read_checkpoint(SHARED / "checkpoints" / file)
     resnet, _ = build(name, shortcut=checkpoint.shortcut)
     load_checkpoint(checkpoint, resnet=resnet)
     assert checkpoint.normalisation is not None
-    outcomes = evaluate_images(dynamic_of(resnet, normalisation=checkpoint.normalisation), photos)
+    some = photos.subset(torch.arange(0, len(photos), every))
+    outcomes = evaluate_images(dynamic_of(resnet, normalisation=checkpoint.normalisation), some)
     assert abs(outcomes.accuracy - accuracy) <= 0.0005
