@@ -428,8 +428,8 @@ def backbone_parts(
 
 
 def initialise(net: AnyModule) -> AnyModule:
-    """He initialisation (fan out) of every convolution; returns the module."""
+    """He initialisation (fan out) of every convolution, unless it has no numbers; returns the module."""
     for module in net.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return net

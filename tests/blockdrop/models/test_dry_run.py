@@ -66,11 +66,12 @@ def test_a_layer_without_numbers_has_the_shape_that_it_has_with_them(layer: nn.M
     assert seen == [False, True]
 
 
-def test_counting_a_network_imports_no_compiler() -> None:
+def test_loading_and_counting_networks_imports_no_compiler() -> None:
     code = (
         "import sys, blockdrop\n"
         "from blockdrop.flops import count_flops\n"
         "count_flops(*blockdrop.build('R18_ImgNet')), count_flops(*blockdrop.build('R8_C10'))\n"
+        "blockdrop.load('digits-r26').flop_table()\n"
         "print([name for name in ('sympy', 'torch._dynamo') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
