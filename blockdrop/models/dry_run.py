@@ -64,10 +64,8 @@ def _linear(bias: Tensor, x: Tensor, weight: Tensor) -> Sequence[int]:
     return len(x), weight.shape[1]
 
 
-def _convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
-    output_padding: Any, groups: int,
-) -> Sequence[int]:  # fmt: skip
+def _convolution(x: Tensor, weight: Tensor, _bias: Tensor | None, *geometry: Any) -> Sequence[int]:
+    stride, padding, dilation, transposed, output_padding, groups = geometry
     sides = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True)
     if transposed:
         outer = ((size - 1) * s - 2 * p + d * (k - 1) + more + 1 for size, k, s, p, d, more in sides)
