@@ -126,7 +126,7 @@ def tyro_fields(
     found = {}
     for flag in dataclasses.fields(config_class):
         name, default = flag.name, of_recipe.get(flag.name, flag.default)
-        ranges = [str(rule) for rule in rules.get(name, ()) if isinstance(rule, Range) and str(rule)]
+        ranges = dict.fromkeys(str(rule) for rule in rules.get(name, ()) if isinstance(rule, Range) and str(rule))
         value = " ".join(map(str, default)) if isinstance(default, tuple) else default
         shown = f"(default{f' of {recipe}' if name in of_recipe else ''}: {value})"
         hidden = name not in of_recipe and (default in (None, ()) or name in choices)
