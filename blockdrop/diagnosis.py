@@ -216,7 +216,7 @@ def in_use(folder: Path) -> bool:
 
 
 def checkpoint_file(path: str, model: str | None, data_dir: str | None = None) -> Iterator[Fact]:
-    """What a checkpoint holds; raises `BlockdropError` where it doesn't fit together, or not to the data."""
+    """What a checkpoint holds; raises `BlockdropError` where it doesn't fit together, or doesn't fit the data."""
     checkpoint = read_checkpoint(path)
     yield "file", f"{checkpoint.path} ({os.path.getsize(checkpoint.path):,} bytes)"
     kinds = {"blockdrop": f"ours, version {checkpoint.version}", "reference": "the BlockDrop reference's"}
@@ -249,9 +249,11 @@ def classes_beside(checkpoint: Checkpoint, model: str | None, folder: str) -> st
     """Whether a checkpoint and a data folder mean the same classes; raises `CheckpointError` where they don't."""
     dataset = data_sets(Path(folder))[0] if model is None else parse_name(model).dataset
     try:
-        data = DataSource(dataset, folder, classes=checkpoint.classes)
+        data = DataSource(dataset, folder, classes=checkpoint.classes or ())
     except BlockdropError:  # the part about the data says why
         return "not compared: the data can't be opened"
+    if checkpoint.num_classes is None:
+        return "not compared: the file holds no classifier"
     check_classes(checkpoint, data)
     if checkpoint.classes is not None:
         return "those of the data, in the same order"

@@ -192,8 +192,15 @@ class DynamicNetwork(nn.Module):
             looks: whether the policy network counts; default: if there is one.
         """
         policy_network = None if looks is False else self.policy_network
-        built = tuple((id(network), repr(network)) for network in (self.network, policy_network))
-        if built != self._counted.get(looks, (None, None))[0]:  # the first time, or another network since
+        networks = [network for network in (self.network, policy_network) if network is not None]
+        built = (
+            self.image_size,
+            *(
+                (id(network), repr(network), [parameter.shape for parameter in network.parameters()])
+                for network in networks
+            ),
+        )
+        if looks not in self._counted or built != self._counted[looks][0]:  # the first time, or changed since
             self._counted[looks] = built, count_flops(self.network, policy_network, self.image_size)
         return self._counted[looks][1]
 

@@ -139,8 +139,8 @@ class FinetuneConfig(AnswerConfig):
     """Give each image the policy of another one, to measure what policies are worth that know nothing of their
     image."""
     settle: Annotated[float, Range(least=0, most=1)] = 0.0
-    """Share of the steps, at the end, in which the ResNet learns alone, under the policies that it will have in
-    tests. The policy network learns in the first step at least, unless this is 1."""
+    """Share of the run's batches, at the end, from which the ResNet learns alone, under the policies that it will
+    have in tests. The policy network learns from the first batch at least, unless this is 1."""
     rewind: bool = False
     """When the policies settle, give the ResNet back the weights that it was loaded with and start the learning
     rate's schedule again (rewinding, Renda et al. 2020, arXiv:2003.02389). What the policy network shares with the
@@ -196,7 +196,7 @@ class FinetuneConfig(AnswerConfig):
             f"--keep_full {self.keep_full}: not even one image of --batch_size {self.batch_size}",
         )
         require(
-            self.policy is not None or self.freeze_epochs <= round(self.learned_epochs, 6),
+            self.policy is not None or self.freeze_epochs <= self.learned_epochs + 0.01,
             f"--freeze_epochs {self.freeze_epochs} and --settle {self.settle}: more than the --max_epochs "
             f"{self.max_epochs}",
         )
@@ -245,10 +245,11 @@ class Course:
     @property
     def settled_from(self) -> int:
         """The first step in which the policy network doesn't learn any more; `steps` if it always learns. It isn't
-        the first one, unless the policy network learns nothing at all."""
+        the first one, unless the policy network learns nothing at all, nor behind the last one with --settle."""
         if self.config.learned_epochs == 0:
             return 0
-        epoch, batch = divmod(max(1, round(self.config.learned_epochs * self.batches)), self.batches)
+        wanted = round(self.config.learned_epochs * self.batches)
+        epoch, batch = divmod(min(wanted, self.steps - (self.config.settle > 0)), self.batches)
         batch -= batch % self.config.accumulate  # batches whose gradients make one step stay together
         return epoch * self.batches + batch or min(self.config.accumulate, self.batches)
 
@@ -282,6 +283,10 @@ class Course:
             return self.config.step_factor((step - start) // self.batches)
         done = (step + 1 - start) / (self.steps - start)
         return min(1.0, done / WARM_UP) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _short(epochs: float) -> str:
+    return f"{epochs:.2f}".rstrip("0").rstrip(".")
 
 
 def main(config: FinetuneConfig) -> dict[str, float]:
@@ -333,7 +338,7 @@ def train(
     from blockdrop.models.droppable import Droppable
     from blockdrop.training.answers import AnswerTraining
     from blockdrop.training.batchnorm import recalibrate
-    from blockdrop.training.closing import MISSED, warn_of_few_steps, warn_of_learning
+    from blockdrop.training.closing import MISSED, POLICY_STEPS, warn_of_few_steps, warn_of_learning
     from blockdrop.training.hinton import kl_divergence
     from blockdrop.training.joint import BlockRunner, JointBatch, SettledLearner, make_learner, make_optimizers
     from blockdrop.training.joint_policies import JointPolicies
@@ -353,7 +358,7 @@ def train(
         rewound = ", the ResNet from the weights as loaded" if course.rewinds else ""
         learned, rest = settled_from / batches, (course.steps - settled_from) / batches
         epochs = "epoch" if learned == 1 else "epochs"
-        print(f"policies: learned for {learned:.3g} {epochs}, then settled for {rest:.3g}{rewound}")
+        print(f"policies: learned for {_short(learned)} {epochs}, then settled for {_short(rest)}{rewound}")
     if config.answer_epochs:
         answers.teach()
     resnet = compute.place(dynamic.network)
@@ -387,7 +392,7 @@ def train(
     fixed = policies.borrowed if course.rewinds else ()
     networks = {"ResNet": resnet, **policies.modules}
     update = Update(config, session.run, batches, optimizers.values(), networks, processes)
-    state = session.run.state
+    state, learned_before = session.run.state, int(dynamic.metrics.get(POLICY_STEPS, 0))
     if settled_from == 0 and static is None:  # the policies that were loaded are those to learn under
         policies.point = OperatingPoint(dynamic.threshold)
         if target is not None and config.max_epochs:
@@ -418,6 +423,7 @@ def train(
                 for group, rate in zip(optimizer.param_groups, rates[name], strict=True):
                     group["lr"] = factor * rate
             phase = course.phase(now)
+            state.counts["policy_batches"] += phase.policy
             policies.train(phase.policy)
             resnet.train(phase.resnet)  # last, as the two may share the stem
             for parameter in learning:  # the others are frozen by whoever brought the network
@@ -462,7 +468,7 @@ def train(
                     execution=config.execution,
                 )
             answers.choose(policies.point, flops)
-            test = policies.test(min(settled_from, (epoch + 1) * batches))
+            test = policies.test(learned_before + math.ceil(state.counts["policy_batches"] / config.accumulate))
         sampled_epoch.block_executions = state.counts["block_executions"]
         lr = config.lr * course.lr_factor(epoch * batches + batches - 1)
         trained = sampled_epoch.metrics(reward, lr)
@@ -470,7 +476,7 @@ def train(
     if config.max_epochs == 0 and not state.finished:
         answers.begin(policies.point, flops)
         answers.choose(policies.point, flops)
-        test_policies(session, dynamic, data, 0, reward, policies.test(0))
+        test_policies(session, dynamic, data, 0, reward, policies.test(learned_before))
     if config.one_policy and dynamic.policy_network is not None:
         dynamic.policy_network.logit.weight.requires_grad_(True)
     for parameter in (*learning, *answers.frozen):

@@ -115,7 +115,7 @@ def check_ranges(config: Any) -> None:
 
 @functools.cache
 def types_of(config_class: type) -> dict[str, Any]:
-    """The types of a dataclass's flags, without what is annotated."""
+    """The types of a dataclass's flags, without their annotations."""
     return get_type_hints(config_class)
 
 

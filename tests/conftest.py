@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -55,14 +56,16 @@ def _timed_once() -> Iterator[None]:
     def no_latency(*_: Any) -> tuple[Latency, Latency]:
         return Latency(2.0, 3.0), Latency(1.0, 2.0)
 
+    speed = create_autospec(measure.measure_speed, side_effect=no_speed)
+    latency = create_autospec(measure.measure_latency, side_effect=no_latency)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("SPEED_ROUNDS", "SPEED_BATCHES", "SPEED_IMAGES"):
             patch.setattr(measure, name, 1)
         patch.setattr(programs, "worthwhile", lambda _seconds, _most: rows.USUAL)
         for room in (bench, findings):
-            patch.setattr(room, "measure_latency", no_latency)
+            patch.setattr(room, "measure_latency", latency)
         for room in (bench, findings, reporting):
-            patch.setattr(room, "measure_speed", no_speed)
+            patch.setattr(room, "measure_speed", speed)
         yield
 
 

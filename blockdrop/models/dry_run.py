@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -52,25 +52,32 @@ def _same(x: Tensor, *_: Any) -> Sequence[int]:
 
 def _together(x: Tensor, y: Any) -> Sequence[int]:
     other = y.shape if isinstance(y, Tensor) else ()
-    return [max(sizes) for sizes in itertools.zip_longest(x.shape[::-1], other[::-1], fillvalue=1)][::-1]
+    sizes = [*itertools.zip_longest(x.shape[::-1], other[::-1], fillvalue=1)][::-1]
+    _check(all(a == b or 1 in (a, b) for a, b in sizes))
+    return [b if a == 1 else a for a, b in sizes]
 
 
 def _mean(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Sequence[int]:
+    _check(bool(dims))
     gone = {dim % x.dim() for dim in dims}
     return [1 if i in gone else size for i, size in enumerate(x.shape) if keepdim or i not in gone]
 
 
 def _linear(bias: Tensor, x: Tensor, weight: Tensor) -> Sequence[int]:
+    _check(x.shape[1] == len(weight))
     return len(x), weight.shape[1]
 
 
 def _convolution(x: Tensor, weight: Tensor, _bias: Tensor | None, *geometry: Any) -> Sequence[int]:
     stride, padding, dilation, transposed, output_padding, groups = geometry
+    _check(x.dim() == weight.dim())
+    _check(x.shape[1] == (len(weight) if transposed else weight.shape[1] * groups))
     sides = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True)
     if transposed:
         outer = ((size - 1) * s - 2 * p + d * (k - 1) + more + 1 for size, k, s, p, d, more in sides)
-        return len(x), weight.shape[1] * groups, *outer
-    return len(x), len(weight), *((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d, _ in sides)
+        return len(x), weight.shape[1] * groups, *_not_empty(outer)
+    inner = ((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d, _ in sides)
+    return len(x), len(weight), *_not_empty(inner)
 
 
 def _max_pooled(
@@ -95,11 +102,24 @@ def _pooled(
         count = -(-rest // step) + 1
         return count - ((count - 1) * step >= side + edge)  # the last window begins inside
 
-    return *x.shape[:-2], *map(pooled, x.shape[-2:], _two(kernel), _two(stride or kernel), _two(padding))
+    sides = map(pooled, x.shape[-2:], _two(kernel), _two(stride or kernel), _two(padding))
+    return *x.shape[:-2], *_not_empty(sides)
 
 
 def _two(sides: Sequence[int]) -> list[int]:
     return [sides[0], sides[-1]]
+
+
+def _not_empty(sides: Iterable[int]) -> list[int]:
+    found = [*sides]
+    _check(min(found) > 0)
+    return found
+
+
+def _check(fits: bool) -> None:
+    """Ends the run without numbers; the one with numbers that follows says what is wrong."""
+    if not fits:
+        raise ValueError("shapes that don't fit")
 
 
 aten = torch.ops.aten

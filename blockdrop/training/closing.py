@@ -131,7 +131,7 @@ def learning_warnings(
     elif blocks == len(flops.blocks):
         yield "no block is dropped for any image"
     elif metrics["unique_policies"] == 1 and not same_for_all:
-        yield "one policy serves all images: the policy network tells them not apart"
+        yield "one policy serves all images: the policy network doesn't tell them apart"
     if target is not None and abs(share - target) > MISSED:
         yield f"{share:.1%} of the full network's FLOPs are spent, {target:.1%} were aimed for"
     if not EDGE <= threshold <= 1 - EDGE:

@@ -148,9 +148,17 @@ def _guesses(config: ModelConfig, source: Source, checkpoints: Sequence[Checkpoi
 
 
 def renamed(checkpoints: Sequence[Checkpoint], data: DataSource) -> Iterator[str]:
-    """Weights without class names beside a CIFAR-10 tree of other names, whose order may be another."""
+    """Weights without class names whose classes may be in another order than the data's: those of a CIFAR-10 tree
+    with other names, or of a test folder alone."""
     unnamed = [c.path for c in checkpoints if c.resnet is not None and c.classes is None]
-    if data.name == "C10" and unnamed and data.classes != list(CIFAR10_CLASSES):
+    if not unnamed:
+        return
+    if data.name != "Digits" and data.cifar is None and data.files(train=True) is None:
+        yield (
+            f"{data.data_dir}: no train folder; classes are counted in the order of the test folder's names, as "
+            f"{unnamed[-1]} names none"
+        )
+    if data.name == "C10" and data.classes != list(CIFAR10_CLASSES):
         was, now = next((a, b) for a, b in zip(CIFAR10_CLASSES, data.classes, strict=True) if a != b)
         yield (
             f"{data.data_dir}: class names other than CIFAR-10's, {now} in the place of {was}; {unnamed[-1]} may "

@@ -1,6 +1,7 @@
 """What the doctor says of machines, data, runs and checkpoints, in health and sickness."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import blockdrop
 import blockdrop.data.files
 import blockdrop.data.source
 import blockdrop.data.tree
-from blockdrop import build, doctor, pretrain, save_checkpoint
+from blockdrop import build, doctor, evaluate, pretrain, save_checkpoint
 from blockdrop.data import NORMALISATIONS
 from blockdrop.training.run_directory import RunDirectory
 from tests.conftest import write_image_tree
@@ -224,6 +225,11 @@ def test_a_checkpoints_classes_are_compared_with_the_datas(
         found, printed, _ = command(doctor, "--load", tmp_path / file, "--data_dir", image_tree)
         assert found == code
         assert expected in fact(printed.partition("\ncheckpoint\n")[2], "PROBLEM" if code else "classes")
+    shutil.rmtree(image_tree / "train")
+    flags = ("--model", "R8_Folder", "--data_dir", image_tree, "--no_speed")
+    assert command(evaluate, *flags, "--load", tmp_path / "unnamed")[0] == 0, "in the order of test/, says a note"
+    printed = command(doctor, "--load", tmp_path / "unnamed", "--data_dir", image_tree)[1]
+    assert "classes are counted in the order of the test folder's names" in printed
     printed = command(doctor, "--load", tmp_path / "same", "--data_dir", tmp_path / "missing")[1]
     assert fact(printed, "classes") == "not compared: the data can't be opened"
 

@@ -302,6 +302,7 @@ def test_who_learns_when() -> None:
 def test_policies_settle_at_a_step_and_have_the_first_one_unless_they_learn_nothing_at_all() -> None:
     for epochs, settle, expected in (
         (1, 0.7, 3), (1, 0.6667, 3), (1, 0.99, 1), (1, 1.0, 0), (3, 0.9, 3), (15, 0.6667, 50), (4, 0.0, 40),
+        (4, 0.001, 39),
     ):  # fmt: skip
         assert Course(FinetuneConfig(max_epochs=epochs, settle=settle), batches=10).settled_from == expected
     assert Course(FinetuneConfig(max_epochs=4, policy="full"), batches=10).settled_from == 0
@@ -723,6 +724,12 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(
     assert undisturbed.operating_point == cut.operating_point
 
 
+def test_the_policy_network_may_learn_alone_until_the_policies_settle() -> None:
+    FinetuneConfig.of_recipe("fast", pretrained=("a",), freeze_epochs=5).check()
+    with pytest.raises(BlockdropError, match=r"--freeze_epochs 6 and --settle 0\.6667: more than"):
+        FinetuneConfig.of_recipe("fast", pretrained=("a",), freeze_epochs=6).check()
+
+
 def test_policies_settle_within_the_only_epoch(
     tmp_path: Path, image_tree: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
@@ -744,11 +751,12 @@ def test_policies_settle_within_the_only_epoch(
         "--batch_size", 2, "--max_epochs", 1, "--target_flops", 0.8, "--cv_dir", tmp_path / "f",
     )  # fmt: skip
     assert code == 0
-    assert "policies: learned for 0.333 epochs, then settled for 0.667, the ResNet from the weights as load" in out
+    assert "policies: learned for 0.33 epochs, then settled for 0.67, the ResNet from the weights as load" in out
     assert as_loaded == [True, False, True, False, False, False]
-    point = read_checkpoint(tmp_path / "f").operating_point
-    assert point is not None
-    assert point["budget"] == 0.8
+    checkpoint = read_checkpoint(tmp_path / "f")
+    assert checkpoint.operating_point is not None
+    assert checkpoint.operating_point["budget"] == 0.8
+    assert checkpoint.metrics["policy_steps"] == 2
 
 
 @pytest.mark.parametrize(

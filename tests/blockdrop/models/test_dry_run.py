@@ -66,6 +66,27 @@ def test_a_layer_without_numbers_has_the_shape_that_it_has_with_them(layer: nn.M
     assert seen == [False, True]
 
 
+@pytest.mark.parametrize(
+    "misfit",
+    [
+        nn.Linear(5, 2),
+        nn.Conv2d(5, 2, 1),
+        nn.Conv2d(4, 2, 9),
+        nn.AvgPool2d(9),
+        nn.MaxPool2d(9),
+        nn.Bilinear(4, 4, 1),
+    ],
+    ids=repr,
+)
+def test_what_cannot_run_raises_what_it_would_with_numbers(misfit: nn.Module) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), misfit)
+    with pytest.raises((RuntimeError, TypeError)) as expected:
+        network(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(expected.type) as found:
+        run_for_nothing(network, 8, lambda net, images: net(images))
+    assert str(found.value) == str(expected.value)
+
+
 def test_loading_and_counting_networks_imports_no_compiler() -> None:
     code = (
         "import sys, blockdrop\n"
