@@ -139,8 +139,9 @@ class FinetuneConfig(AnswerConfig):
     """Give each image the policy of another one, to measure what policies are worth that know nothing of their
     image."""
     settle: Annotated[float, Range(least=0, most=1)] = 0.0
-    """Share of the run's batches, at the end, from which the ResNet learns alone, under the policies that it will
-    have in tests. The policy network learns from the first batch at least, unless this is 1."""
+    """Share of the batches, at the end of the run, in which only the ResNet learns. Its policies are then fixed:
+    those that are used in tests. For example, 0.6667 means the last two thirds. The policy network learns in at
+    least one batch, unless this is 1."""
     rewind: bool = False
     """When the policies settle, give the ResNet back the weights that it was loaded with and start the learning
     rate's schedule again (rewinding, Renda et al. 2020, arXiv:2003.02389). What the policy network shares with the

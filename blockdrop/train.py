@@ -1,9 +1,9 @@
 """Make a trained network dynamic: train its policy network and the network itself, and compare it with the one
 brought.
 
---recipe fast, answers and glance run `finetune` with that recipe, --recipe reference runs `cl_train` and then
-`finetune`. In Python `blockdrop.train(dynamic, train_data, test_data, ...)` does the same with a network and data
-of the program's own.
+--recipe fast, answers, glance and one_policy run `finetune` with that recipe, --recipe reference runs `cl_train`
+and then `finetune`. In Python `blockdrop.train(dynamic, train_data, test_data, ...)` does the same with a network
+and data of the program's own.
 """
 
 from __future__ import annotations
@@ -56,17 +56,19 @@ class TrainConfig(RunConfig):
     """Checkpoints of the trained network, of any dialect, or run directories. For R18_ImgNet to R152_ImgNet also
     the word torchvision, which fetches its weights."""
     recipe: Recipe = "fast"
-    """Recipe: fast (toward a budget, from a trained network), answers (the policy network answers easy images by
-    itself, and the network stays as it is), glance (both), one_policy (answers in front of one policy that is
-    learned for all images) or reference (curriculum learning and then joint
-    fine-tuning, as BlockDrop was published)."""
+    """What is trained. fast: the policy network and the ResNet, to meet --budget. answers: only the policy
+    network, which learns to answer easy images; the ResNet stays as it is. glance: answers, then a policy for each
+    other image; the ResNet is fine-tuned. one_policy: answers, then one policy for all other images; the ResNet is
+    fine-tuned. reference: curriculum learning, then joint fine-tuning, as BlockDrop was published."""
     budget: Annotated[float, Range(above=0, most=1, meaning="a fraction of the full network's FLOPs")] | None = (
         None
     )
     """Mean cost to aim for, as a fraction of the full network's FLOPs, policy network included. Default: the
     recipe's."""
     epochs: Count | None = None
-    """Number of epochs to train (of curriculum and fine-tuning each). Default: the recipe's."""
+    """Number of epochs to train. answers: epochs in which the policy network learns to answer. fast, glance,
+    one_policy: epochs of fine-tuning, after those for answers. reference: epochs of the curriculum, and as many
+    of fine-tuning. Default: the recipe's."""
     batch_size: Count | None = None  # type: ignore[assignment]
     """Number of images in a batch. Default: the recipe's."""
     speed: bool = True
@@ -124,7 +126,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     **flags: Any,
 ) -> tuple[DynamicNetwork, Report]:
-    """Teaches the policy network which blocks each image needs, and the network to do without the others.
+    """Trains a policy network that drops blocks, answers or both, and the network to do without dropped blocks.
 
     What `python -m blockdrop.finetune` does (`recipe="fast"`, "answers", "glance", "one_policy"), or `cl_train`,
     in `run_dir/curriculum`, and then `finetune` (`recipe="reference"`): with a progress bar, TensorBoard's curves,

@@ -1,4 +1,4 @@
-"""From nothing to a network that drops blocks by itself, on handwritten digits, in under three minutes.
+"""From nothing to a network that drops blocks by itself, on handwritten digits, in a few minutes.
 
 Pretrain a backbone, teach a policy network by curriculum, fine-tune both jointly; teach another policy network to
 answer easy digits by itself; evaluate both; then a table and a figure. Needs no data, no network and no GPU.

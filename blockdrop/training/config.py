@@ -70,9 +70,9 @@ class ModelConfig:
     """Folder of the data: an image tree (train/<class>/…, and test/ or val/), tar shards (train/*.tar, …) or
     torchvision's CIFAR files."""
     split: Annotated[float, Range(above=0, below=1)] | None = None
-    """Share of the images of each class that are for tests, of a --data_dir that holds class folders and no train/
-    and test/. The images' names tell which, so that it is the same ones in every run. Default: the folder has
-    train/ and test/ (or val/)."""
+    """Share of each class's images to use for tests. Use it if --data_dir holds class folders and no train/ and
+    test/. The split depends on the images' names, so it is the same in every run. Default: no split; the folder
+    has train/ and test/ (or val/)."""
     cv_dir: Folder = "cv/tmp/"
     """Run directory: checkpoints, logs and TensorBoard events are written here."""
     batch_size: Count = 256
@@ -255,7 +255,8 @@ class PolicyTrainingConfig(TrainingConfig):
     }
 
     recipe: str = "reference"
-    """Set of defaults for the other flags. Together with --help it shows them."""
+    """Name of a set of defaults for the other flags. Flags that you pass overrule the recipe. --recipe NAME --help
+    shows the defaults of that recipe."""
     penalty: Annotated[float, Range()] = -1.0
     """Reward of a wrong prediction. It sets the trade-off of accuracy and blocks."""
     reinforce_answers: bool = False
@@ -386,8 +387,9 @@ class AnswerConfig(PolicyTrainingConfig):
     Default: that which fits the images of --hold_out best, which is too low if the network that was brought was
     trained on them."""
     answered_weight: Annotated[float, Range(least=0, most=1)] = 1.0
-    """Weight in the ResNet's training of an image that is surely answered. One that surely isn't has weight 1; the
-    chance to be answered lies between. Below 1 such images are left out at random."""
+    """Weight, in the training of the ResNet, of an image that is certain to be answered. An image that is
+    certainly not answered has weight 1; between the two the weight falls with the chance of an answer. Images are
+    left out at random so that their share is their weight."""
 
     def check(self) -> None:
         super().check()
