@@ -15,7 +15,6 @@ import inspect
 import io
 import itertools
 import os
-import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType
@@ -78,14 +77,11 @@ def _parsed_alone(flags: Mapping[str, TyroField], arguments: Sequence[str]) -> d
     if "-h" in arguments or lacking or not all(word in forms for word in words):
         return None
     command_line = _made("CommandLine", [flags[name] for name in flags if name in named])
-    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            parsed: Any = tyro.cli(command_line, args=list(arguments), use_underscores=True)
+        with contextlib.redirect_stderr(io.StringIO()):  # it complains again when it has seen all flags
+            return values | vars(tyro.cli(command_line, args=list(arguments), use_underscores=True))
     except SystemExit:
         return None
-    sys.stderr.write(said.getvalue())
-    return values | vars(parsed)
 
 
 def _at_home(value: Any) -> Any:

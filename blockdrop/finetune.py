@@ -273,9 +273,9 @@ class Course:
 
     def distill_weight(self, step: int) -> float:
         """Weight of the divergence from the full network's logits."""
-        config = self.config
-        settled = step >= self.settled_from and config.settled_distill is not None
-        return config.settled_distill or 0.0 if settled else config.distill
+        if self.config.settled_distill is None or step < self.settled_from:
+            return self.config.distill
+        return self.config.settled_distill
 
     def lr_factor(self, step: int) -> float:
         """What learning rates are multiplied by; a rewound ResNet's begin anew."""

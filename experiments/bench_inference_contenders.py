@@ -21,6 +21,7 @@ import blockdrop
 from agents.policy_network import PolicyNetwork
 from blockdrop.flops import FlopTable
 from blockdrop.inference.executor import Executor
+from blockdrop.inference.exported import onnx_session
 from blockdrop.inference.openvino_engine import OpenVINOEngine, Program
 from blockdrop.inference.openvino_engine import is_installed as openvino_is_installed
 from blockdrop.inference.signal_stack import kept_signal_stack
@@ -118,11 +119,7 @@ def export_onnx(resnet: DroppableResNet, image_size: int) -> bytes | None:
 
 def onnxruntime_full(onnx: bytes, images: Tensor) -> Run:
     """The full network in ONNX Runtime, float32."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(onnx)
     feed = {session.get_inputs()[0].name: images.numpy()}
     return lambda: session.run(None, feed)
 

@@ -139,7 +139,7 @@ def write_onnx(networks: Networks, path: Path) -> None:
     Of a policy network that answers there is an `If` around the ResNet, too, answer_threshold is another input,
     and answered and answer are outputs. Without a policy network the graph is image to logits, and has no `If`.
     """
-    model = _onnx_model(*_graph(networks), *networks.names())
+    model = onnx_model(*_graph(networks), *networks.names())
     expected = 0 if networks.policy_network is None else networks.network.num_blocks + networks.answers
     conditions = _count_conditions(model.graph)
     if conditions != expected:
@@ -151,7 +151,7 @@ def write_onnx(networks: Networks, path: Path) -> None:
 
 def open_onnx(path: Path) -> Runner:
     """The file in ONNX Runtime, on the CPU with as many threads as torch uses."""
-    session = _onnx_session(path.read_bytes())
+    session = onnx_session(path.read_bytes())
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         found = session.run(None, {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=False)})
@@ -163,12 +163,13 @@ def open_onnx(path: Path) -> Runner:
 def open_full_onnx(networks: Networks) -> Callable[[Tensor], object]:
     """The full network, without policy network or branches, in ONNX Runtime: what the dynamic one must beat."""
     alone = without_policy(networks)
-    model = _onnx_model(*_graph(alone), *alone.names())
-    session = _onnx_session(model.SerializeToString())
+    model = onnx_model(*_graph(alone), *alone.names())
+    session = onnx_session(model.SerializeToString())
     return lambda image: session.run(OUTPUTS[:1], {"image": image.numpy()})
 
 
-def _onnx_model(network: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> Any:
+def onnx_model(network: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> Any:
+    """A network that is called with `example` as an ONNX ModelProto, with these names of inputs and outputs."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -207,10 +208,16 @@ def _count_conditions(graph: Any) -> int:
     return sum(node.op_type == "If" for node in graph.node) + sum(map(_count_conditions, _branches(graph)))
 
 
-def _onnx_session(content: bytes) -> Any:
+def onnx_session(content: bytes, spinning: bool = True) -> Any:
+    """An ONNX file's content in ONNX Runtime, on the CPU with as many threads as torch uses.
+
+    Args:
+        spinning: threads wait actively for the next run, and disturb other sessions meanwhile.
+    """
     runtime = optional_package("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 

@@ -64,13 +64,14 @@ def _mean(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Sequence[int
 
 
 def _linear(bias: Tensor, x: Tensor, weight: Tensor) -> Sequence[int]:
-    _check(x.shape[1] == len(weight))
+    _check(x.shape[1] == len(weight) and bias.shape[-1] == weight.shape[1])
     return len(x), weight.shape[1]
 
 
-def _convolution(x: Tensor, weight: Tensor, _bias: Tensor | None, *geometry: Any) -> Sequence[int]:
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Sequence[int]:
     stride, padding, dilation, transposed, output_padding, groups = geometry
     _check(x.dim() == weight.dim())
+    _check(bias is None or len(bias) == (weight.shape[1] * groups if transposed else len(weight)))
     _check(x.shape[1] == (len(weight) if transposed else weight.shape[1] * groups))
     sides = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True)
     if transposed:

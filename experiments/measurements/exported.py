@@ -22,7 +22,7 @@ from blockdrop.console import run_command
 from blockdrop.data import NORMALISATIONS, Preprocessing
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.errors import require
-from blockdrop.inference.exported import Networks, write_onnx
+from blockdrop.inference.exported import Networks, onnx_model, onnx_session, write_onnx
 from blockdrop.inference.formats import optional_package
 from blockdrop.measure import seconds_in_turns
 from blockdrop.models.droppable import Droppable
@@ -159,20 +159,13 @@ def spread_policies(policy_network: PolicyNetwork, images: Tensor, kept: float) 
 
 def graph_of(network: nn.Module, image: Tensor) -> bytes:
     """A network of one image (1, 3, H, W) as an ONNX file's content."""
-    program = torch.onnx.export(network.eval(), (image,), dynamo=True, input_names=["image"], verbose=False)
-    assert program is not None, "dynamo=True returns the program"
-    content: bytes = program.model_proto.SerializeToString()
+    content: bytes = onnx_model(network.eval(), (image,), ["image"], ["result"]).SerializeToString()
     return content
 
 
 def session_of(content: bytes) -> Callable[[Tensor], list[Any]]:
-    """An ONNX file in ONNX Runtime, with as many threads as torch. They sleep between two runs, as sessions that
-    take turns would disturb each other."""
-    runtime = optional_package("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    """An ONNX file in ONNX Runtime, from an image (1, 3, H, W) to its outputs. Sessions take turns: none spins."""
+    session = onnx_session(content, spinning=False)
     fixed = {"threshold": torch.tensor(0.5).numpy()} if len(session.get_inputs()) > 1 else {}
     return lambda image: session.run(None, {"image": image.numpy(), **fixed})
 

@@ -97,6 +97,22 @@ def test_the_flat_spelling_and_the_subcommand_are_the_same() -> None:
     )
 
 
+def test_what_is_parsed_of_the_named_flags_alone_is_what_is_parsed_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = {
+        "finetune": "--recipe fast --load a b --penalty -3 --no_rewind --batch-size=32 --seed 1 --seed 2 --resume",
+        "evaluate": "--load ~/a --threshold 0.25 --mean 0.5 0.5 0.5 --std 1 1 1 --no-speed",
+        "distill": "kd --student R8 --load a --temperature 4",
+    }
+    asked: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("blockdrop.command_line.boxes", lambda _: pytest.fail("tyro was to see all flags"))
+        alone = {command: parsed(command, flags.split()) for command, flags in lines.items()}
+    monkeypatch.setattr("blockdrop.command_line._parsed_alone", lambda *given: asked.append(given))
+    assert {command: parsed(command, flags.split()) for command, flags in lines.items()} == alone
+    assert len(asked) == 3
+    assert alone["finetune"].load == ("a", "b")
+
+
 @pytest.mark.parametrize("config_class", CLASSES)
 def test_without_flags_a_command_has_its_defaults(config_class: Any) -> None:
     flags = [f"--{name}={value}" for name, value in REQUIRED.get(config_class, {}).items()]

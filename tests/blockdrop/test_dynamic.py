@@ -175,3 +175,20 @@ def test_it_prints_itself_in_one_line() -> None:
         f"DynamicNetwork(ResNet, 8 blocks, 3 classes, 32 px, {parameters:,} parameters, "
         "policy network pooled4, threshold 0.896)"
     )
+
+
+def test_flops_are_counted_once_and_again_where_the_network_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    dynamic = blockdrop.make_dynamic(torchvision.models.resnet18(num_classes=3), image_size=32)
+    before = dynamic.flop_table()
+    count, counted = blockdrop.dynamic.count_flops, []
+    monkeypatch.setattr(blockdrop.dynamic, "count_flops", lambda *args: counted.append(args) or count(*args))
+    assert dynamic.flop_table() is before
+    assert counted == []
+    for name, parameter in list(dynamic.network.fc.named_parameters()):
+        setattr(dynamic.network.fc, name, torch.nn.Parameter(parameter[:2]))
+    assert dynamic.flop_table().fixed < before.fixed, "weights that are pruned"
+    dynamic.network.fc = torch.nn.Linear(512, 9)
+    assert dynamic.flop_table().fixed > before.fixed, "a layer that is replaced"
+    dynamic.preprocessing = dynamic.preprocessing.at(64)
+    assert dynamic.flop_table().full > 3 * before.full, "another image size"
+    assert len(counted) == 3

@@ -745,7 +745,15 @@ def test_policies_settle_within_the_only_epoch(
         as_loaded.append(weight.equal(loaded[key]))
         return step(self, loss, epoch, batch)
 
+    chosen_after: list[int] = []
+    choose = OperatingPoint.choose
+
+    def note(self: OperatingPoint, *given: Any) -> None:
+        chosen_after.append(len(as_loaded))
+        choose(self, *given)
+
     monkeypatch.setattr(Update, "__call__", watch)
+    monkeypatch.setattr(OperatingPoint, "choose", note)
     code, out, _ = command(
         finetune, "--recipe", "fast", "--model", "R8_Folder", "--data_dir", image_tree, "--pretrained", backbone,
         "--batch_size", 2, "--max_epochs", 1, "--target_flops", 0.8, "--cv_dir", tmp_path / "f",
@@ -753,6 +761,7 @@ def test_policies_settle_within_the_only_epoch(
     assert code == 0
     assert "policies: learned for 0.33 epochs, then settled for 0.67, the ResNet from the weights as load" in out
     assert as_loaded == [True, False, True, False, False, False]
+    assert chosen_after == [2, 6], "before the first settled step, and for the test"
     checkpoint = read_checkpoint(tmp_path / "f")
     assert checkpoint.operating_point is not None
     assert checkpoint.operating_point["budget"] == 0.8
