@@ -6,13 +6,21 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from blockdrop.inference.cache import RowCounts
 
 Bank = TypeVar("Bank")
 Made = TypeVar("Made", covariant=True)
-Shape = tuple[int, ...]
+
+
+class BankKey(NamedTuple):
+    """Whose images a bank serves, and how."""
+
+    image_shape: tuple[int, ...]
+    """(H, W, C)"""
+    apart: bool = False
+    """Several images side by side, on a thread each; otherwise one image at a time on all threads."""
 
 
 class GrowingBank(Generic[Bank]):
@@ -115,15 +123,15 @@ class GrowingBank(Generic[Bank]):
 class MakesBanks(Protocol[Made]):
     """An engine."""
 
-    def bank(self, policies: Sequence[bytes], in_shape: Shape) -> Made:
-        """A bank of these policies for images of this shape."""
+    def bank(self, policies: Sequence[bytes], key: BankKey) -> Made:
+        """A bank of these policies."""
 
-    def bank_bytes(self, policies: Sequence[bytes], in_shape: Shape) -> int:
+    def bank_bytes(self, policies: Sequence[bytes], key: BankKey) -> int:
         """Its memory, estimated."""
 
 
 class Banks(Generic[Bank]):
-    """A growing bank for each image shape, within a bound of memory.
+    """A growing bank for each key, within a bound of memory.
 
     While a bank is replaced, the old and the new one are held, so that each bank may take half of what the others
     leave.
@@ -137,17 +145,17 @@ class Banks(Generic[Bank]):
 
     def __init__(self, engine: MakesBanks[Bank], grow_after: int, max_bytes: int, most: int):
         self._engine, self._grow_after, self._max_bytes, self._most = engine, grow_after, max_bytes, most
-        self.by_shape: dict[Shape, GrowingBank[Bank]] = {}
+        self.by_key: dict[BankKey, GrowingBank[Bank]] = {}
         self.num_bytes = 0
         """Memory of all banks, estimated, those that are being made included."""
 
-    def find(self, policy: bytes, in_shape: Shape) -> Bank | None:
-        """Notes that an image of a shape (H, W, C) asks for a policy, and gives the bank that serves it now.
+    def find(self, policy: bytes, key: BankKey) -> Bank | None:
+        """Notes that an image asks for a policy, and gives the bank that serves it now.
 
         Raises:
             Whatever the engine raised in the background, once.
         """
-        growing = self._growing(in_shape)
+        growing = self._growing(key)
         if growing is None:
             return None
         before = growing.growing
@@ -157,60 +165,58 @@ class Banks(Generic[Bank]):
             if growing.growing is not before:
                 self._weigh()
 
-    def there(self, in_shape: Shape) -> Bank | None:
-        """The bank for images of this shape, without noting anything; None before there is one."""
-        growing = self.by_shape.get(in_shape)
+    def there(self, key: BankKey) -> Bank | None:
+        """The bank that is there, without noting anything; None before there is one."""
+        growing = self.by_key.get(key)
         return None if growing is None else growing.bank
 
-    def warm(self, rows: Counter[bytes], in_shape: Shape) -> None:
+    def warm(self, rows: Counter[bytes], key: BankKey) -> None:
         """Takes up policies, counted as so many rows each, and waits until their bank is ready.
 
         Raises:
             Whatever the engine raised.
         """
-        growing = self._growing(in_shape)
+        growing = self._growing(key)
         if growing is not None:
             try:
                 growing.warm(rows)
             finally:
                 self._weigh()
 
-    def begin(self, policies: Sequence[bytes], in_shape: Shape) -> None:
+    def begin(self, policies: Sequence[bytes], key: BankKey) -> None:
         """Takes up policies without waiting for their bank."""
-        growing = self._growing(in_shape)
+        growing = self._growing(key)
         if growing is not None:
             growing.begin(policies)
             self._weigh()
 
-    def _growing(self, in_shape: Shape) -> GrowingBank[Bank] | None:
+    def _growing(self, key: BankKey) -> GrowingBank[Bank] | None:
         """None where no bank has room."""
-        if in_shape not in self.by_shape:
-            if self._engine.bank_bytes([], in_shape) > self._room(in_shape):
+        if key not in self.by_key:
+            if self._engine.bank_bytes([], key) > self._room(key):
                 return None
-            make = functools.partial(self._engine.bank, in_shape=in_shape)
-            choose = functools.partial(self._choose, in_shape=in_shape)
-            self.by_shape[in_shape] = GrowingBank(make, self._grow_after, choose)
-        return self.by_shape[in_shape]
+            make = functools.partial(self._engine.bank, key=key)
+            choose = functools.partial(self._choose, key=key)
+            self.by_key[key] = GrowingBank(make, self._grow_after, choose)
+        return self.by_key[key]
 
-    def _choose(self, policies: Sequence[bytes], in_shape: Shape) -> Sequence[bytes]:
+    def _choose(self, policies: Sequence[bytes], key: BankKey) -> Sequence[bytes]:
         chosen = list(policies[: self._most])
-        room = self._room(in_shape)
-        while chosen and self._engine.bank_bytes(chosen, in_shape) > room:
+        room = self._room(key)
+        while chosen and self._engine.bank_bytes(chosen, key) > room:
             chosen.pop()
         return chosen
 
-    def _room(self, in_shape: Shape) -> int:
-        """For a new bank of this shape, beside the others and the one that it replaces."""
-        own = {in_shape} & set(self.by_shape)
-        left = self._max_bytes - self._bytes(set(self.by_shape) - own)
+    def _room(self, key: BankKey) -> int:
+        """For a new bank of this key, beside the others and the one that it replaces."""
+        own = {key} & set(self.by_key)
+        left = self._max_bytes - self._bytes(set(self.by_key) - own)
         return min(left // 2, left - self._bytes(own))
 
     def _weigh(self) -> None:
-        self.num_bytes = self._bytes(set(self.by_shape))
+        self.num_bytes = self._bytes(set(self.by_key))
 
-    def _bytes(self, shapes: set[Shape]) -> int:
+    def _bytes(self, keys: set[BankKey]) -> int:
         return sum(
-            self._engine.bank_bytes(list(policies), shape)
-            for shape in shapes
-            for policies in self.by_shape[shape].held
+            self._engine.bank_bytes(list(policies), key) for key in keys for policies in self.by_key[key].held
         )

@@ -13,7 +13,6 @@ import contextlib
 import copy
 import functools
 import itertools
-import math
 import os
 import threading
 import time
@@ -26,15 +25,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from agents.answers import NEVER, is_sure, with_answers
 from agents.deciders import Decision
 from agents.names import DEFAULT_THRESHOLD
 from agents.policy_network import Glance, PolicyNetwork
 from blockdrop.errors import BlockdropError
-from blockdrop.inference import openvino_engine
+from blockdrop.inference import copies, openvino_engine
 from blockdrop.inference.account import ANSWERED, GLANCING, LOOKING, MASKED, OWN, RUNNING, TORCH, Account
+from blockdrop.inference.bank import BankKey
 from blockdrop.inference.choice import Choice
 from blockdrop.inference.openvino_engine import Bank, OpenVINOEngine, Program, UnsupportedLayerError
 from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, plan_batch
@@ -352,11 +351,14 @@ class Executor:
             programs.warm_policy_network((side, side, 3), batch_size)
         batches = np.array_split(policy.cpu().numpy(), range(batch_size, len(policy), batch_size))
         small = [self._has_small_groups(bits) for bits in batches]
-        if batch_size == 1 or any(small):
-            programs.warm_bank(policy, image_shape)
+        apart = BankKey(image_shape, apart=True)
+        if batch_size == 1:
+            programs.warm_bank(policy, BankKey(image_shape))
+        elif any(small):
+            programs.warm_bank(policy, apart)
         if batch_size > 1:
             plans = [self._plan(bits[None]) for bits in batches]
-            instead = all(small) and programs.banks.there(image_shape) is not None
+            instead = all(small) and programs.banks.there(apart) is not None
             if not programs.warm_batches(plans, image_shape, batch_size, instead):
                 self._choices[image_shape, batch_size] = Choice(only=1)
 
@@ -479,12 +481,12 @@ class Executor:
         """Keep probabilities and answers side by side, float32 (N, K + classes)."""
         count = len(images)
         if self._input_pool > 1:
-            images = F.avg_pool2d(images, self._input_pool)
+            images = copies.average_pool(images, self._input_pool)
         found = torch.empty(count, self.num_blocks + self._answers, dtype=torch.float32, device=images.device)
         if count == 1:  # the path for one image is short: here microseconds count
             program = self._policy_program(_map_shape(images), 1, 1, alone=True)
             if program is not None:
-                program.run(lambda x: x.copy_(images.permute(0, 2, 3, 1)), found)
+                program.run(functools.partial(copies.copy, images), found)
                 return found
         if self._programs is None:
             pieces = [_Piece(slice(*rows), None) for rows in self._even_pieces(count)]
@@ -498,7 +500,7 @@ class Executor:
             if piece.program is None:
                 out.copy_(self._policy_trunk(x))  # type: ignore[misc]
             else:
-                piece.program.run(lambda inputs: inputs.copy_(x.permute(0, 2, 3, 1)), out)
+                piece.program.run(functools.partial(copies.copy, x), out)
 
         self._workers.run(work, pieces)
         return found
@@ -532,12 +534,16 @@ class Executor:
     def _run_blocks(self, images: Tensor, policy: Tensor) -> Tensor:
         bits = policy.cpu().numpy()
         if len(images) == 1 and bits.size == self.num_blocks:
-            bank = self._bank(bits.reshape(-1), _map_shape(images))
+            image_shape = _map_shape(images)
+            bank = self._bank(bits.reshape(-1), BankKey(image_shape))
+            if bank is None and self._programs is not None:
+                bank = self._programs.banks.there(BankKey(image_shape, apart=True))
             if bank is not None:
                 self._spare_torch()
-                classes = self._shapes(_map_shape(images))[self.num_blocks]
+                classes = self._shapes(image_shape)[self.num_blocks]
                 logits = torch.empty(*policy.shape[:-1], *classes, dtype=torch.float32)
-                self._run_one(images, bits.reshape(-1), bank, logits.view(1, -1))
+                own = bank.run(functools.partial(copies.copy, images), bits.reshape(-1), logits.view(1, -1))
+                self._book_singles(bits, [own])
                 return logits
         if policy.dim() == 2 and self._has_small_groups(bits):
             return self._run_small_groups(images, bits)
@@ -551,13 +557,13 @@ class Executor:
 
     def _run_small_groups(self, images: Tensor, bits: NDArray[np.bool_]) -> Tensor:
         """By groups or one by one, whichever has turned out faster for so many images of this shape."""
-        in_shape = _map_shape(images)
-        choice = self._choices.setdefault((in_shape, len(images)), Choice())
-        bank = None if self._programs is None else self._programs.banks.there(in_shape)
+        key = BankKey(_map_shape(images), apart=True)
+        choice = self._choices.setdefault((key.image_shape, len(images)), Choice())
+        bank = None if self._programs is None else self._programs.banks.there(key)
         one_by_one = bank is not None and choice.pick() == 1
         if bank is None or one_by_one:
             for row in bits:
-                bank = self._bank(row, in_shape)
+                bank = self._bank(row, key)
         begun, compiled = time.perf_counter(), self._compilations()
         if bank is None or not one_by_one:
             logits = self._run_groups(images, bits)
@@ -568,11 +574,11 @@ class Executor:
             choice.note(int(one_by_one), time.perf_counter() - begun)
         return logits
 
-    def _bank(self, bits: NDArray[np.bool_], image_shape: tuple[int, ...]) -> Bank | None:
-        """What serves single images of this shape, if it is there."""
+    def _bank(self, bits: NDArray[np.bool_], key: BankKey) -> Bank | None:
+        """What serves images one by one, if it is there."""
         if self._programs is not None:
             with self._openvino_may_fail():
-                return self._programs.bank(bits, image_shape)
+                return self._programs.bank(bits, key)
         return None
 
     def _compilations(self) -> int:
@@ -586,18 +592,24 @@ class Executor:
                 self._torch_engine = None
 
     def _run_each(self, images: Tensor, bits: NDArray[np.bool_], bank: Bank) -> Tensor:
-        """Each image by itself, on all threads."""
+        """Each image by itself, several side by side."""
         classes = self._shapes(_map_shape(images))[self.num_blocks]
         logits = torch.empty(len(images), *classes, dtype=torch.float32)
-        for number, row in enumerate(bits):
-            image, out = images[number : number + 1], logits[number : number + 1]
-            self._run_one(image, row, bank, out)
+        own = [False] * len(images)
+
+        def work(number: int) -> None:
+            this = slice(number, number + 1)
+            own[number] = bank.run(functools.partial(copies.copy, images[this]), bits[number], logits[this])
+
+        self._workers.run(work, range(len(images)))
+        self._book_singles(bits, own)
         return logits
 
-    def _run_one(self, image: Tensor, bits: NDArray[np.bool_], bank: Bank, out: Tensor) -> None:
-        own = bank.run(lambda inputs: inputs.copy_(image.permute(0, 2, 3, 1)), bits, out)
-        self.block_executions += int(bits.sum()) if own else self.num_blocks
-        self.account.images[OWN if own else MASKED] += 1
+    def _book_singles(self, bits: NDArray[np.bool_], own: list[bool]) -> None:
+        """Images that ran one by one, by programs of their own policies or by all blocks."""
+        self.block_executions += int(np.where(own, bits.reshape(len(own), -1).sum(1), self.num_blocks).sum())
+        self.account.images[OWN] += sum(own)
+        self.account.images[MASKED] += len(own) - sum(own)
 
     def _run_groups(self, images: Tensor, bits: NDArray[np.bool_]) -> Tensor:
         """Policies bool (N, K) or (S, N, K): rows of equal sub-policy together."""
@@ -642,10 +654,7 @@ class Executor:
         from_images = segment.blocks[0] == 0
         rows = source[piece.rows]
         if piece.program is not None:
-            if from_images:
-                piece.program.run(lambda x: x.copy_(take_rows(maps, rows).permute(0, 2, 3, 1)), out[piece.rows])
-            else:
-                piece.program.run(lambda x: torch.index_select(maps, 0, rows, out=x), out[piece.rows])
+            piece.program.run(functools.partial(copies.copy_rows, maps, rows), out[piece.rows])
             return
         if from_images:
             x = take_rows(maps, rows).to(self.dtype).contiguous(memory_format=torch.channels_last)
@@ -742,7 +751,7 @@ class Executor:
             raise BlockdropError(f"images: {height} × {width} pixels; the network is made for {side} × {side}")
         if images.device != self.device:
             raise BlockdropError(f"images: on {images.device}, the network is on {self.device}")
-        if self.device.type == "cpu" and not math.isfinite(images.sum().item()):  # its fused ReLUs hide NaN
+        if self.device.type == "cpu" and not copies.all_finite(images):  # its fused ReLUs hide NaN
             finite = images.flatten(1).isfinite().all(1)
             if not bool(finite.all()):
                 number = int((~finite).nonzero()[0])

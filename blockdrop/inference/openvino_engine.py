@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
+from blockdrop.inference import copies
+from blockdrop.inference.bank import BankKey
 from blockdrop.inference.plan import Range
 from blockdrop.inference.signal_stack import kept_signal_stack
 from blockdrop.models.backbone import (
@@ -78,12 +80,11 @@ class Program:
 
     Args:
         make: compiles the graph for so many copies.
-        dtype: number format of the input.
         shared_bytes, bytes_each: memory of what its copies share and of a copy's own, estimated.
     """
 
-    def __init__(self, make: Callable[[int], Any], dtype: torch.dtype, shared_bytes: int, bytes_each: int):
-        self._make, self._dtype = make, dtype
+    def __init__(self, make: Callable[[int], Any], shared_bytes: int, bytes_each: int):
+        self._make = make
         self._shared_bytes, self._bytes_each = shared_bytes, bytes_each
         self._idle: queue.SimpleQueue[_Copy] = queue.SimpleQueue()
         self.copies = 0
@@ -112,13 +113,10 @@ class Program:
     def compile(self, copies: int) -> None:
         """Compiles the graph for so many copies, in place of those that there are; nobody may be using one."""
         model = self._make(copies)
-        inputs_shape, outputs_shape = tuple(model.input(0).shape), tuple(model.output(0).shape)
-        output_type = torch.float32 if model.output(0).element_type == ov.Type.f32 else torch.bfloat16
         made = []
         for _ in range(copies):
             request = model.create_infer_request()
-            inputs = torch.empty(inputs_shape, dtype=self._dtype)
-            outputs = torch.empty(outputs_shape, dtype=output_type)
+            inputs, outputs = _empty(model.input(0)), _empty(model.output(0))
             request.set_input_tensor(0, _shared(inputs))
             request.set_output_tensor(0, _shared(outputs))
             made.append(_Copy(functools.partial(request.infer, share_outputs=True), inputs, outputs))
@@ -130,16 +128,26 @@ class Program:
         """Runs as many rows as `out` has, which may be fewer than the batch size.
 
         Args:
-            fill: writes the input (m, H, W, C).
-            out: gets the output (m, H', W', C') or (m, outputs).
+            fill: writes the input, images float32 (m, 3, H, W) or maps (m, H, W, C).
+            out: gets the output, maps (m, H', W', C') or float32 (m, outputs).
         """
         copy = self._idle.get()
         try:
             fill(copy.inputs[: len(out)])
             copy.infer()
-            out.copy_(copy.outputs[: len(out)])
+            copies.copy(copy.outputs[: len(out)], out)
         finally:
             self._idle.put(copy)
+
+
+class _Stream(NamedTuple):
+    """One user of a bank at a time, with inputs and output of its own."""
+
+    infer: Callable[[], Any]
+    images: Tensor
+    number: NDArray[np.int32]
+    kept: Tensor | None
+    outputs: Tensor
 
 
 class Bank:
@@ -151,42 +159,51 @@ class Bank:
     Args:
         compiled: of `OpenVINOEngine.bank`.
         policies: bytes of bool (K,) each, in the order of their programs.
-        dtype: number format of the input.
+        streams: how many images may run at once.
     """
 
-    def __init__(self, compiled: Any, policies: Sequence[bytes], dtype: torch.dtype):
+    def __init__(self, compiled: Any, policies: Sequence[bytes], streams: int):
         self._numbers = {policy: number for number, policy in enumerate(policies, start=1)}
+        self._idle: queue.SimpleQueue[_Stream] = queue.SimpleQueue()
+        for _ in range(streams):
+            self._idle.put(self._stream(compiled))
+
+    @staticmethod
+    def _stream(compiled: Any) -> _Stream:
         names = {name: port for port in compiled.inputs for name in port.names}
-        self._images = torch.empty(tuple(names["images"].shape), dtype=dtype)
-        self._number = np.zeros((), dtype=np.int32)
-        self._kept = torch.ones(tuple(names["kept"].shape), dtype=torch.float32) if "kept" in names else None
-        self._outputs = torch.empty(tuple(compiled.output(0).shape), dtype=torch.float32)
+        images, outputs = _empty(names["images"]), _empty(compiled.output(0))
+        number = np.zeros((), dtype=np.int32)
+        kept = _empty(names["kept"]) if "kept" in names else None
         request = compiled.create_infer_request()
-        request.set_tensor(names["images"], _shared(self._images))
+        request.set_tensor(names["images"], _shared(images))
         if "number" in names:
-            request.set_tensor(names["number"], ov.Tensor(self._number, shared_memory=True))
-        if self._kept is not None:
-            request.set_tensor(names["kept"], _shared(self._kept))
-        request.set_output_tensor(0, _shared(self._outputs))
-        self._infer = functools.partial(request.infer, share_outputs=True)
+            request.set_tensor(names["number"], ov.Tensor(number, shared_memory=True))
+        if kept is not None:
+            request.set_tensor(names["kept"], _shared(kept))
+        request.set_output_tensor(0, _shared(outputs))
+        return _Stream(functools.partial(request.infer, share_outputs=True), images, number, kept, outputs)
 
     def run(self, fill: Callable[[Tensor], object], policy: NDArray[np.bool_], out: Tensor) -> bool:
         """Runs one image.
 
         Args:
-            fill: writes the input (1, H, W, C).
+            fill: writes the image, float32 (1, 3, H, W).
             policy: bool (K,).
             out: gets the logits, float32 (1, classes).
         Returns:
             Whether the policy has a program of its own, so that no other block ran.
         """
         number = self._numbers.get(policy.tobytes(), 0)
-        self._number[...] = number
-        if not number and self._kept is not None:
-            self._kept.copy_(torch.from_numpy(policy))
-        fill(self._images)
-        self._infer()
-        out.copy_(self._outputs)
+        stream = self._idle.get()
+        try:
+            stream.number[...] = number
+            if not number and stream.kept is not None:
+                stream.kept.copy_(torch.from_numpy(policy))
+            fill(stream.images)
+            stream.infer()
+            copies.copy(stream.outputs, out)
+        finally:
+            self._idle.put(stream)
         return number > 0
 
 
@@ -245,25 +262,25 @@ class OpenVINOEngine:
         graph = functools.partial(self._block_graph, blocks, kept, in_shape, batch)
         return self._program(graph, alone, shared_bytes, PROGRAM_BYTES + maps * itemsize)
 
-    def bank(self, policies: Sequence[bytes], in_shape: tuple[int, ...]) -> Bank:
-        """Compiles one model of the programs of these policies, bool (K,) each, for one image on all threads.
+    def bank(self, policies: Sequence[bytes], key: BankKey) -> Bank:
+        """Compiles one model of the programs of these policies, bool (K,) each.
 
         The programs hang on a balanced tree of conditions over their number: the bodies of conditions share the
         packed copies of equal constants.
-
-        Args:
-            in_shape: (H, W, C) of the image.
         """
+        in_shape, apart = key
         everything = (0, self.net.num_blocks)
         bodies = [self._masking_graph(in_shape)]
         for policy in policies:
             kept = np.frombuffer(policy, dtype=bool).tolist()
             bodies.append(self._block_graph(everything, kept, in_shape, 1))
-        compiled = self._compile(self._tree(bodies, in_shape))
-        return Bank(compiled, policies, self.dtype)
+        streams = self.threads if apart else None
+        return Bank(self._compile(self._tree(bodies, in_shape), streams), policies, streams or 1)
 
-    def bank_bytes(self, policies: Sequence[bytes], in_shape: tuple[int, ...]) -> int:
-        """Memory of a bank of these policies for images (H, W, C), estimated."""
+    def bank_bytes(self, policies: Sequence[bytes], key: BankKey) -> int:
+        """Memory of a bank of these policies, estimated; that of one for images side by side is the same, within
+        5 %."""
+        in_shape = key.image_shape
         if in_shape not in self._first_maps:
             self._first_maps[in_shape] = int(np.prod(self.map_shape((0, 1), in_shape)))
         once = self._num_weights + BANK_MAPS * self._first_maps[in_shape]
@@ -298,7 +315,7 @@ class OpenVINOEngine:
         return tuple(graph.output(0).shape)[1:]
 
     def policy_program(self, in_shape: tuple[int, ...], batch: int, alone: bool = False) -> Program:
-        """The policy network: (batch, H, W, C) to keep probabilities and, of one that answers, the answer's
+        """The policy network: images (batch, C, H, W) to keep probabilities and, of one that answers, the answer's
         log-probabilities side by side, float32 (batch, K + classes); not yet compiled."""
         assert self.policy_network is not None
         weights = sum(p.numel() for p in self.policy_network.parameters())
@@ -309,7 +326,7 @@ class OpenVINOEngine:
         def make(copies: int) -> Any:
             return self._compile(graph(), None if alone else copies)
 
-        return Program(make, self.dtype, shared_bytes, bytes_each)
+        return Program(make, shared_bytes, bytes_each)
 
     def _compile(self, graph: Any, copies: int | None = None) -> Any:
         """For one user on all threads, or for `copies` on a thread each."""
@@ -325,17 +342,20 @@ class OpenVINOEngine:
             return self.core.compile_model(graph, "CPU", config)
 
     def _images_input(self, in_shape: tuple[int, ...], batch: int) -> Any:
-        return _named(op.parameter([batch, *in_shape], self._type), "images")
+        height, width, channels = in_shape
+        return _named(op.parameter([batch, channels, height, width], ov.Type.f32), "images")
 
     def _kept_input(self, batch: int) -> Any:
         return _named(op.parameter([batch, self.net.num_blocks], ov.Type.f32), "kept")
 
     def _block_graph(self, blocks: Range, kept: list[bool], in_shape: tuple[int, ...], batch: int) -> Any:
         first, last = blocks
-        inputs = self._images_input(in_shape, batch)
-        x = _to_nchw(inputs)
         if first == 0:
-            x = _stem(self.net, x)
+            inputs = self._images_input(in_shape, batch)
+            x = _stem(self.net, inputs)
+        else:
+            inputs = op.parameter([batch, *in_shape], self._type)
+            x = op.convert(op.transpose(inputs, _constant([0, 3, 1, 2])), ov.Type.f32)
         for (branch, ds), keep in zip(self.net.branches()[first:last], kept, strict=True):
             if keep:
                 x = _block(self.net, branch, ds, x)
@@ -353,7 +373,7 @@ class OpenVINOEngine:
         if not self.net.droppable:
             return self._block_graph((0, self.net.num_blocks), [True] * self.net.num_blocks, in_shape, 1)
         inputs, kept = self._images_input(in_shape, 1), self._kept_input(1)
-        x = _stem(self.net, _to_nchw(inputs))
+        x = _stem(self.net, inputs)
         masks = op.split(kept, _constant(1), self.net.num_blocks).outputs()
         for (branch, ds), mask in zip(self.net.branches(), masks, strict=True):
             keep = op.greater(op.reshape(mask, _constant([1, 1, 1, 1]), False), _constant(np.float32(0)))
@@ -373,8 +393,7 @@ class OpenVINOEngine:
             return ov.Model([_constant(found.expand(batch, -1).numpy())], [inputs], "policy network")
         if not isinstance(trunk, Backbone):
             raise UnsupportedLayerError(type(trunk).__name__)
-        x = _to_nchw(inputs)
-        x = _stem(trunk, x)
+        x = _stem(trunk, inputs)
         for branch, ds in trunk.branches():
             x = _block(trunk, branch, ds, x)
         features = _head(trunk, x)
@@ -383,6 +402,12 @@ class OpenVINOEngine:
             answer = op.log_softmax(_layer(network.answer, features), 1)
             x = op.concat([x, answer], 1)
         return ov.Model([x], [inputs], "policy network")
+
+
+def _empty(port: Any) -> Tensor:
+    """Memory for an input or output."""
+    dtype = torch.bfloat16 if port.element_type == ov.Type.bf16 else torch.float32
+    return torch.empty(tuple(port.shape), dtype=dtype)
 
 
 def _shared(tensor: Tensor) -> Any:
@@ -407,10 +432,6 @@ def _input_of(model: Any, name: str) -> Any:
 def _weights(tensor: Tensor, *shape: int) -> Any:
     """A constant that shares the tensor's memory."""
     return op.constant(tensor.detach().contiguous().view(*shape).numpy(), shared_memory=True)
-
-
-def _to_nchw(x: Any) -> Any:
-    return op.convert(op.transpose(x, _constant([0, 3, 1, 2])), ov.Type.f32)
 
 
 def _channels(branch: nn.Module) -> int:

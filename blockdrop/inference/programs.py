@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blockdrop.inference import openvino_engine
-from blockdrop.inference.bank import Banks
+from blockdrop.inference.bank import BankKey, Banks
 from blockdrop.inference.cache import ProgramCache
 from blockdrop.inference.openvino_engine import Bank, OpenVINOEngine, Program
 from blockdrop.inference.plan import Plan, Range, SegmentPlan
@@ -226,17 +226,17 @@ class Programs:
 
     # ---- single images
 
-    def bank(self, bits: NDArray[np.bool_], image_shape: Shape) -> Bank | None:
+    def bank(self, bits: NDArray[np.bool_], key: BankKey) -> Bank | None:
         """Notes that an image asks for a policy, bool (K,), and gives the bank that serves it, if it is there."""
         try:
-            return self.banks.find(bits.tobytes(), image_shape)
+            return self.banks.find(bits.tobytes(), key)
         finally:
             self._leave_room()
 
-    def warm_bank(self, policy: Tensor, image_shape: Shape) -> None:
+    def warm_bank(self, policy: Tensor, key: BankKey) -> None:
         """Makes a bank of policies, bool (N, K), each as often as it is expected."""
         try:
-            self.banks.warm(Counter(bits.tobytes() for bits in policy.cpu().numpy()), image_shape)
+            self.banks.warm(Counter(bits.tobytes() for bits in policy.cpu().numpy()), key)
         finally:
             self._leave_room()
 
@@ -282,9 +282,9 @@ class Programs:
     def record(self) -> Record:
         """What there is."""
         record = Record(FORMAT, self.engine.net.num_blocks, self._machine)
-        for shape, growing in self.banks.by_shape.items():
+        for (shape, apart), growing in self.banks.by_key.items():
             policies = sorted(growing.policies | (growing.growing or frozenset()))
-            record.banks.append(BankRecord([*shape[:2]], [_digits(policy) for policy in policies]))
+            record.banks.append(BankRecord([*shape[:2]], [_digits(policy) for policy in policies], apart))
         for key, program in self.cache.programs.items():
             image_shape = next(
                 shape for shape, maps in self._known_shapes.items() if maps.get(key.blocks[0]) == key.in_shape
@@ -313,7 +313,8 @@ class Programs:
                 self._sizes[Sized(sizes.what, (*sizes.image_size, 3))] = tuple(sizes.rows)
         for bank in record.banks:
             if fits(bank.image_size):
-                self.banks.begin([_policy(kept) for kept in bank.policies], (*bank.image_size, 3))
+                bank_key = BankKey((*bank.image_size, 3), bank.apart)
+                self.banks.begin([_policy(kept) for kept in bank.policies], bank_key)
         if self.engine.policy_network is not None:
             for one in record.policy_programs:
                 self.of_policy((*one.image_size, 3), one.rows, self._compile_after, one.alone)

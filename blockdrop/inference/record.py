@@ -27,11 +27,13 @@ Kept = str
 
 @dataclass
 class BankRecord:
-    """A bank of single images' policies."""
+    """A bank of the policies of single images, or of small groups."""
 
     image_size: list[Pixels]
     """Height and width."""
     policies: list[Kept]
+    apart: bool = False
+    """Several images side by side, on a thread each."""
 
 
 @dataclass

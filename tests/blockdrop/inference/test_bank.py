@@ -15,7 +15,7 @@ import blockdrop
 from agents.answers import confidence
 from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
-from blockdrop.inference.bank import Banks, GrowingBank
+from blockdrop.inference.bank import BankKey, Banks, GrowingBank
 from blockdrop.inference.cache import AGEING_ROWS
 from blockdrop.inference.choice import Choice
 from blockdrop.inference.executor import Executor
@@ -126,28 +126,29 @@ class Engine:
     def __init__(self) -> None:
         self.bank_of = Maker()
 
-    def bank(self, policies: Sequence[bytes], in_shape: tuple[int, ...]) -> set[bytes]:
+    def bank(self, policies: Sequence[bytes], key: BankKey) -> set[bytes]:
         return self.bank_of(policies)
 
-    def bank_bytes(self, policies: Sequence[bytes], in_shape: tuple[int, ...]) -> int:
+    def bank_bytes(self, policies: Sequence[bytes], key: BankKey) -> int:
         return 10 + 10 * len(policies)
 
 
-def test_old_and_new_banks_of_all_shapes_share_the_memory() -> None:
+def test_old_and_new_banks_of_all_keys_share_the_memory() -> None:
     engine = Engine()
     banks: Banks[set[bytes]] = Banks(engine, 1, 100, most=64)
     held = []
-    for turn, shape in enumerate(((1, 1, 3), (2, 2, 3), (1, 1, 3), (2, 2, 3))):
+    keys = BankKey((1, 1, 3)), BankKey((1, 1, 3), apart=True)
+    for turn, key in enumerate((*keys, *keys)):
         for round_ in range(4):
             engine.bank_of.ready.clear()
             for policy in list(range(20)) * 4**turn:  # wanted more than what is held
-                banks.find(b"%d %d %d" % (turn, round_, policy), shape)
+                banks.find(b"%d %d %d" % (turn, round_, policy), key)
                 held.append(banks.num_bytes)
             engine.bank_of.ready.set()
-            for growing in banks.by_shape.values():
+            for growing in banks.by_key.values():
                 growing.wait()
     assert max(held) <= 100
-    assert all(growing.bank for growing in banks.by_shape.values()), "none is left without programs"
+    assert all(growing.bank for growing in banks.by_key.values()), "none is left without programs"
 
 
 # ---- compiled ones
@@ -159,7 +160,7 @@ def executor(network: Network, **options: object) -> Executor:
 
 def only_bank(run: Executor) -> GrowingBank[Any]:
     assert run._programs is not None
-    (growing,) = run._programs.banks.by_shape.values()
+    (growing,) = run._programs.banks.by_key.values()
     return growing
 
 
@@ -282,9 +283,9 @@ def test_banks_of_several_image_sizes_stay_within_the_bound_with_those_that_are_
         one_by_one(run, images, policy)
         assert run._programs is not None
         assert run._programs.num_bytes <= 40_000_000
-    for growing in run._programs.banks.by_shape.values():
+    for growing in run._programs.banks.by_key.values():
         growing.wait()
-    assert len(run._programs.banks.by_shape[(32, 32, 3)].policies) > 1
+    assert len(run._programs.banks.by_key[BankKey((32, 32, 3))].policies) > 1
 
 
 @needs_openvino
@@ -399,6 +400,39 @@ def test_a_batch_of_many_policies_is_right_whichever_way_it_goes(make_resnet: Ma
         ways.append(sum(run.account.images.values()))
     assert ways == [6 * calls for calls in range(1, 9)]
     assert run.account.images["by all blocks, masked"] + run.account.images["by a program of their policy"] >= 6
+
+
+@needs_openvino
+def test_images_side_by_side_have_the_logits_of_their_own_policies(make_resnet: Make) -> None:
+    network = make_resnet("R14_C10")
+    run = executor(network)
+    policy = torch.rand(24, network.num_blocks) < 0.5
+    run.warm(policy[:16], 32, batch_size=16)  # of the others the bank knows nothing
+    run._choices[(32, 32, 3), 24] = Choice(only=1)
+    before = run.block_executions
+    images = torch.randn(24, 3, 32, 32)
+    with torch.no_grad():
+        expected = network(images, policy)
+    torch.testing.assert_close(run(images, policy=policy)[0], expected, rtol=1e-3, atol=1e-3)
+    known = {row.tobytes() for row in policy[:16].numpy()}
+    own = torch.tensor([row.tobytes() in known for row in policy.numpy()])
+    assert run.account.images["by a program of their policy"] == own.sum()
+    assert run.account.images["by all blocks, masked"] == (~own).sum()
+    blocks = policy.sum(1).where(own, torch.tensor(network.num_blocks)).sum()
+    assert run.block_executions - before == blocks
+
+
+@needs_openvino
+def test_the_last_image_of_small_batches_goes_through_their_bank(make_resnet: Make) -> None:
+    network = make_resnet("R8_C10")
+    run = executor(network)
+    policy = torch.tensor([[True, False, False], [False, True, False], [False, False, True]])
+    run.warm(policy, 32, batch_size=3)
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = network(images, policy[:1])
+    torch.testing.assert_close(run(images, policy=policy[:1])[0], expected, rtol=1e-3, atol=1e-3)
+    assert run.account.images["by a program of their policy"] == 1
 
 
 @needs_openvino

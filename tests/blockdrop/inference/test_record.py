@@ -32,11 +32,11 @@ def facts(run: Executor) -> tuple[Any, ...]:
     """Which programs there are."""
     programs = run._programs
     assert programs is not None
-    for growing in programs.banks.by_shape.values():
+    for growing in programs.banks.by_key.values():
         growing.wait()
     return (
         {key: program.copies for key, program in programs.cache.programs.items()},
-        {shape: growing.policies for shape, growing in programs.banks.by_shape.items()},
+        {shape: growing.policies for shape, growing in programs.banks.by_key.items()},
         set(programs.of_policy_network),
         programs._sizes,
     )
