@@ -19,7 +19,7 @@ from torch import Tensor
 import blockdrop
 from agents.policy_network import PolicyNetwork
 from blockdrop.flops import FlopTable
-from blockdrop.inference import copies
+from blockdrop.inference.copies import average_pool
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.exported import onnx_session
 from blockdrop.inference.openvino_engine import OpenVINOEngine, Program
@@ -191,7 +191,7 @@ class StraightPrograms:
         self.sizes = sorted({min(size, batch) for size in self.SIZES})
         glance = self._run(engine.policy_program((image_size // pool, image_size // pool, 3), batch, alone=True))
         images = torch.zeros(batch, 3, image_size, image_size)
-        self.runs: dict[str, Run] = {"policy network": lambda: (copies.average_pool(images, pool), glance())}
+        self.runs: dict[str, Run] = {"policy network": lambda: (average_pool(images, pool), glance())}
         self._rows: list[dict[str, int]] = []
         for number, kept in enumerate(chosen.tolist()):
             names = {f"policy {number} by {size}": size for size in self.sizes}

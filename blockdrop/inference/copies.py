@@ -16,23 +16,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def copy(x: Tensor, out: Tensor) -> None:
-    """Writes a tensor, on the CPU and in any memory layout, to one of the same shape and number format."""
-    np.copyto(_array(out), _array(x))
+def write(x: Tensor, out: NDArray[Any]) -> None:
+    """Writes a tensor, on the CPU and in any memory layout, to an array of the same shape and number format."""
+    np.copyto(out, array_of(x))
 
 
-def copy_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
-    """Writes x[rows], of x (n, …) and rows int64 (m,), to `out` (m, …); see `copy`."""
-    source, target = _array(x), _array(out)
+def write_rows(x: Tensor, rows: Tensor, out: NDArray[Any]) -> None:
+    """Writes x[rows], of x (n, …) and rows int64 (m,), to `out` (m, …); see `write`."""
+    source = array_of(x)
     for number, row in enumerate(rows.tolist()):
-        np.copyto(target[number], source[row])
+        np.copyto(out[number], source[row])
 
 
 def average_pool(images: Tensor, factor: int) -> Tensor:
     """What `F.avg_pool2d(images, factor)` gives: (N, C, H, W) to (N, C, H // factor, W // factor)."""
     if images.device.type != "cpu":
         return F.avg_pool2d(images, factor)
-    pixels = _array(images)
+    pixels = array_of(images)
     height, width = (side // factor * factor for side in pixels.shape[2:])
     lines = pixels[:, :, 0:height:factor].copy()
     for start in range(1, factor):
@@ -46,10 +46,10 @@ def average_pool(images: Tensor, factor: int) -> Tensor:
 def all_finite(x: Tensor) -> bool:
     """Whether the sum of all values, float32 on the CPU, is finite; that of finite ones is, below 3e38."""
     with np.errstate(all="ignore"):
-        return bool(np.isfinite(_array(x).sum()))
+        return bool(np.isfinite(array_of(x).sum()))
 
 
-def _array(x: Tensor) -> NDArray[Any]:
+def array_of(x: Tensor) -> NDArray[Any]:
     """Shares the tensor's memory; bfloat16, which NumPy lacks, as int16."""
     x = x.detach()
     return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()

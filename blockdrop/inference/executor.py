@@ -31,10 +31,11 @@ from agents.deciders import Decision
 from agents.names import DEFAULT_THRESHOLD
 from agents.policy_network import Glance, PolicyNetwork
 from blockdrop.errors import BlockdropError
-from blockdrop.inference import copies, openvino_engine
+from blockdrop.inference import openvino_engine
 from blockdrop.inference.account import ANSWERED, GLANCING, LOOKING, MASKED, OWN, RUNNING, TORCH, Account
 from blockdrop.inference.bank import BankKey
 from blockdrop.inference.choice import Choice
+from blockdrop.inference.copies import all_finite, average_pool, write, write_rows
 from blockdrop.inference.openvino_engine import Bank, OpenVINOEngine, Program, UnsupportedLayerError
 from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, plan_batch
 from blockdrop.inference.programs import Programs, Sized
@@ -201,7 +202,8 @@ class Executor:
         self._watch: Watch | None = None
         self.account = Account()
         """What ran how, and where the time went; `explain` says it in a line."""
-        with _plain_tensors():
+        self._openvino_may_fail = _GoOnAfter(self._give_openvino_up)
+        with _PlainTensors():
             self._prepare()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -308,20 +310,24 @@ class Executor:
     def _using(self, images: Tensor) -> Iterator[None]:
         """One call at a time, with networks that are up to date."""
         self._check_images(images)
-        with self._running():
+        self._check_process()
+        with self._lock, _PlainTensors():
             with self.account.timing(LOOKING):
                 self._refresh(single=len(images) == 1)
             yield
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
+        self._check_process()
+        with self._lock, _PlainTensors():
+            yield
+
+    def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise BlockdropError(
                 "executor: made in another process, whose threads a forked one lacks; compile another one here, "
                 "or start the process by spawn"
             )
-        with self._lock, _plain_tensors():
-            yield
 
     def refresh(self) -> None:
         """Prepares the networks anew, as after a change of their weights or layers."""
@@ -342,7 +348,7 @@ class Executor:
             return
         with self._running():
             self._refresh()
-            with self._openvino_may_fail():
+            with self._openvino_may_fail:
                 self._warm(self._programs, policy, (image_size, image_size, 3), batch_size)
 
     def _warm(self, programs: Programs, policy: Tensor, image_shape: tuple[int, ...], batch_size: int) -> None:
@@ -481,12 +487,12 @@ class Executor:
         """Keep probabilities and answers side by side, float32 (N, K + classes)."""
         count = len(images)
         if self._input_pool > 1:
-            images = copies.average_pool(images, self._input_pool)
+            images = average_pool(images, self._input_pool)
         found = torch.empty(count, self.num_blocks + self._answers, dtype=torch.float32, device=images.device)
         if count == 1:  # the path for one image is short: here microseconds count
             program = self._policy_program(_map_shape(images), 1, 1, alone=True)
             if program is not None:
-                program.run(functools.partial(copies.copy, images), found)
+                program.run(functools.partial(write, images), found)
                 return found
         if self._programs is None:
             pieces = [_Piece(slice(*rows), None) for rows in self._even_pieces(count)]
@@ -500,7 +506,7 @@ class Executor:
             if piece.program is None:
                 out.copy_(self._policy_trunk(x))  # type: ignore[misc]
             else:
-                piece.program.run(functools.partial(copies.copy, x), out)
+                piece.program.run(functools.partial(write, x), out)
 
         self._workers.run(work, pieces)
         return found
@@ -509,7 +515,7 @@ class Executor:
         self, image_shape: tuple[int, ...], batch: int, rows: int, alone: bool = False
     ) -> Program | None:
         if self._programs is not None:
-            with self._openvino_may_fail():
+            with self._openvino_may_fail:
                 return self._programs.of_policy(image_shape, batch, rows, alone)
         return None
 
@@ -542,8 +548,8 @@ class Executor:
                 self._spare_torch()
                 classes = self._shapes(image_shape)[self.num_blocks]
                 logits = torch.empty(*policy.shape[:-1], *classes, dtype=torch.float32)
-                own = bank.run(functools.partial(copies.copy, images), bits.reshape(-1), logits.view(1, -1))
-                self._book_singles(bits, [own])
+                own = bank.run(functools.partial(write, images), bits.reshape(-1), logits.view(1, -1))
+                self._book_single(bits, own)
                 return logits
         if policy.dim() == 2 and self._has_small_groups(bits):
             return self._run_small_groups(images, bits)
@@ -577,7 +583,7 @@ class Executor:
     def _bank(self, bits: NDArray[np.bool_], key: BankKey) -> Bank | None:
         """What serves images one by one, if it is there."""
         if self._programs is not None:
-            with self._openvino_may_fail():
+            with self._openvino_may_fail:
                 return self._programs.bank(bits, key)
         return None
 
@@ -599,17 +605,17 @@ class Executor:
 
         def work(number: int) -> None:
             this = slice(number, number + 1)
-            own[number] = bank.run(functools.partial(copies.copy, images[this]), bits[number], logits[this])
+            own[number] = bank.run(functools.partial(write, images[this]), bits[number], logits[this])
 
         self._workers.run(work, range(len(images)))
-        self._book_singles(bits, own)
+        for row, has_own in zip(bits, own, strict=True):
+            self._book_single(row, has_own)
         return logits
 
-    def _book_singles(self, bits: NDArray[np.bool_], own: list[bool]) -> None:
-        """Images that ran one by one, by programs of their own policies or by all blocks."""
-        self.block_executions += int(np.where(own, bits.reshape(len(own), -1).sum(1), self.num_blocks).sum())
-        self.account.images[OWN] += sum(own)
-        self.account.images[MASKED] += len(own) - sum(own)
+    def _book_single(self, bits: NDArray[np.bool_], own: bool) -> None:
+        """An image that ran by itself, by a program of its own policy or by all blocks."""
+        self.block_executions += int(np.count_nonzero(bits)) if own else self.num_blocks
+        self.account.images[OWN if own else MASKED] += 1
 
     def _run_groups(self, images: Tensor, bits: NDArray[np.bool_]) -> Tensor:
         """Policies bool (N, K) or (S, N, K): rows of equal sub-policy together."""
@@ -654,7 +660,7 @@ class Executor:
         from_images = segment.blocks[0] == 0
         rows = source[piece.rows]
         if piece.program is not None:
-            piece.program.run(functools.partial(copies.copy_rows, maps, rows), out[piece.rows])
+            piece.program.run(functools.partial(write_rows, maps, rows), out[piece.rows])
             return
         if from_images:
             x = take_rows(maps, rows).to(self.dtype).contiguous(memory_format=torch.channels_last)
@@ -666,7 +672,7 @@ class Executor:
     def _pieces(self, segment: SegmentPlan, image_shape: tuple[int, ...]) -> list[_Piece]:
         """The segment's rows in pieces for the workers, compiling what has become worth it."""
         if self._programs is not None:
-            with self._openvino_may_fail():
+            with self._openvino_may_fail:
                 self._programs.prepare(segment, image_shape)
         programs = self._programs
         if programs is None:
@@ -706,24 +712,20 @@ class Executor:
         cuts = [count * i // pieces for i in range(pieces + 1)]
         return list(itertools.pairwise(cuts))
 
-    @contextlib.contextmanager
-    def _openvino_may_fail(self) -> Iterator[None]:
-        """Goes on behind the block if OpenVINO couldn't compile a program, and gives it up then.
+    def _give_openvino_up(self, error: RuntimeError) -> None:
+        """Goes on with torch where OpenVINO couldn't compile a program.
 
         Raises:
-            BlockdropError: it couldn't, and was asked for by name.
+            BlockdropError: OpenVINO was asked for by name.
         """
-        try:
-            yield
-        except RuntimeError as error:
-            why = " ".join(str(error).split())[:200]
-            if self._wanted_engine == "openvino":
-                raise BlockdropError(f"engine openvino: can't compile a program ({why}); choose torch") from error
-            warnings.warn(
-                f"OpenVINO can't compile a program, so torch runs the network: {why}", RuntimeWarning, stacklevel=2
-            )
-            self._programs = None
-            self.engine_name, self.engine_reason = "torch", f"OpenVINO can't compile a program: {why}"
+        why = " ".join(str(error).split())[:200]
+        if self._wanted_engine == "openvino":
+            raise BlockdropError(f"engine openvino: can't compile a program ({why}); choose torch") from error
+        warnings.warn(
+            f"OpenVINO can't compile a program, so torch runs the network: {why}", RuntimeWarning, stacklevel=2
+        )
+        self._programs = None
+        self.engine_name, self.engine_reason = "torch", f"OpenVINO can't compile a program: {why}"
 
     # ---- shapes and checks
 
@@ -751,7 +753,7 @@ class Executor:
             raise BlockdropError(f"images: {height} × {width} pixels; the network is made for {side} × {side}")
         if images.device != self.device:
             raise BlockdropError(f"images: on {images.device}, the network is on {self.device}")
-        if self.device.type == "cpu" and not copies.all_finite(images):  # its fused ReLUs hide NaN
+        if self.device.type == "cpu" and not all_finite(images):  # its fused ReLUs hide NaN
             finite = images.flatten(1).isfinite().all(1)
             if not bool(finite.all()):
                 number = int((~finite).nonzero()[0])
@@ -792,11 +794,35 @@ def _in_float32(network: Net) -> Net:
     return copy.deepcopy(network).float()
 
 
-@contextlib.contextmanager
-def _plain_tensors() -> Iterator[None]:
+class _PlainTensors:
     """No gradients, but no inference mode either: workers may not write to the inference tensors of a caller's."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
+
+    def __enter__(self) -> None:
+        self._parts: list[Any] = [torch.inference_mode(False)] if torch.is_inference_mode_enabled() else []
+        self._parts.append(torch.no_grad())
+        for part in self._parts:
+            part.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        for part in reversed(self._parts):
+            part.__exit__(*error)
+
+
+class _GoOnAfter:
+    """Hands a `RuntimeError` of a `with` block to a function, and goes on behind the block. A class, as generators
+    take several times as long."""
+
+    def __init__(self, handle: Callable[[RuntimeError], None]):
+        self._handle = handle
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, RuntimeError):
+            return False
+        self._handle(error)
+        return True
 
 
 def _segments(resnet: Network) -> list[Range]:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.policy_network import PolicyNetwork
-from blockdrop.inference import copies
 from blockdrop.inference.bank import BankKey
+from blockdrop.inference.copies import array_of, write
 from blockdrop.inference.plan import Range
 from blockdrop.inference.signal_stack import kept_signal_stack
 from blockdrop.models.backbone import (
@@ -69,7 +69,7 @@ class _Copy(NamedTuple):
     """A compiled graph with its own input and output."""
 
     infer: Callable[[], Any]
-    inputs: Tensor
+    inputs: NDArray[Any]
     outputs: Tensor
 
 
@@ -119,12 +119,13 @@ class Program:
             inputs, outputs = _empty(model.input(0)), _empty(model.output(0))
             request.set_input_tensor(0, _shared(inputs))
             request.set_output_tensor(0, _shared(outputs))
-            made.append(_Copy(functools.partial(request.infer, share_outputs=True), inputs, outputs))
+            infer = functools.partial(request.infer, share_outputs=True)
+            made.append(_Copy(infer, array_of(inputs), outputs))
         self._compiled, self._idle = made, queue.SimpleQueue()
         for copy in made:
             self._idle.put(copy)
 
-    def run(self, fill: Callable[[Tensor], object], out: Tensor) -> None:
+    def run(self, fill: Callable[[NDArray[Any]], object], out: Tensor) -> None:
         """Runs as many rows as `out` has, which may be fewer than the batch size.
 
         Args:
@@ -135,7 +136,7 @@ class Program:
         try:
             fill(copy.inputs[: len(out)])
             copy.infer()
-            copies.copy(copy.outputs[: len(out)], out)
+            write(copy.outputs[: len(out)], array_of(out))
         finally:
             self._idle.put(copy)
 
@@ -144,9 +145,9 @@ class _Stream(NamedTuple):
     """One user of a bank at a time, with inputs and output of its own."""
 
     infer: Callable[[], Any]
-    images: Tensor
+    images: NDArray[np.float32]
     number: NDArray[np.int32]
-    kept: Tensor | None
+    kept: NDArray[np.float32] | None
     outputs: Tensor
 
 
@@ -181,9 +182,10 @@ class Bank:
         if kept is not None:
             request.set_tensor(names["kept"], _shared(kept))
         request.set_output_tensor(0, _shared(outputs))
-        return _Stream(functools.partial(request.infer, share_outputs=True), images, number, kept, outputs)
+        infer = functools.partial(request.infer, share_outputs=True)
+        return _Stream(infer, images.numpy(), number, None if kept is None else kept.numpy(), outputs)
 
-    def run(self, fill: Callable[[Tensor], object], policy: NDArray[np.bool_], out: Tensor) -> bool:
+    def run(self, fill: Callable[[NDArray[np.float32]], object], policy: NDArray[np.bool_], out: Tensor) -> bool:
         """Runs one image.
 
         Args:
@@ -198,10 +200,10 @@ class Bank:
         try:
             stream.number[...] = number
             if not number and stream.kept is not None:
-                stream.kept.copy_(torch.from_numpy(policy))
+                stream.kept[...] = policy
             fill(stream.images)
             stream.infer()
-            copies.copy(stream.outputs, out)
+            write(stream.outputs, out.numpy())
         finally:
             self._idle.put(stream)
         return number > 0

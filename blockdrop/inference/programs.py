@@ -213,7 +213,11 @@ class Programs:
                 return float("inf")
             one.compile(threads)
             out = torch.empty_like(one.outputs)
-            work = functools.partial(self._workers.run, lambda _: one.run(Tensor.zero_, out), range(threads))
+
+            def once(_: int) -> None:
+                one.run(lambda inputs: inputs.fill(0), out)
+
+            work = functools.partial(self._workers.run, once, range(threads))
             return min(_seconds(work) for _ in range(3)) / (size * threads)
 
         self._sizes[what] = worthwhile(seconds, most)
@@ -228,10 +232,12 @@ class Programs:
 
     def bank(self, bits: NDArray[np.bool_], key: BankKey) -> Bank | None:
         """Notes that an image asks for a policy, bool (K,), and gives the bank that serves it, if it is there."""
+        before = self.banks.num_bytes
         try:
             return self.banks.find(bits.tobytes(), key)
         finally:
-            self._leave_room()
+            if self.banks.num_bytes != before:
+                self._leave_room()
 
     def warm_bank(self, policy: Tensor, key: BankKey) -> None:
         """Makes a bank of policies, bool (N, K), each as often as it is expected."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from blockdrop.inference.copies import all_finite, average_pool, copy, copy_rows
+from blockdrop.inference.copies import all_finite, array_of, average_pool, write, write_rows
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -16,8 +16,8 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 def test_copies_are_equal(layout: torch.memory_format, dtype: torch.dtype) -> None:
     x = torch.randn(5, 3, 4, 6).to(dtype).contiguous(memory_format=layout).requires_grad_()
     out, some = torch.zeros(5, 3, 4, 6, dtype=dtype), torch.zeros(3, 3, 4, 6, dtype=dtype)
-    copy(x, out)
-    copy_rows(x, torch.tensor([4, 0, 4]), some)
+    write(x, array_of(out))
+    write_rows(x, torch.tensor([4, 0, 4]), array_of(some))
     assert out.equal(x)
     assert some.equal(x[[4, 0, 4]])
 
