@@ -79,11 +79,24 @@ class Result(NamedTuple):
     """float32 (N, classes), log-probabilities; None where the policy network has no answer head."""
 
 
+class _Rest:
+    """The rows of a segment that have no programs of their own, and which way they go."""
+
+    def __init__(self, choice: Choice, option: int, rows: int):
+        self.choice, self.option, self.rows = choice, option, rows
+        self.seconds: list[float] = []
+
+    def note(self) -> None:
+        """Tells the choice how long a row took."""
+        self.choice.note(self.option, sum(self.seconds) / self.rows)
+
+
 class _Piece(NamedTuple):
     """Some rows of a segment, for one worker."""
 
     rows: NDArray[np.intp] | slice
     program: Program | None
+    rest: _Rest | None = None
 
 
 def compile(
@@ -430,6 +443,7 @@ class Executor:
                 self._answers = trunk.answer.out_features
                 self._answer_weight = trunk.answer_weight.item()
         self._choices: dict[tuple[tuple[int, ...], int], Choice] = {}
+        self._rest_choices: dict[tuple[Range, tuple[int, ...], int], Choice] = {}
         self._known_shapes: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
         self._watch = watch
 
@@ -643,6 +657,8 @@ class Executor:
             source = torch.from_numpy(segment.source).to(images.device, non_blocking=True)
             work = functools.partial(self._run_piece, segment=segment, source=source, maps=maps, out=out)
             self._workers.run(work, pieces)
+            if pieces and pieces[0].rest is not None:
+                pieces[0].rest.note()
             maps = out
         return maps
 
@@ -652,17 +668,29 @@ class Executor:
         for piece in pieces:
             rows = piece.rows
             count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-            self.account.images[TORCH if piece.program is None else OWN] += each * count
+            masked = piece.program is not None and piece.rest is not None
+            if masked:
+                self.block_executions += int((~segment.bits[rows]).sum())
+            self.account.images[MASKED if masked else TORCH if piece.program is None else OWN] += each * count
 
     def _run_piece(self, piece: _Piece, segment: SegmentPlan, source: Tensor, maps: Tensor, out: Tensor) -> None:
         """Takes the piece's rows from `maps`, the images (N, 3, H, W) or the last segment's maps (rows, H, W, C),
         and writes their maps (rows, H', W', C') or logits to `out`."""
-        from_images = segment.blocks[0] == 0
+        begun = time.perf_counter()
         rows = source[piece.rows]
-        if piece.program is not None:
+        if piece.program is not None and piece.rest is None:
             piece.program.run(functools.partial(write_rows, maps, rows), out[piece.rows])
-            return
-        if from_images:
+        elif piece.program is not None:
+            found = torch.empty_like(out[: len(rows)])
+            piece.program.run(functools.partial(write_rows, maps, rows), found, segment.bits[piece.rows])
+            out[piece.rows] = found
+        else:
+            self._run_by_torch(piece, segment, rows, maps, out)
+        if piece.rest is not None:
+            piece.rest.seconds.append(time.perf_counter() - begun)
+
+    def _run_by_torch(self, piece: _Piece, segment: SegmentPlan, rows: Tensor, maps: Tensor, out: Tensor) -> None:
+        if segment.blocks[0] == 0:
             x = take_rows(maps, rows).to(self.dtype).contiguous(memory_format=torch.channels_last)
         else:
             x = maps.index_select(0, rows).permute(0, 3, 1, 2)
@@ -685,9 +713,28 @@ class Executor:
             pieces += [piece for piece in found if piece.program is not None]
             without += [np.r_[piece.rows] for piece in found if piece.program is None]
         if without:
-            rows_without = np.concatenate(without)
-            mixed = [_Piece(rows_without[a:b], None) for a, b in self._even_pieces(len(rows_without))]
-            pieces = mixed + pieces  # long ones first, so that workers end together
+            # Long ones first, so that workers end together.
+            pieces = self._rest(segment, np.concatenate(without), image_shape) + pieces
+        return pieces
+
+    def _rest(self, segment: SegmentPlan, rows: NDArray[np.intp], image_shape: tuple[int, ...]) -> list[_Piece]:
+        """Rows without programs of their own: by the torch engine or by programs that run all blocks, whichever
+        has turned out faster."""
+        masked: dict[int, tuple[int, Program]] = {}
+        if self._programs is not None:
+            with self._openvino_may_fail:
+                masked = self._programs.masked(segment, len(rows), image_shape)
+        if not masked:
+            return [_Piece(rows[a:b], None) for a, b in self._even_pieces(len(rows))]
+        choice = self._rest_choices.setdefault((segment.blocks, image_shape, len(rows).bit_length()), Choice())
+        rest = _Rest(choice, choice.pick(), len(rows))
+        if rest.option == 0:
+            return [_Piece(rows[a:b], None, rest) for a, b in self._even_pieces(len(rows))]
+        pieces, start = [], 0
+        for batch, (part, program) in masked.items():
+            ends = range(start + batch, start + part + batch, batch)
+            pieces += [_Piece(rows[end - batch : min(end, start + part)], program, rest) for end in ends]
+            start += part
         return pieces
 
     def _in_programs(

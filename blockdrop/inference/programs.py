@@ -33,6 +33,8 @@ from blockdrop.inference.record import (
 from blockdrop.inference.rows import SIZES, USUAL, split, worthwhile
 from blockdrop.inference.workers import Workers
 
+ALL_MASKED = b""
+"""Of a program that runs all blocks, for rows of any sub-policies."""
 BANK_POLICIES = 64
 """Policies, at most, that have programs of their own for single images; more take long to compile."""
 
@@ -113,6 +115,21 @@ class Programs:
         """The program for a row's sub-policy and so many rows at once, if there is one."""
         return self.cache.programs.get(self._key(segment, row, image_shape, batch))
 
+    def masked(self, segment: SegmentPlan, rows: int, image_shape: Shape) -> dict[int, tuple[int, Program]]:
+        """Notes that so many rows of a segment have no programs of their own, and gives programs that run all
+        blocks for them, once those are worth it: by batch size how many rows, and which. All rows, or none."""
+        if not self.engine.net.droppable:
+            return {}
+        shape = self.shapes(image_shape)[segment.blocks[0]]
+        parts = self.split(rows, len(segment.source), Sized("blocks", image_shape))
+        keys = {batch: ProgramKey(segment.blocks, ALL_MASKED, shape, batch) for batch in parts}
+        for batch, part in parts.items():
+            self.cache.count(keys[batch], part)
+        self._compile({keys[batch]: min(self._workers.count, -(-part // batch)) for batch, part in parts.items()})
+        if any(key not in self.cache.programs for key in keys.values()):
+            return {}
+        return {batch: (part, self.cache.programs[keys[batch]]) for batch, part in parts.items()}
+
     def prepare(self, segment: SegmentPlan, image_shape: Shape) -> None:
         """Notes what a segment's rows ask for, and compiles what has become worth it."""
         keys = self._keys(segment, image_shape)
@@ -162,6 +179,8 @@ class Programs:
         return ProgramKey(segment.blocks, segment.bits[row].tobytes(), shape, batch)
 
     def _new(self, key: ProgramKey) -> Program:
+        if key.kept == ALL_MASKED:
+            return self.engine.masking_program(key.blocks, key.in_shape, key.batch)
         kept = np.frombuffer(key.kept, dtype=bool).tolist()
         return self.engine.block_program(key.blocks, kept, key.in_shape, key.batch)
 

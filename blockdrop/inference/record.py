@@ -44,6 +44,7 @@ class ProgramRecord:
     blocks: list[Annotated[int, Range(least=0)]]
     """First and last + 1."""
     kept: Kept
+    """Empty: it runs all blocks, for rows of any policies."""
     rows: int
     copies: Annotated[int, Range(least=1, most=1024)]
 
@@ -111,7 +112,8 @@ def read_record(path: str | Path, blocks: int) -> Record:
     for program in record.programs:
         _check_sides(program.image_size)
         require(len(program.blocks) == 2, "damaged: blocks that aren't a first and a last one")
-        _check_kept(program.kept, program.blocks[1] - program.blocks[0])
+        if program.kept:
+            _check_kept(program.kept, program.blocks[1] - program.blocks[0])
     rows = [program.rows for program in record.programs]
     for policy_program in record.policy_programs:
         _check_sides(policy_program.image_size)

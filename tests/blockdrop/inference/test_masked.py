@@ -1,0 +1,95 @@
+"""Batches of policies that hardly ever come again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import blockdrop
+from blockdrop.inference import openvino_engine
+from blockdrop.inference.choice import Choice
+from blockdrop.inference.copies import write
+from blockdrop.inference.executor import Executor
+from blockdrop.inference.openvino_engine import OpenVINOEngine
+from blockdrop.models.resnet import DroppableResNet
+from tests.blockdrop.inference.test_bank import bottlenecks
+
+Make = Callable[..., DroppableResNet]
+pytestmark = pytest.mark.skipif(not openvino_engine.is_installed(), reason="openvino is not installed")
+
+
+@pytest.mark.parametrize("name", ["R14_C10", "shiftresnet14_C10", "bottlenecks"])
+@pytest.mark.parametrize("rows", [4, 3])
+def test_a_program_of_all_blocks_gives_each_row_the_logits_of_its_own_policy(
+    name: str, rows: int, make_resnet: Make
+) -> None:
+    network = bottlenecks() if name == "bottlenecks" else make_resnet(name).eval()
+    engine = OpenVINOEngine(network.folded(), None, torch.float32, threads=1)
+    program = engine.masking_program((0, network.num_blocks), (32, 32, 3), batch=4)
+    program.compile(1)
+    for _ in range(2):
+        images, policy = torch.randn(rows, 3, 32, 32), torch.rand(rows, network.num_blocks) < 0.5
+        policy[0], policy[1] = False, True
+        with torch.no_grad():
+            expected = network(images, policy)
+        logits = torch.empty_like(expected)
+        program.run(functools.partial(write, images), logits, policy.numpy())
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def all_policies(blocks: int) -> Tensor:
+    """Each once, in random order, bool (2 ** K, K)."""
+    numbers = torch.randperm(2**blocks).unsqueeze(1)
+    return (numbers >> torch.arange(blocks)) % 2 == 1
+
+
+def check(run: Executor, policies: Tensor) -> None:
+    for policy in policies:
+        images = torch.randn(len(policy), 3, 32, 32)
+        with torch.no_grad():
+            expected = run.resnet(images, policy)
+        torch.testing.assert_close(run(images, policy=policy)[0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_of_ever_new_policies_try_both_ways_once_a_program_of_all_blocks_is_worth_it(
+    make_resnet: Make,
+) -> None:
+    run = blockdrop.compile(make_resnet("R20_C10"), engine="openvino")
+    check(run, all_policies(9)[:480].view(12, 40, 9))
+    ways = run.account.images
+    assert sum(ways.values()) == pytest.approx(480)
+    assert ways["by the torch engine"] >= 128
+    assert ways["by all blocks, masked"] > 0
+    assert any(all(len(seconds) == 3 for seconds in one._seconds) for one in run._rest_choices.values())
+
+
+def test_blocks_that_only_rows_of_other_policies_keep_count_as_run(
+    make_resnet: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockdrop.inference.executor.Choice", functools.partial(Choice, only=1))
+    run = blockdrop.compile(make_resnet("R20_C10"), engine="openvino", compile_after=40)
+    policies = all_policies(9)[:480].view(12, 40, 9)
+    check(run, policies[:4])
+    run.account.clear()
+    before = run.block_executions
+    check(run, policies[4:])
+    masked = run.account.images["by all blocks, masked"]
+    assert masked > 100
+    executions, asked = run.block_executions - before, int(policies[4:].sum())
+    assert asked < executions <= asked + round(masked) * 9
+
+
+def test_the_next_process_has_them_too(make_resnet: Make, tmp_path: Path) -> None:
+    run = blockdrop.compile(make_resnet("R20_C10"), engine="openvino")
+    check(run, all_policies(9)[:160].view(4, 40, 9))
+    run.save_programs(tmp_path / "programs.json")
+    again = blockdrop.compile(run.resnet, engine="openvino", programs=tmp_path / "programs.json")
+    assert run._programs is not None
+    assert again._programs is not None
+    assert any(not key.kept for key in run._programs.cache.programs)
+    assert set(again._programs.cache.programs) == set(run._programs.cache.programs)
