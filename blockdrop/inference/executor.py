@@ -37,6 +37,7 @@ from blockdrop.inference.bank import BankKey
 from blockdrop.inference.choice import Choice
 from blockdrop.inference.copies import all_finite, average_pool, write, write_rows
 from blockdrop.inference.openvino_engine import Bank, OpenVINOEngine, Program, UnsupportedLayerError
+from blockdrop.inference.pieces import Cutter, Piece
 from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, plan_batch
 from blockdrop.inference.programs import Programs, Sized
 from blockdrop.inference.record import FORMAT, Record, read_record, write_record
@@ -50,8 +51,6 @@ from blockdrop.names import EngineName
 
 SMALL_GROUP = 4
 """Rows of a sub-policy, at least, that are worth a program which takes several at once."""
-MIXED_ROWS_AT_ONCE = 32
-"""Rows that the torch engine takes at once; more of them share a call."""
 SMALL_BATCH = 32
 """Images of a batch, at most, for which single images may be the faster way; more fill programs by stages."""
 CACHE_BYTES = 512 << 20
@@ -77,26 +76,6 @@ class Result(NamedTuple):
     """float32 (N, K)."""
     answer: Tensor | None
     """float32 (N, classes), log-probabilities; None where the policy network has no answer head."""
-
-
-class _Rest:
-    """The rows of a segment that have no programs of their own, and which way they go."""
-
-    def __init__(self, choice: Choice, option: int, rows: int):
-        self.choice, self.option, self.rows = choice, option, rows
-        self.seconds: list[float] = []
-
-    def note(self) -> None:
-        """Tells the choice how long a row took."""
-        self.choice.note(self.option, sum(self.seconds) / self.rows)
-
-
-class _Piece(NamedTuple):
-    """Some rows of a segment, for one worker."""
-
-    rows: NDArray[np.intp] | slice
-    program: Program | None
-    rest: _Rest | None = None
 
 
 def compile(
@@ -443,7 +422,7 @@ class Executor:
                 self._answers = trunk.answer.out_features
                 self._answer_weight = trunk.answer_weight.item()
         self._choices: dict[tuple[tuple[int, ...], int], Choice] = {}
-        self._rest_choices: dict[tuple[Range, tuple[int, ...], int], Choice] = {}
+        self._cutter = Cutter(self.threads if self.device.type == "cpu" else None)
         self._known_shapes: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
         self._watch = watch
 
@@ -509,13 +488,13 @@ class Executor:
                 program.run(functools.partial(write, images), found)
                 return found
         if self._programs is None:
-            pieces = [_Piece(slice(*rows), None) for rows in self._even_pieces(count)]
+            pieces = self._cutter.evenly(count)
         else:
             in_shape = _map_shape(images)
             parts = self._programs.split(count, count, Sized("policy network", in_shape))
-            pieces = self._in_programs(0, parts, functools.partial(self._policy_program, in_shape))
+            pieces = self._cutter.by_programs(0, parts, functools.partial(self._policy_program, in_shape))
 
-        def work(piece: _Piece) -> None:
+        def work(piece: Piece) -> None:
             x, out = images[piece.rows], found[piece.rows]
             if piece.program is None:
                 out.copy_(self._policy_trunk(x))  # type: ignore[misc]
@@ -662,34 +641,32 @@ class Executor:
             maps = out
         return maps
 
-    def _book(self, segment: SegmentPlan, pieces: Sequence[_Piece], images: int) -> None:
+    def _book(self, segment: SegmentPlan, pieces: Sequence[Piece], images: int) -> None:
         """Each of the segment's rows stands for as many of the images (times policies) as any other."""
         each = images * (segment.blocks[1] - segment.blocks[0]) / self.num_blocks / max(1, len(segment.source))
         for piece in pieces:
-            rows = piece.rows
-            count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-            masked = piece.program is not None and piece.rest is not None
-            if masked:
-                self.block_executions += int((~segment.bits[rows]).sum())
-            self.account.images[MASKED if masked else TORCH if piece.program is None else OWN] += each * count
+            if piece.masked:
+                self.block_executions += int((~segment.bits[piece.rows]).sum())
+            way = MASKED if piece.masked else TORCH if piece.program is None else OWN
+            self.account.images[way] += each * piece.num_rows
 
-    def _run_piece(self, piece: _Piece, segment: SegmentPlan, source: Tensor, maps: Tensor, out: Tensor) -> None:
+    def _run_piece(self, piece: Piece, segment: SegmentPlan, source: Tensor, maps: Tensor, out: Tensor) -> None:
         """Takes the piece's rows from `maps`, the images (N, 3, H, W) or the last segment's maps (rows, H, W, C),
         and writes their maps (rows, H', W', C') or logits to `out`."""
         begun = time.perf_counter()
         rows = source[piece.rows]
-        if piece.program is not None and piece.rest is None:
-            piece.program.run(functools.partial(write_rows, maps, rows), out[piece.rows])
-        elif piece.program is not None:
+        if piece.program is None:
+            self._run_by_torch(piece, segment, rows, maps, out)
+        elif piece.masked:
             found = torch.empty_like(out[: len(rows)])
             piece.program.run(functools.partial(write_rows, maps, rows), found, segment.bits[piece.rows])
             out[piece.rows] = found
         else:
-            self._run_by_torch(piece, segment, rows, maps, out)
+            piece.program.run(functools.partial(write_rows, maps, rows), out[piece.rows])
         if piece.rest is not None:
             piece.rest.seconds.append(time.perf_counter() - begun)
 
-    def _run_by_torch(self, piece: _Piece, segment: SegmentPlan, rows: Tensor, maps: Tensor, out: Tensor) -> None:
+    def _run_by_torch(self, piece: Piece, segment: SegmentPlan, rows: Tensor, maps: Tensor, out: Tensor) -> None:
         if segment.blocks[0] == 0:
             x = take_rows(maps, rows).to(self.dtype).contiguous(memory_format=torch.channels_last)
         else:
@@ -697,67 +674,12 @@ class Executor:
         y = self._torch.run(segment.blocks, x, segment.bits[piece.rows])
         out[piece.rows] = (y if y.dim() == 2 else y.permute(0, 2, 3, 1)).to(out.dtype)
 
-    def _pieces(self, segment: SegmentPlan, image_shape: tuple[int, ...]) -> list[_Piece]:
+    def _pieces(self, segment: SegmentPlan, image_shape: tuple[int, ...]) -> list[Piece]:
         """The segment's rows in pieces for the workers, compiling what has become worth it."""
         if self._programs is not None:
             with self._openvino_may_fail:
-                self._programs.prepare(segment, image_shape)
-        programs = self._programs
-        if programs is None:
-            return [_Piece(slice(*rows), None) for rows in self._even_pieces(len(segment.source))]
-        pieces: list[_Piece] = []
-        without: list[NDArray[np.intp]] = []
-        for start, stop in segment.groups:
-            parts = programs.split(stop - start, len(segment.source), Sized("blocks", image_shape))
-            found = self._in_programs(start, parts, functools.partial(programs.find, segment, start, image_shape))
-            pieces += [piece for piece in found if piece.program is not None]
-            without += [np.r_[piece.rows] for piece in found if piece.program is None]
-        if without:
-            # Long ones first, so that workers end together.
-            pieces = self._rest(segment, np.concatenate(without), image_shape) + pieces
-        return pieces
-
-    def _rest(self, segment: SegmentPlan, rows: NDArray[np.intp], image_shape: tuple[int, ...]) -> list[_Piece]:
-        """Rows without programs of their own: by the torch engine or by programs that run all blocks, whichever
-        has turned out faster."""
-        masked: dict[int, tuple[int, Program]] = {}
-        if self._programs is not None:
-            with self._openvino_may_fail:
-                masked = self._programs.masked(segment, len(rows), image_shape)
-        if not masked:
-            return [_Piece(rows[a:b], None) for a, b in self._even_pieces(len(rows))]
-        choice = self._rest_choices.setdefault((segment.blocks, image_shape, len(rows).bit_length()), Choice())
-        rest = _Rest(choice, choice.pick(), len(rows))
-        if rest.option == 0:
-            return [_Piece(rows[a:b], None, rest) for a, b in self._even_pieces(len(rows))]
-        pieces, start = [], 0
-        for batch, (part, program) in masked.items():
-            ends = range(start + batch, start + part + batch, batch)
-            pieces += [_Piece(rows[end - batch : min(end, start + part)], program, rest) for end in ends]
-            start += part
-        return pieces
-
-    def _in_programs(
-        self, start: int, parts: dict[int, int], find: Callable[[int, int], Program | None]
-    ) -> list[_Piece]:
-        """Rows from `start` on in pieces of a program's batch size, of each size as many as `parts` says, where
-        `find` knows one for it and so many rows; the others without."""
-        pieces = []
-        for batch, rows in parts.items():
-            program = find(batch, rows)
-            step = batch if program is not None else rows
-            ends = range(start + step, start + rows + step, step)
-            pieces += [_Piece(slice(end - step, min(end, start + rows)), program) for end in ends]
-            start += rows
-        return pieces
-
-    def _even_pieces(self, count: int) -> list[Range]:
-        """0 … count - 1 in about equal pieces for the torch engine, at least one for each worker."""
-        if count == 0 or self.device.type != "cpu":
-            return [(0, count)] if count else []
-        pieces = min(count, max(-(-count // MIXED_ROWS_AT_ONCE), self.threads))
-        cuts = [count * i // pieces for i in range(pieces + 1)]
-        return list(itertools.pairwise(cuts))
+                return self._cutter.cut(segment, image_shape, self._programs)
+        return self._cutter.evenly(len(segment.source))
 
     def _give_openvino_up(self, error: RuntimeError) -> None:
         """Goes on with torch where OpenVINO couldn't compile a program.

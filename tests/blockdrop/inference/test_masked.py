@@ -65,13 +65,13 @@ def test_rows_of_ever_new_policies_try_both_ways_once_a_program_of_all_blocks_is
     assert sum(ways.values()) == pytest.approx(480)
     assert ways["by the torch engine"] >= 128
     assert ways["by all blocks, masked"] > 0
-    assert any(all(len(seconds) == 3 for seconds in one._seconds) for one in run._rest_choices.values())
+    assert any(all(len(seconds) == 3 for seconds in one._seconds) for one in run._cutter._choices.values())
 
 
 def test_blocks_that_only_rows_of_other_policies_keep_count_as_run(
     make_resnet: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blockdrop.inference.executor.Choice", functools.partial(Choice, only=1))
+    monkeypatch.setattr("blockdrop.inference.pieces.Choice", functools.partial(Choice, only=1))
     run = blockdrop.compile(make_resnet("R20_C10"), engine="openvino", compile_after=40)
     policies = all_policies(9)[:480].view(12, 40, 9)
     check(run, policies[:4])
