@@ -15,7 +15,7 @@ Made = TypeVar("Made", covariant=True)
 
 
 class BankKey(NamedTuple):
-    """Whose images a bank serves, and how."""
+    """Which images a bank serves, and how."""
 
     image_shape: tuple[int, ...]
     """(H, W, C)"""

@@ -35,7 +35,7 @@ class Choice:
                 return option
         if self._since >= self._retry_after:
             self._since = 0
-            self._untried[1 - self._faster()] = TRIALS
+            self._untried[1 - self._faster()] = TRIALS + 1
             return 1 - self._faster()
         self._since += 1
         return self._faster()

@@ -3,8 +3,9 @@
 Ahead of time BatchNorm is folded, weights are packed, number format and engine chosen. Per batch the policy
 network runs, images that it answers are done, `plan_batch` groups the others' rows by sub-policy, and workers run
 the groups: those with a compiled straight-line program through it, all others through the torch engine, which
-needs no compilation. Images that come alone go through a bank of programs (`bank.py`), and so do the rows of small
-groups where that has turned out faster (`choice.py`).
+needs no compilation, or through a program of all blocks that masks (`pieces.py`). Images that come alone go
+through a bank of programs (`bank.py`), and so do the rows of small groups where that has turned out faster
+(`choice.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from blockdrop.inference import openvino_engine
 from blockdrop.inference.account import ANSWERED, GLANCING, LOOKING, MASKED, OWN, RUNNING, TORCH, Account
 from blockdrop.inference.bank import BankKey
 from blockdrop.inference.choice import Choice
-from blockdrop.inference.copies import all_finite, average_pool, write, write_rows
+from blockdrop.inference.copies import all_finite, array_of, average_pool, write, write_rows
 from blockdrop.inference.openvino_engine import Bank, OpenVINOEngine, Program, UnsupportedLayerError
 from blockdrop.inference.pieces import Cutter, Piece
 from blockdrop.inference.plan import Plan, Range, SegmentPlan, join_segments, plan_batch
@@ -194,7 +195,6 @@ class Executor:
         self._watch: Watch | None = None
         self.account = Account()
         """What ran how, and where the time went; `explain` says it in a line."""
-        self._openvino_may_fail = _GoOnAfter(self._give_openvino_up)
         with _PlainTensors():
             self._prepare()
 
@@ -340,7 +340,7 @@ class Executor:
             return
         with self._running():
             self._refresh()
-            with self._openvino_may_fail:
+            with self._openvino_may_fail():
                 self._warm(self._programs, policy, (image_size, image_size, 3), batch_size)
 
     def _warm(self, programs: Programs, policy: Tensor, image_shape: tuple[int, ...], batch_size: int) -> None:
@@ -478,24 +478,23 @@ class Executor:
 
     def _run_policy_network(self, images: Tensor) -> Tensor:
         """Keep probabilities and answers side by side, float32 (N, K + classes)."""
-        count = len(images)
-        if self._input_pool > 1:
-            images = average_pool(images, self._input_pool)
+        count, pool = len(images), self._input_pool
+        height, width, channels = _map_shape(images)
+        in_shape = (height // pool, width // pool, channels)
         found = torch.empty(count, self.num_blocks + self._answers, dtype=torch.float32, device=images.device)
         if count == 1:  # the path for one image is short: here microseconds count
-            program = self._policy_program(_map_shape(images), 1, 1, alone=True)
+            program = self._policy_program(in_shape, 1, 1, alone=True)
             if program is not None:
-                program.run(functools.partial(write, images), found)
+                program.run(functools.partial(write, _pooled(images, pool)), found)
                 return found
         if self._programs is None:
             pieces = self._cutter.evenly(count)
         else:
-            in_shape = _map_shape(images)
             parts = self._programs.split(count, count, Sized("policy network", in_shape))
             pieces = self._cutter.by_programs(0, parts, functools.partial(self._policy_program, in_shape))
 
         def work(piece: Piece) -> None:
-            x, out = images[piece.rows], found[piece.rows]
+            x, out = _pooled(images[piece.rows], pool), found[piece.rows]
             if piece.program is None:
                 out.copy_(self._policy_trunk(x))  # type: ignore[misc]
             else:
@@ -508,7 +507,7 @@ class Executor:
         self, image_shape: tuple[int, ...], batch: int, rows: int, alone: bool = False
     ) -> Program | None:
         if self._programs is not None:
-            with self._openvino_may_fail:
+            with self._openvino_may_fail():
                 return self._programs.of_policy(image_shape, batch, rows, alone)
         return None
 
@@ -576,7 +575,7 @@ class Executor:
     def _bank(self, bits: NDArray[np.bool_], key: BankKey) -> Bank | None:
         """What serves images one by one, if it is there."""
         if self._programs is not None:
-            with self._openvino_may_fail:
+            with self._openvino_may_fail():
                 return self._programs.bank(bits, key)
         return None
 
@@ -636,8 +635,8 @@ class Executor:
             source = torch.from_numpy(segment.source).to(images.device, non_blocking=True)
             work = functools.partial(self._run_piece, segment=segment, source=source, maps=maps, out=out)
             self._workers.run(work, pieces)
-            if pieces and pieces[0].rest is not None:
-                pieces[0].rest.note()
+            if pieces and pieces[0].without_own is not None:
+                pieces[0].without_own.note()
             maps = out
         return maps
 
@@ -660,11 +659,11 @@ class Executor:
         elif piece.masked:
             found = torch.empty_like(out[: len(rows)])
             piece.program.run(functools.partial(write_rows, maps, rows), found, segment.bits[piece.rows])
-            out[piece.rows] = found
+            array_of(out)[piece.rows] = array_of(found)
         else:
             piece.program.run(functools.partial(write_rows, maps, rows), out[piece.rows])
-        if piece.rest is not None:
-            piece.rest.seconds.append(time.perf_counter() - begun)
+        if piece.without_own is not None:
+            piece.without_own.seconds.append(time.perf_counter() - begun)
 
     def _run_by_torch(self, piece: Piece, segment: SegmentPlan, rows: Tensor, maps: Tensor, out: Tensor) -> None:
         if segment.blocks[0] == 0:
@@ -677,9 +676,13 @@ class Executor:
     def _pieces(self, segment: SegmentPlan, image_shape: tuple[int, ...]) -> list[Piece]:
         """The segment's rows in pieces for the workers, compiling what has become worth it."""
         if self._programs is not None:
-            with self._openvino_may_fail:
+            with self._openvino_may_fail():
                 return self._cutter.cut(segment, image_shape, self._programs)
         return self._cutter.evenly(len(segment.source))
+
+    def _openvino_may_fail(self) -> _GoOnAfter:
+        """Goes on behind a `with` block if OpenVINO couldn't compile a program in it."""
+        return _GoOnAfter(self._give_openvino_up)
 
     def _give_openvino_up(self, error: RuntimeError) -> None:
         """Goes on with torch where OpenVINO couldn't compile a program.
@@ -801,6 +804,10 @@ def _segments(resnet: Network) -> list[Range]:
     starts = np.cumsum([0, *resnet.stage_sizes]).tolist()
     cuts = [0, *(start + 1 for start in starts[1:-1]), starts[-1]]
     return [(first, last) for first, last in itertools.pairwise(cuts) if first < last]
+
+
+def _pooled(images: Tensor, factor: int) -> Tensor:
+    return images if factor == 1 else average_pool(images, factor)
 
 
 def _map_shape(x: Tensor) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import queue
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ MAPS_HELD = 3  # of the first block's size, at a time
 # What a bank holds beside the weights, fitted to the resident set (within 15 % for R32, R110, R18, R50 and R101).
 BODY_BYTES = 500_000  # each of its programs
 LAYER_BYTES = 60_000  # each convolution of a program
+MOST_STREAMS = 32  # of a bank: small batches have no more images
 BANK_MAPS = 5  # so many maps as the first block gives, once for all programs
 
 
@@ -174,9 +176,8 @@ class Bank:
 
     def __init__(self, compiled: Any, policies: Sequence[bytes], streams: int):
         self._numbers = {policy: number for number, policy in enumerate(policies, start=1)}
-        self._idle: queue.SimpleQueue[_Stream] = queue.SimpleQueue()
-        for _ in range(streams):
-            self._idle.put(self._stream(compiled))
+        self._compiled = compiled
+        self._idle = deque(self._stream(compiled) for _ in range(streams))
 
     @staticmethod
     def _stream(compiled: Any) -> _Stream:
@@ -205,7 +206,10 @@ class Bank:
             Whether the policy has a program of its own, so that no other block ran.
         """
         number = self._numbers.get(policy.tobytes(), 0)
-        stream = self._idle.get()
+        try:
+            stream = self._idle.pop()
+        except IndexError:  # its last user was interrupted before it could give it back
+            stream = self._stream(self._compiled)
         try:
             stream.number[...] = number
             if not number and stream.kept is not None:
@@ -214,7 +218,7 @@ class Bank:
             stream.infer()
             write(stream.outputs, out.numpy())
         finally:
-            self._idle.put(stream)
+            self._idle.append(stream)
         return number > 0
 
 
@@ -244,9 +248,8 @@ class OpenVINOEngine:
         self.core = ov.Core()
         branches = [branch for branch, _ in net.branches()]
         self._weights = [sum(p.numel() for p in branch.parameters()) for branch in branches]
-        self._channels = [_channels(branch) for branch in branches]
         self._layers = [sum(isinstance(module, nn.Conv2d) for module in branch.modules()) for branch in branches]
-        self._first_maps: dict[tuple[int, ...], int] = {}
+        self._first_maps: dict[tuple[int, tuple[int, ...]], int] = {}
         self._num_weights: int = sum(p.numel() for p in net.parameters())
         self._type = ov.Type.bf16 if dtype == torch.bfloat16 else ov.Type.f32
         # Notices unsupported layers now and not in the middle of a batch.
@@ -271,15 +274,21 @@ class OpenVINOEngine:
         return self._program(graph, alone, weights, self._maps(blocks, in_shape, batch))
 
     def masking_program(self, blocks: Range, in_shape: tuple[int, ...], batch: int) -> Program:
-        """All of some consecutive blocks for rows of any sub-policies, in about the time of the full network: a
-        block's output counts for the rows that keep it. Not yet compiled; see `block_program`."""
+        """All of some consecutive blocks for rows of any sub-policies, in about the time of the full network. Rows
+        that drop a block pass it through its shortcut. Not yet compiled; see `block_program`."""
         graph = functools.partial(self._masking_graph, blocks, in_shape, batch)
         weights = sum(self._weights[slice(*blocks)])
         return self._program(graph, False, weights, self._maps(blocks, in_shape, batch))
 
     def _maps(self, blocks: Range, in_shape: tuple[int, ...], batch: int) -> int:
         """Values of the maps that a program holds at a time."""
-        return MAPS_HELD * batch * int(np.prod(in_shape[:2])) * self._channels[blocks[0]]
+        return MAPS_HELD * batch * self._first_map(blocks[0], in_shape)
+
+    def _first_map(self, block: int, in_shape: tuple[int, ...]) -> int:
+        """Values of the map behind a block, or logits behind the last one."""
+        if (block, in_shape) not in self._first_maps:
+            self._first_maps[block, in_shape] = int(np.prod(self.map_shape((block, block + 1), in_shape)))
+        return self._first_maps[block, in_shape]
 
     def bank(self, policies: Sequence[bytes], key: BankKey) -> Bank:
         """Compiles one model of the programs of these policies, bool (K,) each.
@@ -293,16 +302,13 @@ class OpenVINOEngine:
         for policy in policies:
             kept = np.frombuffer(policy, dtype=bool).tolist()
             bodies.append(self._block_graph(everything, kept, in_shape, 1))
-        streams = self.threads if apart else None
+        streams = min(self.threads, MOST_STREAMS) if apart else None
         return Bank(self._compile(self._tree(bodies, in_shape), streams), policies, streams or 1)
 
     def bank_bytes(self, policies: Sequence[bytes], key: BankKey) -> int:
-        """Memory of a bank of these policies, estimated; that of one for images side by side is the same, within
-        5 %."""
-        in_shape = key.image_shape
-        if in_shape not in self._first_maps:
-            self._first_maps[in_shape] = int(np.prod(self.map_shape((0, 1), in_shape)))
-        once = self._num_weights + BANK_MAPS * self._first_maps[in_shape]
+        """Memory of a bank of these policies, estimated. Two streams of one for images side by side took as much
+        as one stream, within 6 % (R101, R110); more were not measured."""
+        once = self._num_weights + BANK_MAPS * self._first_map(0, key.image_shape)
         layers = sum(self._layers)  # of the program that runs all blocks
         for policy in policies:
             layers += sum(itertools.compress(self._layers, policy))  # bytes 0 and 1
@@ -469,11 +475,6 @@ def _input_of(model: Any, name: str) -> Any:
 def _weights(tensor: Tensor, *shape: int) -> Any:
     """A constant that shares the tensor's memory."""
     return op.constant(tensor.detach().contiguous().view(*shape).numpy(), shared_memory=True)
-
-
-def _channels(branch: nn.Module) -> int:
-    """Channels of a block's output."""
-    return max((m.out_channels for m in branch.modules() if isinstance(m, nn.Conv2d)), default=64)
 
 
 def _stem(net: Backbone, x: Any) -> Any:

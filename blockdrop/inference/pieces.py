@@ -17,11 +17,13 @@ from blockdrop.inference.programs import Programs, Shape, Sized
 
 MIXED_ROWS_AT_ONCE = 32
 """Rows that the torch engine takes at once; more of them share a call."""
+RETRY_AFTER = 2000
+"""Batches between two trials of the slower way: the torch engine may have to pack all weights anew for one."""
 
 
-class Rest:
-    """The rows of a segment that have no programs of their own, and which way they go: 0 the torch engine, 1
-    programs that run all blocks."""
+class WithoutOwn:
+    """The rows of a segment that have no programs of their own, and which way they go: 0 the torch engine, 1 a
+    program that runs all blocks."""
 
     def __init__(self, choice: Choice, rows: int):
         self._choice, self._rows, self.way = choice, rows, choice.pick()
@@ -38,7 +40,7 @@ class Piece(NamedTuple):
 
     rows: NDArray[np.intp] | slice
     program: Program | None
-    rest: Rest | None = None
+    without_own: WithoutOwn | None = None
     """What the piece is part of, where its rows go one of two ways that are compared."""
 
     @property
@@ -49,7 +51,7 @@ class Piece(NamedTuple):
     @property
     def masked(self) -> bool:
         """Whether its program runs all blocks, whatever its rows keep."""
-        return self.program is not None and self.rest is not None
+        return self.program is not None and self.without_own is not None
 
 
 class Cutter:
@@ -82,8 +84,8 @@ class Cutter:
         return pieces
 
     def cut(self, segment: SegmentPlan, image_shape: Shape, programs: Programs) -> list[Piece]:
-        """All rows of a segment, compiling what has become worth it; long pieces first, so that workers end
-        together, and those of rows without programs of their own before all others.
+        """All rows of a segment, compiling what has become worth it. Rows without programs of their own come
+        first: their pieces are the longest, and workers should end together.
 
         Raises:
             RuntimeError: of OpenVINO.
@@ -97,28 +99,26 @@ class Cutter:
             pieces += [piece for piece in found if piece.program is not None]
             without += [np.r_[piece.rows] for piece in found if piece.program is None]
         if without:
-            pieces = self._without(segment, np.concatenate(without), image_shape, programs) + pieces
+            pieces = self._cut_others(segment, np.concatenate(without), image_shape, programs) + pieces
         return pieces
 
-    def _without(
+    def _cut_others(
         self, segment: SegmentPlan, rows: NDArray[np.intp], image_shape: Shape, programs: Programs
     ) -> list[Piece]:
-        """Rows without programs of their own: by the torch engine or by programs that run all blocks, whichever
+        """Rows without programs of their own: by the torch engine or by a program that runs all blocks, whichever
         has turned out faster."""
-        masked = programs.masked(segment, len(rows), image_shape)
-        if not masked:
-            return [Piece(rows[slice(*cut)], None) for cut in self._even_cuts(len(rows))]
-        rest = Rest(
-            self._choices.setdefault((segment.blocks, image_shape, len(rows).bit_length()), Choice()), len(rows)
-        )
-        if rest.way == 0:
-            return [Piece(rows[slice(*cut)], None, rest) for cut in self._even_cuts(len(rows))]
-        pieces, start = [], 0
-        for batch, (part, program) in masked.items():
-            ends = range(start + batch, start + part + batch, batch)
-            pieces += [Piece(rows[end - batch : min(end, start + part)], program, rest) for end in ends]
-            start += part
-        return pieces
+        key, program = programs.masked(segment, len(rows), image_shape)
+        others = None
+        if key is not None:
+            choice = (segment.blocks, image_shape, len(rows).bit_length())
+            if choice not in self._choices:
+                self._choices[choice] = Choice(retry_after=RETRY_AFTER)
+            others = WithoutOwn(self._choices[choice], len(rows))
+            if others.way == 1:
+                programs.cache.count(key, len(rows))
+                starts = range(0, len(rows), key.batch)
+                return [Piece(rows[start : start + key.batch], program, others) for start in starts]
+        return [Piece(rows[slice(*cut)], None, others) for cut in self._even_cuts(len(rows))]
 
     def _even_cuts(self, count: int) -> list[Range]:
         """0 … count - 1 in about equal parts."""

@@ -34,7 +34,7 @@ from blockdrop.inference.rows import SIZES, USUAL, split, worthwhile
 from blockdrop.inference.workers import Workers
 
 ALL_MASKED = b""
-"""Of a program that runs all blocks, for rows of any sub-policies."""
+"""Stands for a program that runs all blocks, for rows of any sub-policies."""
 BANK_POLICIES = 64
 """Policies, at most, that have programs of their own for single images; more take long to compile."""
 
@@ -42,10 +42,11 @@ Shape = tuple[int, ...]
 
 
 class ProgramKey(NamedTuple):
-    """Which straight-line program."""
+    """Which program of a batch's rows."""
 
     blocks: Range
     kept: bytes
+    """bool (blocks,) of a straight-line program, or `ALL_MASKED`."""
     in_shape: Shape
     batch: int
 
@@ -115,20 +116,21 @@ class Programs:
         """The program for a row's sub-policy and so many rows at once, if there is one."""
         return self.cache.programs.get(self._key(segment, row, image_shape, batch))
 
-    def masked(self, segment: SegmentPlan, rows: int, image_shape: Shape) -> dict[int, tuple[int, Program]]:
-        """Notes that so many rows of a segment have no programs of their own, and gives programs that run all
-        blocks for them, once those are worth it: by batch size how many rows, and which. All rows, or none."""
+    def masked(
+        self, segment: SegmentPlan, rows: int, image_shape: Shape
+    ) -> tuple[ProgramKey, Program] | tuple[None, None]:
+        """The program that runs all blocks, for so many rows of a segment that have none of their own, once it is
+        worth it. They count until then; afterwards the caller counts those that go through it."""
         if not self.engine.net.droppable:
-            return {}
+            return None, None
         shape = self.shapes(image_shape)[segment.blocks[0]]
-        parts = self.split(rows, len(segment.source), Sized("blocks", image_shape))
-        keys = {batch: ProgramKey(segment.blocks, ALL_MASKED, shape, batch) for batch in parts}
-        for batch, part in parts.items():
-            self.cache.count(keys[batch], part)
-        self._compile({keys[batch]: min(self._workers.count, -(-part // batch)) for batch, part in parts.items()})
-        if any(key not in self.cache.programs for key in keys.values()):
-            return {}
-        return {batch: (part, self.cache.programs[keys[batch]]) for batch, part in parts.items()}
+        batch = max(self.split(rows, len(segment.source), Sized("blocks", image_shape)))
+        key = ProgramKey(segment.blocks, ALL_MASKED, shape, batch)
+        if key not in self.cache.programs:
+            self.cache.count(key, rows)
+        self._compile({key: min(self._workers.count, -(-rows // batch))})
+        program = self.cache.programs.get(key)
+        return (None, None) if program is None else (key, program)
 
     def prepare(self, segment: SegmentPlan, image_shape: Shape) -> None:
         """Notes what a segment's rows ask for, and compiles what has become worth it."""

@@ -372,10 +372,10 @@ def test_the_faster_way_is_found_and_the_slower_one_tried_again() -> None:
         picks.append(choice.pick())
         choice.note(picks[-1], seconds[picks[-1]])
     assert picks[:8] == [0] * 4 + [1] * 4
-    assert picks[8:21] == [1] * 10 + [0] * 3
-    assert picks[21:31] == [1] * 10
-    assert picks[31:44] == [0] * 13, "it has become the faster way"
-    assert picks[44:].count(1) == 6
+    assert picks[8:22] == [1] * 10 + [0] * 4
+    assert picks[22:32] == [1] * 10
+    assert picks[32:46] == [0] * 14, "it has become the faster way"
+    assert picks[46:].count(1) == 8
 
 
 def test_one_slow_call_does_not_turn_the_choice() -> None:

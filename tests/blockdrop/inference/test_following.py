@@ -4,10 +4,12 @@ sent to another process."""
 from __future__ import annotations
 
 import copy
+import gc
 import multiprocessing
 import os
 import pickle
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +21,7 @@ import blockdrop
 from agents.answers import confidence
 from blockdrop.errors import BlockdropError
 from blockdrop.inference import openvino_engine
+from blockdrop.inference.bank import BankKey
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.openvino_engine import Program
 from blockdrop.inference.watch import Watch
@@ -345,3 +348,30 @@ def test_it_says_what_it_is() -> None:
     assert repr(blockdrop.compile(run.resnet, engine="torch")).startswith(
         "Executor(R8_C10, 3 blocks, float32 by torch"
     )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_executor_that_nobody_holds_is_gone_at_once(make_resnet: Make, engine: Any) -> None:
+    run = blockdrop.compile(make_resnet("R8_C10"), engine=engine)
+    run(torch.randn(2, 3, 32, 32))
+    gc.disable()
+    try:
+        gone = weakref.ref(run)
+        del run
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@needs_openvino
+def test_a_stream_that_an_interrupted_call_has_lost_is_made_anew(make_resnet: Make) -> None:
+    network = make_resnet("R8_C10").eval()
+    run = blockdrop.compile(network, engine="openvino")
+    run.warm(torch.ones(1, 3, dtype=torch.bool), 32, batch_size=1)
+    assert run._programs is not None
+    bank = run._programs.banks.there(BankKey((32, 32, 3)))
+    assert bank is not None
+    bank._idle.clear()
+    for _ in range(2):
+        assert_same(run, network, torch.randn(1, 3, 32, 32))
+    assert len(bank._idle) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,21 +26,28 @@ pytestmark = pytest.mark.skipif(not openvino_engine.is_installed(), reason="open
 
 @pytest.mark.parametrize("name", ["R14_C10", "shiftresnet14_C10", "bottlenecks"])
 @pytest.mark.parametrize("rows", [4, 3])
-def test_a_program_of_all_blocks_gives_each_row_the_logits_of_its_own_policy(
-    name: str, rows: int, make_resnet: Make
+@pytest.mark.parametrize("cuts", [(0, 6), (0, 1, 3, 6)])
+def test_programs_of_all_blocks_give_each_row_the_logits_of_its_own_policy(
+    name: str, rows: int, cuts: tuple[int, ...], make_resnet: Make
 ) -> None:
     network = bottlenecks() if name == "bottlenecks" else make_resnet(name).eval()
     engine = OpenVINOEngine(network.folded(), None, torch.float32, threads=1)
-    program = engine.masking_program((0, network.num_blocks), (32, 32, 3), batch=4)
-    program.compile(1)
+    programs, shape = [], (32, 32, 3)
+    for blocks in itertools.pairwise(cuts):
+        programs.append(engine.masking_program(blocks, shape, batch=4))
+        programs[-1].compile(1)
+        shape = engine.map_shape(blocks, shape)
     for _ in range(2):
         images, policy = torch.randn(rows, 3, 32, 32), torch.rand(rows, network.num_blocks) < 0.5
         policy[0], policy[1] = False, True
         with torch.no_grad():
             expected = network(images, policy)
-        logits = torch.empty_like(expected)
-        program.run(functools.partial(write, images), logits, policy.numpy())
-        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        maps = images
+        for blocks, program in zip(itertools.pairwise(cuts), programs, strict=True):
+            out = torch.empty_like(program.outputs[:rows])
+            program.run(functools.partial(write, maps), out, policy[:, slice(*blocks)].numpy())
+            maps = out
+        torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 def all_policies(blocks: int) -> Tensor:
@@ -48,12 +56,23 @@ def all_policies(blocks: int) -> Tensor:
     return (numbers >> torch.arange(blocks)) % 2 == 1
 
 
-def check(run: Executor, policies: Tensor) -> None:
+def check(run: Executor, policies: Tensor, tolerance: float = 1e-3) -> None:
     for policy in policies:
-        images = torch.randn(len(policy), 3, 32, 32)
+        images = torch.randn(policy.shape[-2], 3, 32, 32)
         with torch.no_grad():
             expected = run.resnet(images, policy)
-        torch.testing.assert_close(run(images, policy=policy)[0], expected, rtol=1e-3, atol=1e-3)
+        atol = tolerance * expected.abs().max().item()
+        torch.testing.assert_close(run(images, policy=policy)[0], expected, rtol=tolerance, atol=atol)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.05)])
+def test_several_policies_of_an_image_and_other_number_formats_are_right_too(
+    dtype: torch.dtype, tolerance: float, make_resnet: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockdrop.inference.pieces.Choice", lambda retry_after: Choice(retry_after, only=1))
+    run = blockdrop.compile(make_resnet("R20_C10"), dtype=dtype, engine="openvino", compile_after=40)
+    check(run, all_policies(9)[:480].view(6, 2, 40, 9), tolerance)
+    assert run.account.images["by all blocks, masked"] > 100
 
 
 def test_rows_of_ever_new_policies_try_both_ways_once_a_program_of_all_blocks_is_worth_it(
@@ -71,7 +90,7 @@ def test_rows_of_ever_new_policies_try_both_ways_once_a_program_of_all_blocks_is
 def test_blocks_that_only_rows_of_other_policies_keep_count_as_run(
     make_resnet: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blockdrop.inference.pieces.Choice", functools.partial(Choice, only=1))
+    monkeypatch.setattr("blockdrop.inference.pieces.Choice", lambda retry_after: Choice(retry_after, only=1))
     run = blockdrop.compile(make_resnet("R20_C10"), engine="openvino", compile_after=40)
     policies = all_policies(9)[:480].view(12, 40, 9)
     check(run, policies[:4])
