@@ -432,10 +432,14 @@ def figure(rows: Sequence[Row]) -> Figure:
     axes = fig.subplots(1, len(precisions), squeeze=False)[0]
     markers = {1: "o", 32: "^", 256: "s", 1024: "D"}
     colours = {"blockdrop openvino": "#0072B2", "blockdrop torch": "#D55E00"}
+    dynamic = [row for row in rows if row.efficiency and row.flops_ratio]
+    ratios = [row.flops_ratio or 1 for row in dynamic]
+    gains = [(row.efficiency or 1) * (row.flops_ratio or 1) for row in dynamic]
+    models = list(dict.fromkeys((row.model, row.image_size) for row in dynamic))
     for axis, precision in zip(axes, precisions, strict=True):
-        cells = [row for row in rows if row.precision == precision and row.efficiency and row.flops_ratio]
-        limit = max((row.flops_ratio or 1) for row in cells) * 1.15
-        axis.plot([0.5, limit], [0.5, limit], color="black", lw=1, label="every saved FLOP a saved second")
+        cells = [row for row in dynamic if row.precision == precision]
+        limits = min(*gains, 0.9) * 0.65, max(*gains, *ratios) * 1.2
+        axis.plot(limits, limits, color="black", lw=1, label="every saved FLOP a saved second")
         axis.axhline(1, color="grey", lw=1, ls=":", label="fastest full network")
         for contender, colour in colours.items():
             for batch in sorted({row.batch for row in cells}):
@@ -448,10 +452,16 @@ def figure(rows: Sequence[Row]) -> Figure:
                 )  # fmt: skip
         axis.set(xlabel="FLOPs of the full network ÷ FLOPs of the dynamic one", title=precision)
         axis.set(ylabel="speed-up over the fastest full network", xscale="log", yscale="log")
-        ticks = [0.5, 1, 2, 3, 5, 8]
+        for model, size in models if len(models) > 1 else []:
+            own = [row.flops_ratio or 1 for row in cells if (row.model, row.image_size) == (model, size)]
+            if own:
+                middle = float(np.exp(np.log(own).mean()))
+                axis.text(middle, limits[0] * 1.08, f"{model}\n{size} px", ha="center", fontsize=8, color="grey")
+        ticks = [0.2, 0.3, 0.5, 1, 2, 3, 5, 8]
         axis.set_xticks(ticks, [str(t) for t in ticks], minor=False)
         axis.set_yticks(ticks, [str(t) for t in ticks], minor=False)
         axis.minorticks_off()
+        axis.set(xlim=(min(*ratios, 0.9) * 0.85, max(ratios) * 1.2), ylim=limits)
         axis.legend(fontsize=8, loc="upper left")
     return fig
 
