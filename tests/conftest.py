@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from PIL import Image
 from agents.policy_network import PolicyNetwork
 from blockdrop import bench, findings, measure, reporting
 from blockdrop.console import run_command
-from blockdrop.data import NORMALISATIONS, Normalisation, Preprocessing
+from blockdrop.data import NORMALISATIONS, DataSource, Images, Normalisation, Preprocessing
 from blockdrop.dynamic import DynamicNetwork
 from blockdrop.inference import programs, rows
 from blockdrop.measure import Latency
@@ -37,6 +38,21 @@ SHARED = Path(os.environ.get("BLOCKDROP_TEST_DATA", Path(__file__).resolve().par
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests come first, so that workers end together."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """The 10,000 CIFAR-10 test photos."""
+    archive = SHARED / "data" / "cifar10-jpeg.tar.gz"
+    if not archive.exists():
+        pytest.skip("needs the CIFAR-10 photos, which are not part of the project")
+    root = tmp_path_factory.mktemp("photos")
+    with tarfile.open(archive) as tar:
+        tar.extractall(root, [m for m in tar.getmembers() if "test/" in m.name], filter="data")
+    test = next(root.glob("**/test"))
+    for folder in test.iterdir():
+        (test.parent / "train" / folder.name).mkdir(parents=True)
+    return DataSource("C10", test.parent).test
 
 
 @pytest.fixture(autouse=True)

@@ -11,29 +11,56 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import blockdrop
 from blockdrop import evaluate
+from blockdrop.data import Images
 from blockdrop.errors import BlockdropError, CheckpointError
+from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints.places import VARIABLE, pretrained_folder
 
-NAMES = ("digits-r26", "digits-r26-answers")
+DIGITS = ("digits-r26", "digits-r26-answers")
+NAMES = ("cifar10-r32-answers", *DIGITS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIGITS)
 def test_a_network_gives_the_numbers_of_its_card(name: str) -> None:
-    card = json.loads((pretrained_folder() / name / "evaluation.json").read_text(encoding="utf-8"))
+    card = evaluation_of(name)
     config = evaluate.EvaluateConfig(load=(name,), speed=False, device="cpu")
     found = evaluate.main(config).evaluation
     for field in ("accuracy", "full_accuracy", "block_usage_mean", "flops_mean"):
         assert getattr(found, field) == pytest.approx(card[field], rel=0.005), field
     assert found.brought_accuracy == card["brought_accuracy"]
-    text = (pretrained_folder() / name / "card.md").read_text(encoding="utf-8")
-    assert f"accuracy {card['accuracy']:.1%}".replace("%", " %") in text
-    assert f"{1 - card['flops_saved']:.1%}".replace("%", " %") + " of the FLOPs" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_says_what_was_measured(name: str) -> None:
+    evaluation = evaluation_of(name)
+    text = " ".join((pretrained_folder() / name / "card.md").read_text(encoding="utf-8").split())
+    assert f"accuracy {evaluation['accuracy']:.1%}".replace("%", " %") in text
+    assert f"{1 - evaluation['flops_saved']:.1%}".replace("%", " %") + " of the FLOPs" in text
+
+
+def test_the_network_for_photos_is_right_where_its_card_says(photos: Images) -> None:
+    """On every tenth photo, as far as rounding on another processor lets it be."""
+    name = "cifar10-r32-answers"
+    evaluation, some = evaluation_of(name), torch.arange(0, len(photos), 10)
+    outcomes = evaluate_images(blockdrop.load(name), photos.subset(some))
+    right = torch.tensor([digit == "1" for digit in evaluation["right"]])[some]
+    assert (outcomes.correct != right).sum() <= 5
+    assert outcomes.answered is not None
+    assert outcomes.answered.double().mean().item() == pytest.approx(evaluation["answered"], abs=0.05)
+    assert outcomes.flops.double().mean().item() == pytest.approx(evaluation["flops_mean"], rel=0.1)
+
+
+def evaluation_of(name: str) -> dict[str, Any]:
+    found = json.loads((pretrained_folder() / name / "evaluation.json").read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
 
 
 def test_the_networks_are_listed_with_what_they_are() -> None:
@@ -53,7 +80,7 @@ def folder(tmp_path: Path) -> Path:
 def test_another_folder_is_a_shelf_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(blockdrop.pretrained(folder)) == ["mine"]
     assert blockdrop.load(folder / "mine").model == "R26_Digits"
-    with pytest.raises(CheckpointError, match=r"mine: no such checkpoint file; known by name: digits-r26, "):
+    with pytest.raises(CheckpointError, match=r"mine: no such checkpoint file; known by name: cifar10-r32-answers, "):
         blockdrop.load("mine")
     monkeypatch.setenv(VARIABLE, str(folder))
     assert blockdrop.load("mine").model == "R26_Digits"

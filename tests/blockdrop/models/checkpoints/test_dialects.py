@@ -3,7 +3,6 @@
 import hashlib
 import math
 import pickle
-import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import torchvision
 from torch import Tensor
 
 from blockdrop import build, load_checkpoint, save_checkpoint
-from blockdrop.data import NORMALISATIONS, DataSource, Images
+from blockdrop.data import NORMALISATIONS, Images
 from blockdrop.errors import CheckpointError
 from blockdrop.measure import evaluate_images
 from blockdrop.models.checkpoints import filling
@@ -533,21 +532,6 @@ def test_what_only_looks_like_a_checkpoint_is_not_a_runs_newest(tmp_path: Path) 
     (tmp_path / "ckpt_E_2_A_0.100.t7").symlink_to(tmp_path / "gone")
     (tmp_path / "ckpt_E_3_A_0.100.t7").mkdir()
     assert Path(read_checkpoint(tmp_path).path).name == "ckpt_E_1_A_0.100.t7"
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Images:
-    """The 10,000 CIFAR-10 test photos."""
-    archive = SHARED / "data" / "cifar10-jpeg.tar.gz"
-    if not archive.exists():
-        pytest.skip("needs the CIFAR-10 photos, which are not part of the project")
-    root = tmp_path_factory.mktemp("photos")
-    with tarfile.open(archive) as tar:
-        tar.extractall(root, [m for m in tar.getmembers() if "test/" in m.name], filter="data")
-    test = next(root.glob("**/test"))
-    for folder in test.iterdir():
-        (test.parent / "train" / folder.name).mkdir(parents=True)
-    return DataSource("C10", test.parent).test
 
 
 @pytest.mark.parametrize(
