@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import queue
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -144,7 +145,8 @@ class Program:
         copy = self._idle.get()
         try:
             fill(copy.inputs[: len(out)])
-            if kept is not None and copy.kept is not None:
+            if kept is not None:
+                assert copy.kept is not None
                 copy.kept[: len(out)] = kept
             copy.infer()
             write(copy.outputs[: len(out)], array_of(out))
@@ -250,6 +252,9 @@ class OpenVINOEngine:
         self._weights = [sum(p.numel() for p in branch.parameters()) for branch in branches]
         self._layers = [sum(isinstance(module, nn.Conv2d) for module in branch.modules()) for branch in branches]
         self._first_maps: dict[tuple[int, tuple[int, ...]], int] = {}
+        keeps_sign = [ds is None or isinstance(ds, nn.Identity | PadShortcut) for _, ds in net.branches()]
+        # Of each block, whether what its shortcut gives is never negative, whatever blocks run before it.
+        self._never_negative = list(itertools.accumulate([net.relu_after_sum, *keeps_sign], operator.and_))[1:]
         self._num_weights: int = sum(p.numel() for p in net.parameters())
         self._type = ov.Type.bf16 if dtype == torch.bfloat16 else ov.Type.f32
         # Notices unsupported layers now and not in the middle of a batch.
@@ -393,21 +398,16 @@ class OpenVINOEngine:
             return self._block_graph(blocks, [True] * count, in_shape, batch)
         (inputs, x), kept = self._enter(blocks, in_shape, batch), self._kept_input(batch, count)
         masks = op.split(kept, _constant(1), count).outputs()
-        positive = self._gives_positive_maps(blocks[0])
-        for (branch, ds), mask in zip(self.net.branches()[slice(*blocks)], masks, strict=True):
+        parts = zip(self.net.branches()[slice(*blocks)], masks, self._never_negative[slice(*blocks)], strict=True)
+        for (branch, ds), mask, never_negative in parts:
             mask = op.reshape(mask, _constant([batch, 1, 1, 1]), False)
-            positive = positive and (ds is None or isinstance(ds, PadShortcut))
-            if positive:  # ReLU changes nothing of what passes a dropped block; a tenth faster than selecting
+            # ReLU changes nothing of what is never negative, so adding 0 will do: a tenth faster than selecting.
+            if never_negative:
                 x = op.relu(op.add(x if ds is None else _layer(ds, x), op.multiply(_layer(branch, x), mask)))
             else:
                 keep = op.greater(mask, _constant(np.float32(0)))
                 x = op.select(keep, _block(self.net, branch, ds, x), x if ds is None else _layer(ds, x))
         return ov.Model([self._leave(blocks, x)], [inputs, kept], "blocks, masked")
-
-    def _gives_positive_maps(self, before: int) -> bool:
-        """Whether what the stem and so many blocks give is never negative, whatever blocks run."""
-        shortcuts = [ds for _, ds in self.net.branches()[:before]]
-        return self.net.relu_after_sum and all(ds is None or isinstance(ds, PadShortcut) for ds in shortcuts)
 
     def _enter(self, blocks: Range, in_shape: tuple[int, ...], batch: int) -> tuple[Any, Any]:
         """The input of some consecutive blocks, and what their first one gets."""

@@ -110,10 +110,9 @@ class Cutter:
         key, program = programs.masked(segment, len(rows), image_shape)
         others = None
         if key is not None:
-            choice = (segment.blocks, image_shape, len(rows).bit_length())
-            if choice not in self._choices:
-                self._choices[choice] = Choice(retry_after=RETRY_AFTER)
-            others = WithoutOwn(self._choices[choice], len(rows))
+            like = (segment.blocks, image_shape, len(rows).bit_length())
+            choice = self._choices.setdefault(like, Choice(retry_after=RETRY_AFTER))
+            others = WithoutOwn(choice, len(rows))
             if others.way == 1:
                 programs.cache.count(key, len(rows))
                 starts = range(0, len(rows), key.batch)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models import ResNet
+from torchvision.models.resnet import BasicBlock
 
 import blockdrop
 from blockdrop.inference import openvino_engine
@@ -17,20 +19,32 @@ from blockdrop.inference.choice import Choice
 from blockdrop.inference.copies import write
 from blockdrop.inference.executor import Executor
 from blockdrop.inference.openvino_engine import OpenVINOEngine
+from blockdrop.models.backbone import Network
 from blockdrop.models.resnet import DroppableResNet
 from tests.blockdrop.inference.test_bank import bottlenecks
+from tests.conftest import randomise_statistics
 
 Make = Callable[..., DroppableResNet]
 pytestmark = pytest.mark.skipif(not openvino_engine.is_installed(), reason="openvino is not installed")
 
 
-@pytest.mark.parametrize("name", ["R14_C10", "shiftresnet14_C10", "bottlenecks"])
+def basic_blocks() -> Network:
+    """Its shortcuts may be negative from the third block on."""
+    model = ResNet(BasicBlock, [2, 2, 1, 1], num_classes=5)
+    randomise_statistics(model)
+    return blockdrop.from_torchvision(model.eval())
+
+
+BROUGHT = {"bottlenecks": bottlenecks, "basic blocks": basic_blocks}
+
+
+@pytest.mark.parametrize("name", ["R14_C10", "shiftresnet14_C10", *BROUGHT])
 @pytest.mark.parametrize("rows", [4, 3])
 @pytest.mark.parametrize("cuts", [(0, 6), (0, 1, 3, 6)])
 def test_programs_of_all_blocks_give_each_row_the_logits_of_its_own_policy(
     name: str, rows: int, cuts: tuple[int, ...], make_resnet: Make
 ) -> None:
-    network = bottlenecks() if name == "bottlenecks" else make_resnet(name).eval()
+    network = BROUGHT[name]() if name in BROUGHT else make_resnet(name).eval()
     engine = OpenVINOEngine(network.folded(), None, torch.float32, threads=1)
     programs, shape = [], (32, 32, 3)
     for blocks in itertools.pairwise(cuts):
@@ -48,6 +62,15 @@ def test_programs_of_all_blocks_give_each_row_the_logits_of_its_own_policy(
             program.run(functools.partial(write, maps), out, policy[:, slice(*blocks)].numpy())
             maps = out
         torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_only_blocks_whose_shortcuts_may_be_negative_select(make_resnet: Make) -> None:
+    def never_negative(network: Network) -> list[bool]:
+        return OpenVINOEngine(network.folded(), None, torch.float32, threads=1)._never_negative
+
+    assert never_negative(make_resnet("R14_C10")) == [True] * 6
+    assert never_negative(make_resnet("shiftresnet14_C10")) == [False] * 6
+    assert never_negative(basic_blocks()) == [True] * 2 + [False] * 4
 
 
 def all_policies(blocks: int) -> Tensor:
